@@ -1,0 +1,198 @@
+"""What a model is, as data: one decoder whose families differ only in the fields of `ModelSpec`.
+
+Knows `config.json` (the only place that reads a foreign config). Must not know tensors or backends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from forerun.errors import ModelError
+
+FAMILIES = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "mistral",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary embedding: `default`, or `llama3` frequency scaling (Llama 3.1 report, appendix)."""
+
+    theta: float = 10000.0
+    kind: Literal["default", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """The shape and conventions of one decoder-only checkpoint; counts are in elements."""
+
+    family: str
+    hidden: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int
+    max_position: int
+    norm_eps: float
+    rope: Rope
+    tied: bool
+    qkv_bias: bool
+    qk_norm: bool
+    eos_ids: tuple[int, ...]
+    bos_id: int | None
+    dtype: str
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters, tied embeddings counted once."""
+        q, kv = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        layer = self.hidden * (2 * q + 2 * kv) + 3 * self.hidden * self.ffn + 2 * self.hidden
+        layer += (q + 2 * kv) * self.qkv_bias + 2 * self.head_dim * self.qk_norm
+        return self.num_layers * layer + self.vocab * self.hidden * (2 - self.tied) + self.hidden
+
+
+def read_spec(directory: Path) -> ModelSpec:
+    """Read `config.json` (and `generation_config.json` for stop ids) of a checkpoint directory.
+
+    Raises:
+        ModelError: no config, unreadable JSON, unknown architecture, a missing or unsupported key.
+    """
+    path = directory / "config.json"
+    config = _read_json(path)
+    generation_path = directory / "generation_config.json"
+    generation = _read_json(generation_path) if generation_path.exists() else {}
+    return spec_from_config(config, generation, where=str(path))
+
+
+def spec_from_config(
+    config: Mapping[str, Any], generation: Mapping[str, Any] | None = None, *, where: str = "config"
+) -> ModelSpec:
+    """Turn a Hugging Face config mapping into a `ModelSpec`; refuses what it does not know."""
+    architecture = (config.get("architectures") or ["(none)"])[0]
+    family = FAMILIES.get(architecture)
+    if family is None:
+        known = ", ".join(sorted(FAMILIES))
+        raise ModelError(
+            f"{where}: architecture {architecture!r} is not supported; known are {known}"
+        )
+    _refuse_unsupported(config, where)
+    read = _Reader(config, where)
+    hidden, heads = read.count("hidden_size"), read.count("num_attention_heads")
+    kv_heads = read.count("num_key_value_heads", heads)
+    if heads % kv_heads:
+        raise ModelError(
+            f"{where}: num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}"
+        )
+    head_dim = read.count("head_dim", hidden // heads)
+    if head_dim % 2:
+        raise ModelError(f"{where}: head_dim={head_dim} is odd; rotary embedding needs an even one")
+    eos = (generation or {}).get("eos_token_id", config.get("eos_token_id"))
+    return ModelSpec(
+        family=family,
+        hidden=hidden,
+        num_layers=read.count("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn=read.count("intermediate_size"),
+        vocab=read.count("vocab_size"),
+        max_position=read.count("max_position_embeddings"),
+        norm_eps=read.number("rms_norm_eps"),
+        rope=_rope(config, where),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
+        qk_norm=family == "qwen3",
+        eos_ids=_ids(eos),
+        bos_id=config.get("bos_token_id"),
+        dtype=str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"),
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path} does not exist: a model directory needs config.json, tokenizer.json and"
+            " *.safetensors"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
+    if config.get("hidden_act", "silu") != "silu":
+        raise ModelError(f"{where}: hidden_act={config['hidden_act']!r}; only 'silu' is supported")
+    if config.get("mlp_bias"):
+        raise ModelError(f"{where}: mlp_bias=true is not supported")
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"{where}: quantized checkpoints are not supported; use the bf16, f16 or f32 one"
+        )
+    window, limit = config.get("sliding_window"), config.get("max_position_embeddings", 0)
+    uses_window = config.get("use_sliding_window", window is not None)
+    if window is not None and uses_window and window < limit:
+        raise ModelError(f"{where}: sliding_window={window} (< {limit}) is not supported yet")
+
+
+def _rope(config: Mapping[str, Any], where: str) -> Rope:
+    # Transformers 5 writes `rope_parameters`; older files have `rope_theta` and `rope_scaling`.
+    values = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    theta = float(values.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    kind = values.get("rope_type") or values.get("type") or "default"
+    if kind == "default":
+        return Rope(theta=theta)
+    if kind != "llama3":
+        raise ModelError(f"{where}: rope type {kind!r} is not supported; known are default, llama3")
+    read = _Reader(values, where + " (rope)")
+    return Rope(
+        theta=theta,
+        kind="llama3",
+        factor=read.number("factor"),
+        low_freq_factor=read.number("low_freq_factor"),
+        high_freq_factor=read.number("high_freq_factor"),
+        original_max_position=read.count("original_max_position_embeddings"),
+    )
+
+
+def _ids(value: Any) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (int(value),)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reader:
+    """Typed access to a config mapping; a bad key is named with its file."""
+
+    config: Mapping[str, Any]
+    where: str
+
+    def count(self, key: str, default: int | None = None) -> int:
+        value = self.config.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+            raise ModelError(f"{self.where}: {key} must be a positive integer, found {value!r}")
+        return value
+
+    def number(self, key: str) -> float:
+        value = self.config.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ModelError(f"{self.where}: {key} must be a number, found {value!r}")
+        return float(value)
