@@ -1,0 +1,113 @@
+"""What a caller may ask for, as frozen values checked where they are built."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+
+from forerun.errors import OptionError
+
+MAX_LOGPROBS = 20
+
+
+def _no_bias() -> Mapping[int, float]:
+    return MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the target's tokens are chosen and when to stop.
+
+    Order of processors: bias and allowed tokens, penalties along the path, temperature, top-k,
+    top-p, min-p; lowest id on ties. `temperature=0` is the argmax. `top_k=0`, `top_p=1`, `min_p=0`
+    are off. Without a seed one is drawn from the operating system and returned with the result.
+    `logprobs=n` returns the raw log-softmax of each chosen token and of the n best.
+
+    Raises:
+        OptionError: a value outside its range; the message names the range.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=_no_bias)
+    allowed_tokens: tuple[int, ...] | None = None
+    max_tokens: int = 256
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int | None = None
+    choice: int = 0
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        _within("temperature", self.temperature, 0.0, 100.0)
+        _within("top_k", self.top_k, 0, 2**31 - 1)
+        _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _within("min_p", self.min_p, 0.0, 1.0)
+        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _within("max_tokens", self.max_tokens, 1, 2**31 - 1)
+        _within("choice", self.choice, 0, 2**16 - 1)
+        if self.seed is not None:
+            _within("seed", self.seed, 0, 2**64 - 1)
+        if self.logprobs is not None:
+            _within("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        for token, bias in self.logit_bias.items():
+            _within(f"logit_bias[{token}]", bias, -100.0, 100.0)
+        if self.allowed_tokens is not None and not self.allowed_tokens:
+            raise OptionError("allowed_tokens is empty: give at least one token id, or None for all")
+        if isinstance(self.stop, str):
+            raise OptionError('stop must be a tuple of strings; write stop=("…",)')
+        if any(not text for text in self.stop):
+            raise OptionError("stop strings must not be empty")
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether the law at a node depends on which tokens came before it."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """One answer to each of the four questions, as the strings of the command line.
+
+    `drafter`: `auto`, `none`, `lookup`, `lm`, `lm:DIR`. `shape`: `auto`, `chain:K`.
+    `rule`: `auto`, `match`. `schedule`: `auto`, `sequential`.
+    """
+
+    drafter: str = "auto"
+    shape: str = "auto"
+    rule: str = "auto"
+    schedule: str = "auto"
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not isinstance(value, str) or not value:
+                raise OptionError(f"{item.name} must be a non-empty string, found {value!r}")
+
+
+def _within(
+    name: str, value: float, low: float, high: float, *, open_low: bool = False
+) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(low, int):
+        is_number = is_number and isinstance(value, int)
+    inside = is_number and not math.isnan(value) and low <= value <= high
+    if inside and not (open_low and value == low):
+        return
+    kind = "an integer" if isinstance(low, int) else "a number"
+    bracket = "(" if open_low else "["
+    raise OptionError(f"{name} must be {kind} in {bracket}{low}, {high}], found {value!r}")

@@ -1,0 +1,205 @@
+"""The contract on one page: four axes of speculation, and the backend they stand on.
+
+Any drafter composes with any shape, rule and schedule; a backend is what runs a forward pass.
+Dimensions: B rows, T nodes of all rows, R rows of logits, V vocabulary, K draft depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.draft import Commit, Draft, Verdict
+from forerun.models.spec import ModelSpec
+from forerun.options import SamplingParams
+from forerun.tree import Tokens, TokenTree
+
+BLOCK_LEN = 32  # logical positions per K/V block, on every backend
+
+
+# --- what a forward pass sees -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardBatch:
+    """Rows of nodes for one forward pass; row b owns nodes `row_starts[b]:row_starts[b+1]`.
+
+    `token_ids [T]`, `parents [T]` (index within the row, -1 at its node 0), `row_starts [B+1]`,
+    `committed [B]` tokens whose K/V is kept, `block_table [B S]` physical block of each 32
+    positions (entries past a row's need are ignored), `logit_nodes [R]` flat node indices whose
+    logits are wanted. All int32. A node's position is `committed + depth`.
+    The caller owns blocks for `committed + nodes` positions of every row.
+    """
+
+    token_ids: Tokens
+    parents: Tokens
+    row_starts: Tokens
+    committed: Tokens
+    block_table: NDArray[np.int32]
+    logit_nodes: Tokens
+    tap_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForwardOutput:
+    """`logits [R V]` float32 in the backend's own array type, valid until its next forward;
+    `taps [T, len(tap_layers) * hidden]` float32 numpy, or None."""
+
+    logits: Any
+    taps: NDArray[np.float32] | None = None
+
+
+# --- vocabulary-wide operations ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampler:
+    """One sequence's way of choosing: its parameters, its resolved seed and, only when
+    penalties are on, which tokens it has seen.
+
+    `prompt_ids`: distinct ids of the prompt (repetition penalty). `output_ids`/`output_counts`:
+    distinct generated ids and how often each came (all penalties).
+    """
+
+    params: SamplingParams
+    seed: int
+    prompt_ids: Tokens = field(default_factory=lambda: np.zeros(0, np.int32))
+    output_ids: Tokens = field(default_factory=lambda: np.zeros(0, np.int32))
+    output_counts: Tokens = field(default_factory=lambda: np.zeros(0, np.int32))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Selection:
+    """Who chooses at each row of logits.
+
+    `positions [R]` int64: absolute position of the token being chosen (the node's + 1), which
+    keys the noise. `sampler_of [R]`: index into `samplers`. `path_starts [R+1]`,
+    `path_tokens`: drafted tokens between the sequence's known text and this row, for penalties
+    (the pending token is already in the sampler's counts; empty where no penalties are on).
+    """
+
+    positions: NDArray[np.int64]
+    sampler_of: Tokens
+    samplers: Sequence[Sampler]
+    path_starts: Tokens
+    path_tokens: Tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ProposalPlan:
+    """A whole chain proposal for B rows as plain data, so that a backend runs it in one call.
+
+    `catch_up`/`catch_up_starts [B+1]`: tokens the drafter has not seen, ending with the pending
+    token. `committed [B]`: its K/V length before them. `block_table [B S]`: room for
+    `committed + catch_up + num_steps`. `samplers`: one per row; the draft token for a position
+    is the argmax of `log q + g` with the target's own noise of that position.
+    """
+
+    catch_up: Tokens
+    catch_up_starts: Tokens
+    committed: Tokens
+    block_table: NDArray[np.int32]
+    samplers: Sequence[Sampler]
+    num_steps: int
+
+
+class Backend(Protocol):
+    """Weights and K/V of one model on one lane, and its two vocabulary-wide operations."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def numerics(self) -> str:
+        """Name of the arithmetic, for results: `canonical-bf16`, `torch-cpu-float32`, …"""
+
+    @property
+    def exactness(self) -> str:
+        """What is promised between any two ways of computing a position: `bits`, `tokens`, `law`."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Physical K/V blocks of `BLOCK_LEN` positions."""
+
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """Compute all nodes of all rows once; their K/V stays provisional until `commit`."""
+
+    def commit(self, batch: ForwardBatch, paths: Sequence[Sequence[int]]) -> None:
+        """Keep the K/V of the nodes on `paths` (node ids within each row, node 0 first; an empty
+        path keeps nothing) at their canonical places. Must follow the forward of `batch`."""
+
+    def select(self, logits: Any, selection: Selection) -> Tokens:
+        """`[R]` the chosen token of each row under its sampler and noise."""
+
+    def law(self, logits: Any, selection: Selection) -> NDArray[np.float32]:
+        """`[R V]` the law each row chooses from, after all processors; one-hot at temperature 0."""
+
+    def logprobs(self, logits: Any, rows: Tokens) -> NDArray[np.float32]:
+        """`[len(rows) V]` raw log-softmax of the given rows of logits."""
+
+    def propose(self, plan: ProposalPlan) -> NDArray[np.int32]:
+        """`[B num_steps]` drafted tokens. K/V of all but the last is kept in place."""
+
+    def close(self) -> None: ...
+
+
+# --- the four axes -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftRow:
+    """One sequence as a drafter sees it: its tokens (the last is pending), how it chooses, and
+    how many nodes may be proposed."""
+
+    sequence_id: int
+    tokens: Sequence[int]
+    prompt_len: int
+    sampler: Sampler
+    max_drafted: int
+
+
+class Drafter(Protocol):
+    """What may come next? Proposals may be anything; only speed depends on their quality."""
+
+    def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
+        """Make room for a sequence. Raises CapacityError; the engine then drafts nothing for it."""
+
+    def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
+        """One draft per row; a tree of one node where nothing is worth proposing."""
+
+    def observe(self, sequence_id: int, commit: Commit) -> None:
+        """Learn what was kept of the last proposal."""
+
+    def release(self, sequence_id: int) -> None:
+        """Forget a sequence."""
+
+    def close(self) -> None: ...
+
+
+class Shape(Protocol):
+    """Which candidates become nodes?"""
+
+    @property
+    def max_drafted(self) -> int:
+        """Most nodes a draft may have beside node 0."""
+
+    def limit(self, tree: TokenTree) -> TokenTree:
+        """The part of an offered tree that fits; drops whole subtrees, never reorders."""
+
+
+class Rule(Protocol):
+    """How far do we agree? Pure: target choices in, verdict out."""
+
+    def judge(self, draft: Draft, choices: Tokens) -> Verdict:
+        """`choices [N]`: the target's token at every node of the draft's tree."""
+
+
+class Schedule(Protocol):
+    """What do we prepare before we know?"""
+
+    def guesses(self, draft: Draft) -> list[tuple[int, int]]:
+        """Outcomes (exit node, bonus token) to prepare while the verdict is pending."""
