@@ -1,0 +1,57 @@
+// The canonical arithmetic, in words and as the scalar reference.
+//
+// Matrix product, for one output: cut the inputs into blocks of 32, in order. Per block
+//     e = o = 0;  for j in 0..15:  e = fma(a[2j], b[2j], e);  o = fma(a[2j+1], b[2j+1], o);
+//     c = c + (e + o)
+// with bf16 operands, fp32 accumulators, round to nearest even, denormal operands read as zero and
+// denormal results flushed to zero. This is what the TDPBF16PS instruction does. Every path must
+// give these bits for every output, whatever rows, columns or threads surround it:
+//   - K is never split over accumulators or threads; blocks are added in order;
+//   - c may rest in memory between blocks (a store and a load of fp32 change nothing);
+//   - inputs are padded with zeros to a multiple of 32 on both sides;
+//   - a masked input is an operand +0 against a finite value: an exact no-op.
+//
+// Sums over a vector run in 16 lanes (element i in lane i mod 16, in order), then the lanes are
+// folded 8, 4, 2, 1. Elementwise functions use only + - * / sqrt, each correctly rounded, so the
+// compiler may vectorise but never contract or reorder them.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace forerun {
+
+constexpr int kBlock = 32;          // inputs per block, tokens per K/V block
+constexpr int kTileColumns = 16;    // output columns per tile
+constexpr int kPanelColumns = 32;   // two tiles side by side
+constexpr int kTileBytes = 1024;    // 16 input pairs x 16 columns x 2 x bf16
+constexpr int kPanelBlockBytes = 2 * kTileBytes;  // one K block of a panel
+constexpr int kMaxRows = 32;        // rows a kernel takes in one call
+constexpr int kChunkKeys = 512;     // keys that share one softmax maximum
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline float bf16_to_float(uint16_t h) {
+  uint32_t u = static_cast<uint32_t>(h) << 16;
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+
+// Round to nearest even; denormals flush to a signed zero; NaN stays NaN.
+inline uint16_t float_to_bf16(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((u >> 16) | 0x40u);
+  if ((u & 0x7f800000u) == 0) return static_cast<uint16_t>((u >> 16) & 0x8000u);
+  return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+}
+
+// Offset in bf16 elements of (input, column) inside a panel whose K blocks are contiguous.
+inline int64_t panel_offset(int64_t input, int column) {
+  const int64_t block = input / kBlock, within = input % kBlock;
+  const int tile = column / kTileColumns, lane = column % kTileColumns;
+  return (block * 2 + tile) * (kTileBytes / 2) + (within / 2) * kBlock + lane * 2 + (within & 1);
+}
+
+}  // namespace forerun

@@ -1,0 +1,137 @@
+#include "cpu.h"
+
+#include <cpuid.h>
+#include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <fstream>
+#include <sstream>
+#include <stdexcept>
+
+namespace forerun {
+namespace {
+
+uint64_t read_xcr0() {
+  uint32_t low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<uint64_t>(high) << 32 | low;
+}
+
+// Linux hands out tile state on request only; the grant is for the whole process.
+int request_amx() {
+  constexpr int kRequest = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0 ? 0 : errno;
+}
+
+CpuFeatures detect() {
+  CpuFeatures found = {};
+  uint32_t a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return found;
+  const bool fma = c >> 12 & 1;
+  const uint64_t state = read_xcr0();
+  const bool ymm = (state & 0x6) == 0x6, zmm = (state & 0xe6) == 0xe6;
+  const bool tiles = (state & 0x60000) == 0x60000;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return found;
+  const bool amx = (d >> 24 & 1) && (d >> 22 & 1);
+  found.avx2 = ymm && fma && (b >> 5 & 1);
+  // F, DQ, BW, VL: what the AVX-512 files are compiled for.
+  found.avx512 = zmm && fma && (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);
+  if (found.avx512 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) found.avx512_bf16 = a >> 5 & 1;
+  if (amx && tiles && found.avx512) {
+    found.amx_errno = request_amx();
+    found.amx = found.amx_errno == 0;
+  }
+  return found;
+}
+
+struct Path {
+  const char* name;
+  const Kernels* table;
+  bool usable;
+};
+
+std::vector<Path> all_paths() {
+  const CpuFeatures& cpu = cpu_features();
+  return {{"amx", amx_kernels(), cpu.amx},
+          {"avx512-bf16", avx512_bf16_kernels(), cpu.avx512_bf16},
+          {"avx512", avx512_kernels(), cpu.avx512},
+          {"avx2", avx2_kernels(), cpu.avx2},
+          {"portable", portable_kernels(), true},
+          {"amx-emulated", amx_emulated_kernels(), true}};
+}
+
+// cpu.max of one cgroup v2 directory, or quota and period of v1; 0 when unlimited.
+int cores_of_group(const std::string& directory) {
+  std::ifstream v2(directory + "/cpu.max");
+  std::string quota;
+  double period = 0;
+  if (v2 >> quota >> period && quota != "max" && period > 0)
+    return std::max(1, static_cast<int>(std::stod(quota) / period));
+  std::ifstream v1_quota(directory + "/cpu.cfs_quota_us"), v1_period(directory + "/cpu.cfs_period_us");
+  double amount = 0;
+  if (v1_quota >> amount && v1_period >> period && amount > 0 && period > 0)
+    return std::max(1, static_cast<int>(amount / period));
+  return 0;
+}
+
+}  // namespace
+
+const CpuFeatures& cpu_features() {
+  static const CpuFeatures found = detect();
+  return found;
+}
+
+std::vector<std::string> available_paths() {
+  std::vector<std::string> names;
+  for (const Path& path : all_paths())
+    if (path.table && path.usable) names.push_back(path.name);
+  return names;
+}
+
+const Kernels& kernels_by_name(const std::string& name) {
+  std::string known;
+  for (const Path& path : all_paths()) {
+    if (!path.table || !path.usable) continue;
+    if (name == "auto" || name == path.name) return *path.table;
+    known += std::string(known.empty() ? "" : ", ") + path.name;
+  }
+  throw std::invalid_argument("instruction path '" + name + "' cannot run here; use auto, " + known);
+}
+
+std::vector<int> affinity_cores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::vector<int> cores;
+  if (sched_getaffinity(0, sizeof(set), &set) == 0)
+    for (int core = 0; core < CPU_SETSIZE; ++core)
+      if (CPU_ISSET(core, &set)) cores.push_back(core);
+  if (cores.empty()) cores.push_back(0);
+  return cores;
+}
+
+int quota_cores() {
+  // Every ancestor may limit; the tightest one counts. v2 lines are "0::/path".
+  int limit = 0;
+  std::ifstream groups("/proc/self/cgroup");
+  for (std::string line; std::getline(groups, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (second == std::string::npos) continue;
+    const std::string controllers = line.substr(first + 1, second - first - 1);
+    std::string root = "/sys/fs/cgroup";
+    if (!controllers.empty()) {
+      if (controllers.find("cpu") == std::string::npos) continue;
+      root += "/" + controllers;
+    }
+    for (std::string path = line.substr(second + 1);; path.resize(path.find_last_of('/'))) {
+      const int cores = cores_of_group(root + path);
+      if (cores > 0 && (limit == 0 || cores < limit)) limit = cores;
+      if (path.empty() || path == "/") break;
+    }
+  }
+  return limit;
+}
+
+}  // namespace forerun

@@ -1,0 +1,141 @@
+// One decoder on one lane: packed weights, K/V blocks, workspace.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "arith.h"
+#include "lane.h"
+
+namespace forerun {
+
+struct Shape {
+  int hidden, num_layers, num_heads, num_kv_heads, head_dim, ffn, vocab, max_context;
+  float norm_eps;
+  bool tied, qkv_bias, qk_norm;
+  std::vector<double> inverse_frequencies;  // head_dim / 2
+
+  int group() const { return num_heads / num_kv_heads; }
+  int query_width() const { return num_heads * head_dim; }
+  int key_width() const { return num_kv_heads * head_dim; }
+  int qkv_width() const { return query_width() + 2 * key_width(); }
+  int head_blocks() const { return static_cast<int>(ceil_div(head_dim, kBlock)); }
+};
+
+enum class WeightType : uint8_t { kBf16 };  // of the packed stream; int8 and int4 come next
+enum class SourceType : uint8_t { kBf16, kF16, kF32 };
+
+// A row-major [rows, columns] tensor of a checkpoint; only read.
+struct Source {
+  const void* data;
+  SourceType type;
+  int64_t rows, columns;
+  float at(int64_t row, int64_t column) const;
+};
+
+// Outputs in panels of 32, each a contiguous stream of K blocks.
+struct Matrix {
+  WeightType type = WeightType::kBf16;
+  uint8_t* data = nullptr;
+  int64_t num_blocks = 0, num_panels = 0;
+  int64_t num_bytes() const { return num_blocks * num_panels * kPanelBlockBytes; }
+  const uint8_t* panel(int64_t p) const { return data + p * num_blocks * kPanelBlockBytes; }
+};
+
+struct Layer {
+  Matrix qkv, output, gate_up, down;
+  std::vector<float> attention_norm, ffn_norm, qkv_bias, query_norm, key_norm;
+};
+
+// Rows of nodes; protocols.py, ForwardBatch, has the meaning of every field.
+struct Batch {
+  int num_rows, num_nodes, table_width, num_logits, num_taps;
+  const int32_t *tokens, *parents, *row_starts, *committed, *block_table, *logit_nodes, *taps;
+};
+
+class Model {
+ public:
+  Model(Shape shape, std::shared_ptr<Lane> lane, int num_blocks);
+
+  enum class Role { kQkv, kOutput, kGateUp, kDown, kHead, kEmbedding };
+  enum class Vector { kAttentionNorm, kFfnNorm, kQkvBias, kQueryNorm, kKeyNorm, kFinalNorm };
+  void pack(Role role, int layer, const std::vector<Source>& sources);
+  void set_vector(Vector role, int layer, std::vector<float> values);
+
+  // Computes every node once. Afterwards logits() holds num_logits rows of logits_stride() floats
+  // and taps() num_nodes rows of num_taps * hidden floats.
+  void forward(const Batch& batch);
+  // Keeps the K/V of path nodes; `paths[starts[b] .. starts[b+1])` are node ids of row b.
+  void commit(const Batch& batch, const int32_t* paths, const int32_t* starts);
+
+  const float* logits() const { return logits_.data(); }
+  int64_t logits_stride() const { return head_.num_panels * kPanelColumns; }
+  const float* taps() const { return taps_.data(); }
+  const Shape& shape() const { return shape_; }
+  Lane& lane() { return *lane_; }
+  int num_blocks() const { return num_blocks_; }
+  int64_t weight_bytes() const;  // streamed by one forward
+  int64_t block_bytes() const;   // of one K/V block, all layers
+  int64_t resident_bytes() const { return weights_.size() + embedding_.size() + rope_bytes(); }
+
+ private:
+  struct Node {
+    int row, position;
+    bool in_place;  // its row is a chain: K/V goes straight to the canonical blocks
+  };
+  // bf16 rows ready for products: groups of 32 rows, each [K block][row][bytes].
+  struct Packed {
+    uint8_t* data;
+    int num_rows, row_bytes;
+    int64_t num_blocks;
+    int rows_in(int group) const { return num_rows - group * kMaxRows < kMaxRows ? num_rows - group * kMaxRows : kMaxRows; }
+    int num_groups() const { return (num_rows + kMaxRows - 1) / kMaxRows; }
+    uint8_t* group(int g) const { return data + static_cast<int64_t>(g) * kMaxRows * num_blocks * row_bytes; }
+    int64_t stride(int g) const { return static_cast<int64_t>(rows_in(g)) * row_bytes; }
+  };
+  struct Scratch {  // of one worker
+    std::vector<float> normed, scores, weights, chunk, sum, maxima, totals;
+    Arena packed, query, probabilities, tail;
+  };
+
+  int64_t rope_bytes() const { return static_cast<int64_t>(cosine_.size()) * 8; }
+  int64_t packed_bytes(int rows) const;
+  int64_t head_block_bytes() const { return 2LL * shape_.head_blocks() * kPanelBlockBytes; }
+  uint8_t* kv_block(int layer, int block, int head) const;
+  uint16_t* node_kv(int layer, int node, int head) const;
+  void place(uint8_t* block, int slot, const uint16_t* key, const uint16_t* value, bool clear) const;
+
+  void plan(const Batch& batch);
+  void reserve(const Batch& batch);
+  void run_layers(const Batch& batch, int worker);
+  void embed(const Batch& batch, int worker, int phase);
+  // Packs all rows of x (stride floats), each through `prepare` if given: by every worker for
+  // itself when they are few, shared between two barriers otherwise.
+  template <typename Prepare>
+  Packed pack_rows(int worker, int rows, int inputs, Prepare&& prepare);
+  template <typename Epilogue>
+  void product(int worker, int phase, const Matrix& matrix, const Packed& a, Epilogue&& epilogue);
+  void rotate_and_store(const Batch& batch, int layer, int worker, int phase);
+  void attend(const Batch& batch, int layer, int worker, int phase);
+  void attend_tile(const Batch& batch, int layer, int worker, int row, int head, int first,
+                   int count);
+  int gather_tail(const Batch& batch, int layer, int head, int node, uint8_t* tail) const;
+
+  Shape shape_;
+  std::shared_ptr<Lane> lane_;
+  int num_blocks_;
+  Arena weights_, embedding_, kv_, node_kv_;
+  int64_t weights_used_ = 0;
+  std::vector<Layer> layers_;
+  Matrix head_;
+  std::vector<float> final_norm_, cosine_, sine_;
+
+  std::vector<Node> nodes_;
+  std::vector<Scratch> scratch_;
+  std::vector<float> x_, qkv_, attended_, activated_, logits_, taps_;
+  Arena shared_packed_;
+  int num_tail_blocks_ = 1;
+};
+
+}  // namespace forerun

@@ -1,0 +1,218 @@
+#include "select.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace forerun {
+namespace {
+
+constexpr double kNever = -std::numeric_limits<double>::infinity();
+
+// Own exp and log in double: libm differs between systems, and a result must not.
+double exact_exp(double x) {
+  if (x < -708.0) return 0.0;
+  const double n = std::nearbyint(x * 1.4426950408889634);
+  const double r = (x - n * 6.93147180369123816490e-01) - n * 1.90821492927058770002e-10;
+  double p = 1.0;
+  for (int i = 13; i > 0; --i) p = 1.0 + r / i * p;
+  return std::ldexp(p, static_cast<int>(n));
+}
+
+// log of a positive normal number: m in [sqrt(1/2), sqrt(2)), then 2 atanh((m - 1) / (m + 1)).
+double exact_log(double x) {
+  uint64_t bits;
+  std::memcpy(&bits, &x, 8);
+  int exponent = static_cast<int>(bits >> 52) - 1023;
+  bits = (bits & 0x000fffffffffffffull) | 0x3ff0000000000000ull;
+  double m;
+  std::memcpy(&m, &bits, 8);
+  if (m > 1.4142135623730951) {
+    m *= 0.5;
+    ++exponent;
+  }
+  const double s = (m - 1.0) / (m + 1.0), z = s * s;
+  double p = 0.0;
+  for (int i = 23; i >= 1; i -= 2) p = p * z + 1.0 / i;
+  return exponent * 6.93147180369123816490e-01 + (exponent * 1.90821492927058770002e-10 + 2.0 * s * p);
+}
+
+double gumbel(uint32_t word) {
+  const double u = (static_cast<double>(word) + 0.5) * 0x1p-32;
+  return -exact_log(-exact_log(u));
+}
+
+// Bias, allowed tokens and penalties: z in double, -inf where removed.
+void edit(const float* logits, int64_t vocab, const Sampler& s, const int32_t* path,
+          int64_t path_length, std::vector<double>& z) {
+  z.assign(logits, logits + vocab);
+  for (size_t i = 0; i < s.bias_ids.size(); ++i) z[static_cast<size_t>(s.bias_ids[i])] += s.bias[i];
+  if (s.restricted) {
+    std::vector<double> kept(z.size(), kNever);
+    for (const int32_t t : s.allowed) kept[static_cast<size_t>(t)] = z[static_cast<size_t>(t)];
+    z.swap(kept);
+  }
+  if (s.repetition == 1.0 && s.presence == 0.0 && s.frequency == 0.0) return;
+  // Distinct tokens seen, with how often each was generated (0 for prompt-only ones).
+  std::vector<std::pair<int32_t, int32_t>> seen;
+  for (size_t i = 0; i < s.output_ids.size(); ++i) seen.emplace_back(s.output_ids[i], s.output_counts[i]);
+  for (int64_t i = 0; i < path_length; ++i) seen.emplace_back(path[i], 1);
+  for (const int32_t t : s.prompt_ids) seen.emplace_back(t, 0);
+  std::sort(seen.begin(), seen.end());
+  for (size_t i = 0; i < seen.size();) {
+    const int32_t token = seen[i].first;
+    int64_t count = 0;
+    for (; i < seen.size() && seen[i].first == token; ++i) count += seen[i].second;
+    double& value = z[static_cast<size_t>(token)];
+    if (s.repetition != 1.0) value = value > 0 ? value / s.repetition : value * s.repetition;
+    if (count > 0) value = value - s.presence - s.frequency * static_cast<double>(count);
+  }
+}
+
+bool any_nan(const std::vector<double>& z) {
+  return std::any_of(z.begin(), z.end(), [](double v) { return v != v; });
+}
+
+int64_t best_of(const std::vector<double>& z) {
+  return std::max_element(z.begin(), z.end()) - z.begin();  // the first, that is the lowest id
+}
+
+// Ids that top-k, top-p and min-p keep, best first (score, then lowest id).
+void truncate(const std::vector<double>& scores, const Sampler& s, std::vector<int32_t>& kept) {
+  kept.clear();
+  for (size_t t = 0; t < scores.size(); ++t)
+    if (scores[t] != kNever) kept.push_back(static_cast<int32_t>(t));
+  const auto before = [&](int32_t a, int32_t b) {
+    const double x = scores[static_cast<size_t>(a)], y = scores[static_cast<size_t>(b)];
+    return x != y ? x > y : a < b;
+  };
+  if (s.top_k > 0 && s.top_k < static_cast<int64_t>(kept.size())) {
+    std::nth_element(kept.begin(), kept.begin() + s.top_k, kept.end(), before);
+    kept.resize(static_cast<size_t>(s.top_k));
+  }
+  if (kept.empty()) return;
+  const double top = scores[static_cast<size_t>(*std::min_element(kept.begin(), kept.end(), before))];
+  const auto weight = [&](int32_t t) {
+    const double score = scores[static_cast<size_t>(t)];
+    return score == top ? 1.0 : exact_exp(score - top);  // also where top is infinite
+  };
+  size_t count = kept.size();
+  if (s.top_p < 1.0) {
+    std::sort(kept.begin(), kept.end());
+    double total = 0.0;
+    for (const int32_t t : kept) total += weight(t);
+    // Sort only as far as the nucleus reaches.
+    double cumulative = 0.0;
+    size_t sorted = 0;
+    count = 0;
+    while (count < kept.size() && cumulative < s.top_p * total) {
+      if (count == sorted) {
+        sorted = std::min(kept.size(), std::max<size_t>(64, sorted * 4));
+        std::partial_sort(kept.begin() + static_cast<int64_t>(count), kept.begin() + static_cast<int64_t>(sorted), kept.end(), before);
+      }
+      cumulative += weight(kept[count++]);
+    }
+    kept.resize(count);
+  }
+  if (s.min_p > 0.0) {
+    std::erase_if(kept, [&](int32_t t) { return weight(t) < s.min_p; });
+  }
+}
+
+int32_t best_with_noise(const std::vector<int32_t>& kept, const std::vector<double>& scores,
+                        const std::vector<uint32_t>& words) {
+  int32_t best = -1;
+  double best_score = kNever;
+  for (const int32_t t : kept) {
+    const double score = scores[static_cast<size_t>(t)] + gumbel(words[static_cast<size_t>(t)]);
+    if (best < 0 || score > best_score || (score == best_score && t < best)) {
+      best = t;
+      best_score = score;
+    }
+  }
+  return best;
+}
+
+// No edits, no truncation: only tokens whose upper bound reaches the best sure score are computed.
+int32_t choose_plain(const Kernels& kernels, const float* logits, int64_t vocab, double temperature,
+                     int64_t top, SelectScratch& scratch) {
+  const auto score = [&](int64_t t) {
+    return static_cast<double>(logits[t]) / temperature + gumbel(scratch.words[static_cast<size_t>(t)]);
+  };
+  const float inverse = static_cast<float>(1.0 / temperature);
+  const double sure = score(top);
+  const double slack = 1e-3 + 1e-5 * std::abs(static_cast<double>(logits[top]) / temperature);
+  scratch.kept.resize(static_cast<size_t>(vocab));
+  const int64_t count = kernels.contenders(logits, scratch.words.data(), inverse,
+                                           static_cast<float>(sure - slack), vocab, scratch.kept.data());
+  int64_t best = top;
+  double best_score = sure;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t t = scratch.kept[static_cast<size_t>(i)];
+    const double s = score(t);
+    if (s > best_score || (s == best_score && t < best)) {
+      best = t;
+      best_score = s;
+    }
+  }
+  return static_cast<int32_t>(best);
+}
+
+}  // namespace
+
+int32_t choose(const Kernels& kernels, const float* logits, int64_t vocab, const Sampler& s,
+               int64_t position, const int32_t* path, int64_t path_length, SelectScratch& scratch) {
+  bool has_nan = false;
+  const int64_t top = kernels.argmax(logits, vocab, &has_nan);
+  if (has_nan) return kNotANumber;
+  if (s.temperature == 0.0 && !s.edits_logits()) return static_cast<int32_t>(top);
+  if (s.temperature > 0.0) {
+    scratch.words.resize(static_cast<size_t>(vocab));
+    kernels.noise_words({static_cast<uint32_t>(s.seed), static_cast<uint32_t>(s.seed >> 32),
+                         static_cast<uint32_t>(position), s.choice, kVerdictPurpose},
+                        vocab, scratch.words.data());
+    const bool finite = std::isfinite(logits[top]);
+    if (!s.edits_logits() && !s.truncates() && finite && s.temperature >= 1e-3)
+      return choose_plain(kernels, logits, vocab, s.temperature, top, scratch);
+  }
+  edit(logits, vocab, s, path, path_length, scratch.scores);
+  if (any_nan(scratch.scores)) return kNotANumber;
+  if (s.temperature == 0.0) return static_cast<int32_t>(best_of(scratch.scores));
+  for (double& z : scratch.scores) z /= s.temperature;
+  truncate(scratch.scores, s, scratch.kept);
+  return best_with_noise(scratch.kept, scratch.scores, scratch.words);
+}
+
+bool law(const Kernels& kernels, const float* logits, int64_t vocab, const Sampler& s,
+         const int32_t* path, int64_t path_length, SelectScratch& scratch, float* probabilities) {
+  bool has_nan = false;
+  kernels.argmax(logits, vocab, &has_nan);
+  if (has_nan) return false;
+  std::fill_n(probabilities, vocab, 0.0f);
+  edit(logits, vocab, s, path, path_length, scratch.scores);
+  if (any_nan(scratch.scores)) return false;
+  if (s.temperature == 0.0) {
+    probabilities[best_of(scratch.scores)] = 1.0f;
+    return true;
+  }
+  for (double& z : scratch.scores) z /= s.temperature;
+  truncate(scratch.scores, s, scratch.kept);
+  std::sort(scratch.kept.begin(), scratch.kept.end());
+  double top = kNever, total = 0.0;
+  for (const int32_t t : scratch.kept) top = std::max(top, scratch.scores[static_cast<size_t>(t)]);
+  for (const int32_t t : scratch.kept) total += exact_exp(scratch.scores[static_cast<size_t>(t)] - top);
+  for (const int32_t t : scratch.kept)
+    probabilities[t] = static_cast<float>(exact_exp(scratch.scores[static_cast<size_t>(t)] - top) / total);
+  return true;
+}
+
+void log_softmax(const float* logits, int64_t vocab, float* out) {
+  const double top = *std::max_element(logits, logits + vocab);
+  double total = 0.0;
+  for (int64_t t = 0; t < vocab; ++t) total += exact_exp(logits[t] - top);
+  const double log_total = exact_log(total);
+  for (int64_t t = 0; t < vocab; ++t) out[t] = static_cast<float>(logits[t] - top - log_total);
+}
+
+}  // namespace forerun

@@ -1,0 +1,181 @@
+// Packing: once, in parallel, from read-only tensors into one streaming arena.
+#include <cmath>
+#include <stdexcept>
+#include <string>
+
+#include "model.h"
+
+namespace forerun {
+namespace {
+
+float half_to_float(uint16_t h) {
+  const int exponent = h >> 10 & 31, mantissa = h & 1023;
+  float magnitude;
+  if (exponent == 31)
+    magnitude = mantissa ? NAN : INFINITY;
+  else if (exponent == 0)
+    magnitude = std::ldexp(static_cast<float>(mantissa), -24);
+  else
+    magnitude = std::ldexp(static_cast<float>(mantissa + 1024), exponent - 25);
+  return h >> 15 ? -magnitude : magnitude;
+}
+
+// One row of a matrix to be packed; zero rows (padding) have no source.
+struct Row {
+  const Source* source = nullptr;
+  int64_t index = 0;
+};
+
+void read_row(const Row& row, int64_t columns, uint16_t* out) {
+  if (!row.source) {
+    std::memset(out, 0, static_cast<size_t>(columns) * 2);
+    return;
+  }
+  const Source& source = *row.source;
+  if (source.type == SourceType::kBf16) {
+    std::memcpy(out, static_cast<const uint16_t*>(source.data) + row.index * columns,
+                static_cast<size_t>(columns) * 2);
+    return;
+  }
+  for (int64_t i = 0; i < columns; ++i) out[i] = float_to_bf16(source.at(row.index, i));
+}
+
+// 32 output rows -> one panel. Two inputs of a column are neighbours: moved as one 32-bit word.
+void pack_panel(const Row* rows, int64_t inputs, int64_t num_blocks, uint16_t* staging,
+                uint8_t* panel) {
+  const int64_t padded = num_blocks * kBlock;
+  for (int column = 0; column < kPanelColumns; ++column) {
+    uint16_t* line = staging + column * padded;
+    read_row(rows[column], inputs, line);
+    for (int64_t i = inputs; i < padded; ++i) line[i] = 0;
+  }
+  uint32_t* out = reinterpret_cast<uint32_t*>(panel);
+  for (int64_t block = 0; block < num_blocks; ++block)
+    for (int tile = 0; tile < 2; ++tile)
+      for (int pair = 0; pair < kBlock / 2; ++pair)
+        for (int lane = 0; lane < kTileColumns; ++lane, ++out)
+          std::memcpy(out, staging + (tile * kTileColumns + lane) * padded + block * kBlock + 2 * pair, 4);
+}
+
+std::vector<Row> concatenated(const std::vector<Source>& sources) {
+  std::vector<Row> rows;
+  for (const Source& source : sources)
+    for (int64_t i = 0; i < source.rows; ++i) rows.push_back({&source, i});
+  return rows;
+}
+
+// Gate and up columns alternate tile by tile, so that one panel yields 16 activations whole.
+std::vector<Row> interleaved(const Source& gate, const Source& up) {
+  std::vector<Row> rows;
+  for (int64_t first = 0; first < gate.rows; first += kTileColumns)
+    for (const Source* source : {&gate, &up})
+      for (int64_t i = first; i < first + kTileColumns; ++i)
+        rows.push_back(i < source->rows ? Row{source, i} : Row{});
+  return rows;
+}
+
+int64_t matrix_bytes(int64_t outputs, int64_t inputs) {
+  return ceil_div(outputs, kPanelColumns) * ceil_div(inputs, kBlock) * kPanelBlockBytes;
+}
+
+int64_t layer_bytes(const Shape& s) {
+  return matrix_bytes(s.qkv_width(), s.hidden) + matrix_bytes(s.hidden, s.query_width()) +
+         matrix_bytes(2 * ceil_div(s.ffn, kTileColumns) * kTileColumns, s.hidden) +
+         matrix_bytes(s.hidden, s.ffn);
+}
+
+}  // namespace
+
+float Source::at(int64_t row, int64_t column) const {
+  const int64_t i = row * columns + column;
+  switch (type) {
+    case SourceType::kBf16: return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
+    case SourceType::kF16: return half_to_float(static_cast<const uint16_t*>(data)[i]);
+    default: return static_cast<const float*>(data)[i];
+  }
+}
+
+Model::Model(Shape shape, std::shared_ptr<Lane> lane, int num_blocks)
+    : shape_(std::move(shape)), lane_(std::move(lane)), num_blocks_(num_blocks) {
+  const Shape& s = shape_;
+  weights_ = Arena(static_cast<size_t>(layer_bytes(s) * s.num_layers + matrix_bytes(s.vocab, s.hidden)));
+  if (!s.tied) embedding_ = Arena(static_cast<size_t>(s.vocab) * s.hidden * 2);
+  kv_ = Arena(static_cast<size_t>(s.num_layers) * num_blocks * s.num_kv_heads * head_block_bytes());
+  layers_.resize(static_cast<size_t>(s.num_layers));
+  scratch_.resize(static_cast<size_t>(lane_->num_threads()));
+  const int half = s.head_dim / 2;
+  for (int position = 0; position < s.max_context; ++position)
+    for (int i = 0; i < half; ++i) {
+      const double angle = position * s.inverse_frequencies[static_cast<size_t>(i)];
+      cosine_.push_back(static_cast<float>(std::cos(angle)));
+      sine_.push_back(static_cast<float>(std::sin(angle)));
+    }
+}
+
+int64_t Model::weight_bytes() const {
+  return layer_bytes(shape_) * shape_.num_layers + matrix_bytes(shape_.vocab, shape_.hidden);
+}
+
+int64_t Model::block_bytes() const {
+  return static_cast<int64_t>(shape_.num_layers) * shape_.num_kv_heads * head_block_bytes();
+}
+
+void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
+  if (role == Role::kEmbedding) {
+    const Source& table = sources[0];
+    lane_->reset_phases(1);
+    lane_->run([&](int worker) {
+      lane_->share(worker, 0, table.rows, [&](int64_t i) {
+        read_row({&table, i}, table.columns, embedding_.as<uint16_t>() + i * table.columns);
+      });
+    });
+    return;
+  }
+  std::vector<Row> rows =
+      role == Role::kGateUp ? interleaved(sources[0], sources[1]) : concatenated(sources);
+  while (rows.size() % kPanelColumns) rows.push_back({});
+  const int64_t inputs = sources[0].columns;
+  Matrix matrix;
+  matrix.num_blocks = ceil_div(inputs, kBlock);
+  matrix.num_panels = static_cast<int64_t>(rows.size()) / kPanelColumns;
+  if (weights_used_ + matrix.num_bytes() > static_cast<int64_t>(weights_.size()))
+    throw std::invalid_argument("more weights than the shape announces");
+  matrix.data = weights_.data() + weights_used_;
+  weights_used_ += matrix.num_bytes();
+  lane_->reset_phases(1);
+  lane_->run([&](int worker) {
+    std::vector<uint16_t> staging(static_cast<size_t>(kPanelColumns * matrix.num_blocks * kBlock));
+    lane_->share(worker, 0, matrix.num_panels, [&](int64_t p) {
+      pack_panel(&rows[static_cast<size_t>(p * kPanelColumns)], inputs, matrix.num_blocks,
+                 staging.data(), matrix.data + p * matrix.num_blocks * kPanelBlockBytes);
+    });
+  });
+  if (role == Role::kHead) {
+    head_ = matrix;
+    return;
+  }
+  Layer& target = layers_.at(static_cast<size_t>(layer));
+  switch (role) {
+    case Role::kQkv: target.qkv = matrix; break;
+    case Role::kOutput: target.output = matrix; break;
+    case Role::kGateUp: target.gate_up = matrix; break;
+    default: target.down = matrix;
+  }
+}
+
+void Model::set_vector(Vector role, int layer, std::vector<float> values) {
+  if (role == Vector::kFinalNorm) {
+    final_norm_ = std::move(values);
+    return;
+  }
+  Layer& target = layers_.at(static_cast<size_t>(layer));
+  switch (role) {
+    case Vector::kAttentionNorm: target.attention_norm = std::move(values); break;
+    case Vector::kFfnNorm: target.ffn_norm = std::move(values); break;
+    case Vector::kQkvBias: target.qkv_bias = std::move(values); break;
+    case Vector::kQueryNorm: target.query_norm = std::move(values); break;
+    default: target.key_norm = std::move(values);
+  }
+}
+
+}  // namespace forerun
