@@ -1,0 +1,330 @@
+"""The native CPU backend: the C++ core behind the `Backend` protocol.
+
+Knows how a checkpoint's tensors become packed matrices and how values become arrays of the core.
+Must not know drafting, scheduling or text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.errors import BackendError, CapacityError, ModelError
+from forerun.models.spec import ModelSpec, Rope
+from forerun.models.weights import Checkpoint, WeightTensor
+from forerun.options import SamplingParams
+from forerun.protocols import (
+    BLOCK_LEN,
+    ForwardBatch,
+    ForwardOutput,
+    ProposalPlan,
+    Sampler,
+    Selection,
+)
+from forerun.tree import Tokens
+
+try:
+    from forerun import _native
+except ImportError as error:  # built without a compiler, or for another machine
+    raise BackendError(
+        f"the native core is not built ({error}): install g++ and python3-dev and run"
+        " `pip install .` again, or use the slower `--backend torch`"
+    ) from error
+
+_MAX_GROUP = 32  # query heads per K/V head that one attention tile holds
+_NO_TOKENS = np.zeros(0, np.int32)
+
+
+class NativeBackend:
+    """One checkpoint packed for one lane; implements `Backend` with the canonical arithmetic.
+
+    `cores` are pinned, one thread each; without them the count of usable cores is found out.
+    `isa` forces an instruction path (`amx`, `avx512-bf16`, `avx512`, `avx2`, `portable`); all
+    give the same bits. `max_context` bounds positions (default: the model's own limit).
+
+    Raises:
+        CapacityError: weights and K/V do not fit in memory. ModelError: a shape the core lacks.
+        BackendError: an unknown path or core.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        cores: tuple[int, ...] | None = None,
+        num_blocks: int,
+        isa: str | None = None,
+    ) -> None:
+        spec = checkpoint.spec
+        _refuse_unsupported(spec)
+        self._spec = spec
+        self._num_blocks = num_blocks
+        self._max_context = min(spec.max_position, num_blocks * BLOCK_LEN)
+        chosen = default_cores() if cores is None else cores
+        try:
+            self._lane = _native.Lane(list(chosen), len(chosen), isa or "auto")
+            self._model = _native.Model(
+                self._lane, **_shape(spec, self._max_context), num_blocks=num_blocks
+            )
+        except ValueError as error:
+            raise BackendError(str(error)) from error
+        except MemoryError:
+            raise CapacityError(
+                f"{spec.num_parameters * 2:,} bytes of weights and {num_blocks:,} K/V blocks"
+                f" ({num_blocks * BLOCK_LEN:,} tokens) do not fit in memory: lower the context"
+            ) from None
+        _load(self._model, checkpoint)
+        self._samplers: dict[int, tuple[Sampler, Any]] = {}
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def numerics(self) -> str:
+        return "canonical-bf16"
+
+    @property
+    def exactness(self) -> str:
+        return "bits"
+
+    @property
+    def num_blocks(self) -> int:
+        return self._num_blocks
+
+    @property
+    def isa(self) -> str:
+        """The instruction path in use."""
+        return str(self._lane.path)
+
+    @property
+    def num_threads(self) -> int:
+        return int(self._lane.num_threads)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights that one forward pass streams."""
+        return int(self._model.weight_bytes)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one K/V block over all layers."""
+        return int(self._model.block_bytes)
+
+    def read_bandwidth(self, num_bytes: int) -> float:
+        """Bytes per second of reading a private buffer of that size once, best of four ways."""
+        return float(self._lane.read_bandwidth(num_bytes))
+
+    def forward(self, batch: ForwardBatch) -> ForwardOutput:
+        """Compute all nodes once; logits are a view, valid until the next forward."""
+        self._refuse_past_context(batch)
+        logits, taps = self._model.forward(
+            batch.token_ids,
+            batch.parents,
+            batch.row_starts,
+            batch.committed,
+            batch.block_table,
+            batch.logit_nodes,
+            np.asarray(batch.tap_layers, np.int32) if batch.tap_layers else _NO_TOKENS,
+        )
+        return ForwardOutput(logits, taps)
+
+    def commit(self, batch: ForwardBatch, paths: Sequence[Sequence[int]]) -> None:
+        """Write the K/V of tree paths to their canonical places; chains wrote theirs already."""
+        starts = np.zeros(len(paths) + 1, np.int32)
+        nodes: list[int] = []
+        for row, path in enumerate(paths):
+            nodes.extend(path)
+            starts[row + 1] = len(nodes)
+        self._model.commit(
+            batch.token_ids,
+            batch.parents,
+            batch.row_starts,
+            batch.committed,
+            batch.block_table,
+            np.asarray(nodes, np.int32),
+            starts,
+        )
+
+    def select(self, logits: Any, selection: Selection) -> Tokens:
+        """The chosen token of each row; -1 where a logit is NaN."""
+        chosen: Tokens = self._model.select(logits, *self._who(selection))
+        return chosen
+
+    def law(self, logits: Any, selection: Selection) -> NDArray[np.float32]:
+        """The law of each row after all processors."""
+        try:
+            laws: NDArray[np.float32] = self._model.law(logits, *self._who(selection))
+        except ValueError as error:
+            raise BackendError(str(error)) from error
+        return laws
+
+    def logprobs(self, logits: Any, rows: Tokens) -> NDArray[np.float32]:
+        """Raw log-softmax of the given rows."""
+        values: NDArray[np.float32] = self._model.logprobs(logits, rows)
+        return values
+
+    def propose(self, plan: ProposalPlan) -> NDArray[np.int32]:
+        """A chain of coupled draft tokens a row, in one native call; -1 from a NaN on."""
+        tokens: NDArray[np.int32] = self._model.propose(
+            plan.catch_up,
+            plan.catch_up_starts,
+            plan.committed,
+            plan.block_table,
+            [self._native_sampler(sampler) for sampler in plan.samplers],
+            plan.num_steps,
+        )
+        return tokens
+
+    def close(self) -> None:
+        """Free weights, K/V and threads."""
+        self._samplers.clear()
+        if hasattr(self, "_model"):
+            del self._model, self._lane
+
+    def _refuse_past_context(self, batch: ForwardBatch) -> None:
+        # A row's positions are below committed + its nodes; the core checks each one exactly.
+        most = int((batch.committed + np.diff(batch.row_starts)).max())
+        if most > batch.block_table.shape[1] * BLOCK_LEN:
+            raise CapacityError(
+                f"{most} positions need {-(-most // BLOCK_LEN)} K/V blocks, the row has"
+                f" {batch.block_table.shape[1]}"
+            )
+
+    def _who(self, selection: Selection) -> tuple[Any, ...]:
+        return (
+            selection.positions,
+            selection.sampler_of,
+            [self._native_sampler(sampler) for sampler in selection.samplers],
+            selection.path_starts,
+            selection.path_tokens,
+        )
+
+    def _native_sampler(self, sampler: Sampler) -> Any:
+        # Keyed by identity and kept alive beside its twin, so that an id cannot be reused.
+        known = self._samplers.get(id(sampler))
+        if known is not None and known[0] is sampler:
+            return known[1]
+        if len(self._samplers) >= 256:
+            self._samplers.clear()
+        made = _make_sampler(sampler)
+        self._samplers[id(sampler)] = (sampler, made)
+        return made
+
+
+def default_cores() -> tuple[int, ...]:
+    """Cores this process may use: its affinity set, cut to the control group's quota."""
+    cores = list(_native.affinity_cores())
+    quota = _native.quota_cores()
+    return tuple(cores[:quota] if quota else cores)
+
+
+def _refuse_unsupported(spec: ModelSpec) -> None:
+    if spec.num_heads // spec.num_kv_heads > _MAX_GROUP:
+        raise ModelError(
+            f"{spec.num_heads} query heads on {spec.num_kv_heads} K/V heads: the native core"
+            f" holds at most {_MAX_GROUP} query heads per K/V head; use `--backend torch`"
+        )
+
+
+def _shape(spec: ModelSpec, max_context: int) -> dict[str, Any]:
+    return {
+        "hidden": spec.hidden,
+        "num_layers": spec.num_layers,
+        "num_heads": spec.num_heads,
+        "num_kv_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "ffn": spec.ffn,
+        "vocab": spec.vocab,
+        "max_context": max_context,
+        "norm_eps": spec.norm_eps,
+        "tied": spec.tied,
+        "qkv_bias": spec.qkv_bias,
+        "qk_norm": spec.qk_norm,
+        "inverse_frequencies": inverse_frequencies(spec.rope, spec.head_dim),
+    }
+
+
+def inverse_frequencies(rope: Rope, head_dim: int) -> list[float]:
+    """`[head_dim / 2]` rotation per position in radians, after llama3 scaling where configured."""
+    plain = [rope.theta ** (-2.0 * i / head_dim) for i in range(head_dim // 2)]
+    if rope.kind == "default":
+        return plain
+    return [_llama3(rope, frequency) for frequency in plain]
+
+
+def _llama3(rope: Rope, frequency: float) -> float:
+    # Waves longer than the trained context turn `factor` times slower, short ones stay, and a
+    # linear blend in inverse wavelength joins the two.
+    turns = rope.original_max_position * frequency / (2.0 * math.pi)
+    if turns > rope.high_freq_factor:
+        return frequency
+    if turns < rope.low_freq_factor:
+        return frequency / rope.factor
+    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    return (1.0 - blend) * frequency / rope.factor + blend * frequency
+
+
+def _load(model: Any, checkpoint: Checkpoint) -> None:
+    spec = checkpoint.spec
+
+    def pack(role: str, layer: int, *names: str) -> None:
+        tensors = [checkpoint.tensor(name) for name in names]
+        arrays = [np.ascontiguousarray(tensor.array) for tensor in tensors]
+        arrays = [a.view(np.uint16) if a.dtype.itemsize == 2 else a for a in arrays]
+        model.pack(role, layer, arrays, [tensor.dtype for tensor in tensors])
+
+    def vector(role: str, layer: int, *names: str) -> None:
+        values = [_float32(checkpoint.tensor(name)) for name in names]
+        model.set_vector(role, layer, np.concatenate(values))
+
+    for layer in range(spec.num_layers):
+        at = f"model.layers.{layer}."
+        attention = at + "self_attn."
+        qkv = [attention + f"{part}_proj" for part in "qkv"]
+        pack("qkv", layer, *(name + ".weight" for name in qkv))
+        pack("output", layer, attention + "o_proj.weight")
+        pack("gate_up", layer, at + "mlp.gate_proj.weight", at + "mlp.up_proj.weight")
+        pack("down", layer, at + "mlp.down_proj.weight")
+        vector("attention_norm", layer, at + "input_layernorm.weight")
+        vector("ffn_norm", layer, at + "post_attention_layernorm.weight")
+        if spec.qkv_bias:
+            vector("qkv_bias", layer, *(name + ".bias" for name in qkv))
+        if spec.qk_norm:
+            vector("query_norm", layer, attention + "q_norm.weight")
+            vector("key_norm", layer, attention + "k_norm.weight")
+    vector("final_norm", 0, "model.norm.weight")
+    if spec.tied:
+        pack("head", 0, "model.embed_tokens.weight")
+    else:
+        pack("embedding", 0, "model.embed_tokens.weight")
+        pack("head", 0, "lm_head.weight")
+
+
+def _float32(tensor: WeightTensor) -> NDArray[np.float32]:
+    return np.ascontiguousarray(tensor.float32()).ravel()
+
+
+def _make_sampler(sampler: Sampler) -> Any:
+    params: SamplingParams = sampler.params
+    return _native.Sampler(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition=params.repetition_penalty,
+        presence=params.presence_penalty,
+        frequency=params.frequency_penalty,
+        seed=sampler.seed,
+        choice=params.choice,
+        bias_ids=list(params.logit_bias.keys()),
+        bias=list(params.logit_bias.values()),
+        allowed=None if params.allowed_tokens is None else list(params.allowed_tokens),
+        prompt_ids=np.ascontiguousarray(sampler.prompt_ids, np.int32),
+        output_ids=np.ascontiguousarray(sampler.output_ids, np.int32),
+        output_counts=np.ascontiguousarray(sampler.output_counts, np.int32),
+    )
