@@ -119,7 +119,7 @@ class Backend(Protocol):
 
     @property
     def exactness(self) -> str:
-        """What is promised between any two ways of computing a position: `bits`, `tokens`, `law`."""
+        """What is promised between two ways of computing a position: `bits`, `tokens`, `law`."""
 
     @property
     def num_blocks(self) -> int:
@@ -133,7 +133,8 @@ class Backend(Protocol):
         path keeps nothing) at their canonical places. Must follow the forward of `batch`."""
 
     def select(self, logits: Any, selection: Selection) -> Tokens:
-        """`[R]` the chosen token of each row under its sampler and noise."""
+        """`[R]` the chosen token of each row under its sampler and noise; -1 where there is none
+        (NaN logits, or no token left), or a BackendError when any row has none."""
 
     def law(self, logits: Any, selection: Selection) -> NDArray[np.float32]:
         """`[R V]` the law each row chooses from, after all processors; one-hot at temperature 0."""
