@@ -45,6 +45,14 @@ class TokenTree:
         array = np.asarray(tokens, np.int32)
         return TokenTree(array, np.arange(-1, len(array) - 1, dtype=np.int32))
 
+    @staticmethod
+    def made_chain(tokens: list[int]) -> TokenTree:
+        """A chain built by our own code, unchecked: a chain of integers is always valid."""
+        tree = object.__new__(TokenTree)
+        object.__setattr__(tree, "tokens", np.array(tokens, np.int32))
+        object.__setattr__(tree, "parents", np.arange(-1, len(tokens) - 1, dtype=np.int32))
+        return tree
+
     def __len__(self) -> int:
         return len(self.tokens)
 

@@ -1,0 +1,32 @@
+"""The chain: candidates one after another, at most `max_drafted` of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forerun.errors import OptionError
+from forerun.tree import TokenTree
+
+LONGEST = 256  # a longer draft costs more to verify than any drafter can win back
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """At most `max_drafted` tokens, no forks."""
+
+    max_drafted: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_drafted <= LONGEST:
+            raise OptionError(f"chain:K needs K in [1, {LONGEST}], found {self.max_drafted}")
+
+    def limit(self, tree: TokenTree) -> TokenTree:
+        """The first `max_drafted` tokens along the first child of every node."""
+        if tree.is_chain:
+            fits = len(tree) <= self.max_drafted + 1
+            return tree if fits else TokenTree.chain(tree.tokens[: self.max_drafted + 1])
+        nodes = [0]
+        for node, parent in enumerate(tree.parents.tolist()):
+            if parent == nodes[-1] and len(nodes) <= self.max_drafted:
+                nodes.append(node)
+        return TokenTree.chain(tree.tokens[nodes])
