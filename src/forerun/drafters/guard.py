@@ -1,0 +1,134 @@
+"""What stands between a drafter and a request: a bad proposal costs speed, never a token.
+
+Anything may go wrong in a drafter, for its code and weights may be anybody's. The round then
+decodes plainly, the failure is counted, and a drafter that keeps failing is switched off.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from forerun.draft import Commit, Draft
+from forerun.drafters.plain import plain_draft
+from forerun.errors import CapacityError, DrafterError
+from forerun.protocols import Drafter, DraftRow, Shape
+
+MAX_FAILURES = 3  # in a row; then the drafter is not asked again
+
+_log = logging.getLogger(__name__)
+
+
+class Guard:
+    """A drafter that never raises and never proposes what the shape or the target cannot take."""
+
+    def __init__(self, drafter: Drafter, shape: Shape, vocab: int) -> None:
+        self._drafter = drafter
+        self._shape = shape
+        self._vocab = vocab
+        self._num_in_a_row = 0
+        self._admitted: set[int] = set()
+        self._failed: set[int] = set()
+        self.num_failures = 0
+
+    @property
+    def is_disabled(self) -> bool:
+        """Whether the drafter failed too often to be asked again."""
+        return self._num_in_a_row >= MAX_FAILURES
+
+    def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
+        """Admit a sequence, or draft nothing for it."""
+        if self.is_disabled:
+            return
+        try:
+            self._drafter.admit(sequence_id, prompt)
+            self._admitted.add(sequence_id)
+        except CapacityError as error:
+            _log.info("sequence %d is decoded plainly: %s", sequence_id, error)
+            self._forget(sequence_id)
+        except Exception as error:  # noqa: BLE001  a drafter may raise anything
+            self._fail("admit", error)
+            self._forget(sequence_id)
+
+    def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
+        """One draft a row, each within `max_drafted` and the target's vocabulary."""
+        self._failed.clear()
+        asked = [row for row in rows if row.sequence_id in self._admitted]
+        if self.is_disabled or not asked:
+            return [plain_draft(row.tokens[-1]) for row in rows]
+        try:
+            offered = self._drafter.propose(asked)
+            drafts = {
+                row.sequence_id: self._checked(row, draft)
+                for row, draft in zip(asked, offered, strict=True)
+            }
+        except Exception as error:  # noqa: BLE001  a drafter may raise anything
+            self._failed.update(row.sequence_id for row in asked)
+            self._fail("propose", error)
+            return [plain_draft(row.tokens[-1]) for row in rows]
+        self._num_in_a_row = 0
+        return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
+
+    def failed(self, sequence_id: int) -> bool:
+        """Whether the last proposal for a sequence was thrown away."""
+        return sequence_id in self._failed
+
+    def observe(self, sequence_id: int, commit: Commit) -> None:
+        """Tell the drafter what was kept."""
+        if sequence_id not in self._admitted or self.is_disabled:
+            return
+        try:
+            self._drafter.observe(sequence_id, commit)
+        except Exception as error:  # noqa: BLE001  a drafter may raise anything
+            self._fail("observe", error)
+            self._forget(sequence_id)
+
+    def release(self, sequence_id: int) -> None:
+        """Let the drafter forget a sequence."""
+        if sequence_id in self._admitted:
+            self._forget(sequence_id)
+
+    def close(self) -> None:
+        """Close the drafter; it may not fail on the way out either."""
+        try:
+            self._drafter.close()
+        except Exception as error:  # noqa: BLE001  a drafter may raise anything
+            self._fail("close", error)
+
+    def _checked(self, row: DraftRow, draft: Draft) -> Draft:
+        tree = draft.tree
+        if len(tree) > 1 + row.max_drafted:
+            tree = self._shape.limit(tree)
+            if len(tree) > 1 + row.max_drafted:
+                raise DrafterError(
+                    f"{len(tree) - 1} tokens were proposed where {row.max_drafted} fit"
+                )
+            draft = Draft(tree, draft.draw)
+        if tree.tokens.dtype.kind != "i" or tree.parents.dtype.kind != "i":
+            raise DrafterError(f"token ids must be integers, found {tree.tokens.dtype}")
+        tokens = tree.tokens.tolist()
+        if tokens[0] != row.tokens[-1]:
+            raise DrafterError(f"node 0 must be the pending token {row.tokens[-1]}, is {tokens[0]}")
+        if min(tokens) < 0 or max(tokens) >= self._vocab:
+            raise DrafterError(f"token ids must be in [0, {self._vocab}), found {tokens}")
+        return draft
+
+    def _forget(self, sequence_id: int) -> None:
+        self._admitted.discard(sequence_id)
+        try:
+            self._drafter.release(sequence_id)
+        except Exception as error:  # noqa: BLE001  a drafter may raise anything
+            self._fail("release", error)
+
+    def _fail(self, verb: str, error: Exception) -> None:
+        self.num_failures += 1
+        self._num_in_a_row += 1
+        text = f"{type(error).__name__}: {error}"
+        if self._num_in_a_row == MAX_FAILURES:
+            _log.warning(
+                "the drafter failed %d times in a row and is switched off (%s: %s);"
+                " decoding goes on without it",
+                MAX_FAILURES, verb, text,
+            )  # fmt: skip
+        else:
+            _log.info("the drafter's %s failed, this round is decoded plainly (%s)", verb, text)

@@ -1,0 +1,141 @@
+"""A small language model with the target's vocabulary, drafting coupled chains.
+
+Knows its own backend and K/V blocks. A proposal reads the tokens it has not seen and draws K
+tokens with the target's own noise, all in one backend call. Nothing is ever undone:
+
+    tokens       0 ………………… base-1 | accepted …, bonus
+    its K/V      0 ………………… base-1 | drafted …, all but the last
+
+After a verdict the K/V is valid as far as both lines agree; that is its committed length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from forerun.backends.prefill import prefill
+from forerun.backends.slots import Slots
+from forerun.draft import Commit, Draft, Draw
+from forerun.drafters.plain import plain_draft
+from forerun.errors import CapacityError
+from forerun.protocols import Backend, DraftRow, ProposalPlan
+from forerun.stats import Span
+from forerun.tree import TokenTree
+
+LONGEST_CATCH_UP = 32  # unseen tokens a proposal reads itself; more are read in chunks before it
+
+
+@dataclass(slots=True, eq=False)
+class _Progress:
+    """How far the small model has come with one sequence: `committed` tokens have valid K/V, and
+    after them lie those of `drafted` (its last proposal, made when `committed` tokens were known).
+    """
+
+    committed: int = 0
+    drafted: list[int] = field(default_factory=list)
+
+    def settle(self, tokens: Sequence[int]) -> None:
+        """Keep the K/V of drafted tokens that the sequence really has; the last has none."""
+        for token in self.drafted[:-1]:
+            if self.committed >= len(tokens) or tokens[self.committed] != token:
+                break
+            self.committed += 1
+        self.drafted = []
+
+
+class LM:
+    """Drafts with a backend of its own; `span` sums the seconds of that backend's calls."""
+
+    def __init__(self, backend: Backend, num_steps: int, span: Span) -> None:
+        self._backend = backend
+        self._num_steps = num_steps
+        self._span = span
+        self._slots = Slots(backend.num_blocks)
+        self._progress: dict[int, _Progress] = {}
+
+    def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
+        """Read the prompt.
+
+        Raises:
+            CapacityError: the prompt does not fit the small model's context or K/V memory.
+        """
+        limit = self._backend.spec.max_position
+        if len(prompt) >= limit:
+            raise CapacityError(f"{len(prompt)} tokens of prompt, the drafter's limit is {limit}")
+        self._slots.reserve(sequence_id, len(prompt) + self._num_steps)
+        progress = self._progress[sequence_id] = _Progress()
+        self._read(sequence_id, progress, prompt, len(prompt) - 1)
+
+    def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
+        """One chain a row; nothing for rows without room, in one backend call for all others."""
+        drafts = [plain_draft(row.tokens[-1]) for row in rows]
+        drafting = [index for index, row in enumerate(rows) if self._prepare(row)]
+        if not drafting:
+            return drafts
+        chosen = [rows[index] for index in drafting]
+        plan = self._plan(chosen)
+        with self._span:
+            proposed = self._backend.propose(plan)
+        for index, row, tokens in zip(drafting, chosen, proposed.tolist(), strict=True):
+            progress = self._progress[row.sequence_id]
+            progress.committed, progress.drafted = len(row.tokens), tokens
+            tree = TokenTree.made_chain([row.tokens[-1], *tokens[: row.max_drafted]])
+            drafts[index] = Draft(tree, Draw.COUPLED)
+        return drafts
+
+    def observe(self, sequence_id: int, commit: Commit) -> None:
+        """The next proposal compares tokens itself."""
+
+    def release(self, sequence_id: int) -> None:
+        """Give back the sequence's blocks."""
+        self._slots.release(sequence_id)
+        self._progress.pop(sequence_id, None)
+
+    def close(self) -> None:
+        """Close the small model."""
+        self._backend.close()
+
+    def _prepare(self, row: DraftRow) -> bool:
+        """Whether the row can draft; if so it has blocks, and few tokens are unread."""
+        progress = self._progress.get(row.sequence_id)
+        if row.max_drafted < 1 or progress is None:
+            return False
+        needed = len(row.tokens) + self._num_steps
+        if needed > self._backend.spec.max_position:
+            return False
+        try:
+            self._slots.reserve(row.sequence_id, needed)
+        except CapacityError:
+            return False
+        progress.settle(row.tokens)
+        if len(row.tokens) - progress.committed > LONGEST_CATCH_UP:
+            self._read(row.sequence_id, progress, row.tokens, len(row.tokens) - 1)
+        return True
+
+    def _read(
+        self, sequence_id: int, progress: _Progress, tokens: Sequence[int], until: int
+    ) -> None:
+        table = self._slots.table([sequence_id])
+        with self._span:
+            prefill(self._backend, table, tokens[progress.committed : until], progress.committed)
+        progress.committed = until
+
+    def _plan(self, rows: Sequence[DraftRow]) -> ProposalPlan:
+        catch_up: list[int] = []
+        starts, committed = [0], []
+        for row in rows:
+            seen = self._progress[row.sequence_id].committed
+            catch_up += row.tokens[seen:]
+            starts.append(len(catch_up))
+            committed.append(seen)
+        return ProposalPlan(
+            np.array(catch_up, np.int32),
+            np.array(starts, np.int32),
+            np.array(committed, np.int32),
+            self._slots.table([row.sequence_id for row in rows]),
+            [row.sampler for row in rows],
+            min(self._num_steps, max(row.max_drafted for row in rows)),
+        )
