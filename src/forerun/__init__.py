@@ -1,0 +1,54 @@
+"""forerun: same tokens, sooner. Public names only."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from forerun.errors import (
+    BackendError,
+    CapacityError,
+    DrafterError,
+    EngineClosed,
+    ForerunError,
+    IncompatibleSpeculation,
+    ModelError,
+    OptionError,
+)
+from forerun.options import SamplingParams, Speculation
+
+if TYPE_CHECKING:
+    from forerun.engine.engine import Completion, Engine, Piece
+
+__all__ = [
+    "BackendError",
+    "CapacityError",
+    "Completion",
+    "DrafterError",
+    "Engine",
+    "EngineClosed",
+    "ForerunError",
+    "IncompatibleSpeculation",
+    "ModelError",
+    "OptionError",
+    "Piece",
+    "SamplingParams",
+    "Speculation",
+    "__version__",
+]
+
+try:
+    __version__ = version("forerun")
+except PackageNotFoundError:  # run from a source tree
+    __version__ = "0.0.0"
+
+_LAZY = {"Completion", "Engine", "Piece"}
+
+
+def __getattr__(name: str) -> object:
+    """Load the engine when it is asked for: the command line must answer `--help` at once."""
+    if name in _LAZY:
+        from forerun.engine import engine
+
+        return getattr(engine, name)
+    raise AttributeError(f"module 'forerun' has no attribute {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -63,7 +64,9 @@ class SamplingParams:
         for token, bias in self.logit_bias.items():
             _within(f"logit_bias[{token}]", bias, -100.0, 100.0)
         if self.allowed_tokens is not None and not self.allowed_tokens:
-            raise OptionError("allowed_tokens is empty: give at least one token id, or None for all")
+            raise OptionError(
+                "allowed_tokens is empty: give at least one token id, or None for all"
+            )
         if isinstance(self.stop, str):
             raise OptionError('stop must be a tuple of strings; write stop=("…",)')
         if any(not text for text in self.stop):
@@ -99,9 +102,58 @@ class Speculation:
                 raise OptionError(f"{item.name} must be a non-empty string, found {value!r}")
 
 
-def _within(
-    name: str, value: float, low: float, high: float, *, open_low: bool = False
-) -> None:
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Where and how a model runs.
+
+    `backend`: `auto`, `native`, `torch`. `device`: `cpu`, or what torch calls its device. `dtype`
+    (torch only): `auto`, `float32`, `float64`, `bfloat16`. `isa` (native only): an instruction
+    path to force. `target_cores`/`draft_cores`: cores of each model's lane, None for all;
+    `threads` instead takes the first so many cores for both. `kv_positions`: K/V positions kept
+    for all requests together; None takes what a quarter of the free memory holds, within reason.
+
+    Raises:
+        OptionError: a value outside its range; the message names the range.
+    """
+
+    backend: str = "auto"
+    device: str = "cpu"
+    dtype: str = "auto"
+    isa: str = "auto"
+    target_cores: tuple[int, ...] | None = None
+    draft_cores: tuple[int, ...] | None = None
+    threads: int | None = None
+    kv_positions: int | None = None
+
+    def __post_init__(self) -> None:
+        _one_of("backend", self.backend, ("auto", "native", "torch"))
+        _one_of("dtype", self.dtype, ("auto", "float32", "float64", "bfloat16"))
+        if self.threads is not None:
+            _within("threads", self.threads, 1, 1024)
+        if self.kv_positions is not None:
+            _within("kv_positions", self.kv_positions, 1, 2**31 - 1)
+        for name in ("target_cores", "draft_cores"):
+            cores = getattr(self, name)
+            if cores is not None and (not cores or len(set(cores)) != len(cores)):
+                raise OptionError(f"{name} must be distinct core numbers, found {cores!r}")
+
+    def cores_of(self, lane: str) -> tuple[int, ...] | None:
+        """Cores of the lane `target` or `draft`; None for all that this process may use."""
+        cores = self.target_cores if lane == "target" else self.draft_cores
+        if cores is not None or self.threads is None:
+            return cores
+        allowed = sorted(os.sched_getaffinity(0))
+        if self.threads > len(allowed):
+            raise OptionError(f"threads={self.threads}, this process may use {len(allowed)} cores")
+        return tuple(allowed[: self.threads])
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise OptionError(f"{name} must be one of {', '.join(known)}, found {value!r}")
+
+
+def _within(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(low, int):
         is_number = is_number and isinstance(value, int)

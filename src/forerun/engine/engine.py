@@ -1,0 +1,223 @@
+"""The engine: a model, a way to speculate, and requests.
+
+The one place that builds everything; the loop itself is `round.py`, admission is `admission.py`,
+and who runs when is `queue.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from collections.abc import Sequence as Rows
+from pathlib import Path
+from types import TracebackType
+from typing import TypeAlias, cast
+
+import numpy as np
+
+from forerun.backends import open_backend
+from forerun.engine.admission import Admission
+from forerun.engine.parts import build_parts
+from forerun.engine.queue import Queue
+from forerun.engine.results import Completion, Piece
+from forerun.engine.sequence import Sequence
+from forerun.errors import EngineClosed, OptionError
+from forerun.models.resolve import EMBEDDED_NAME, resolve_model
+from forerun.models.tokenizer import Tokenizer, load_tokenizer
+from forerun.models.weights import open_checkpoint
+from forerun.options import EngineOptions, SamplingParams, Speculation
+from forerun.protocols import Backend
+from forerun.stats import RoundClock
+
+__all__ = ["Completion", "Engine", "Piece", "Prompt"]
+
+Prompt: TypeAlias = str | Rows[int]  # a text, or its token ids
+
+
+class Engine:
+    """Generates text from one model; use it in a `with` statement, or call `close`.
+
+    `Engine(model)` alone chooses the backend and the drafter; results never depend on either.
+    Options are those of `EngineOptions`. One engine may be used from several threads; their
+    rounds take turns.
+
+    Raises:
+        OptionError: an option outside its range, or a part of `speculate` that is not built.
+        ModelError: a model or drafter that cannot be used.
+        BackendError: the machine or the installation lacks what the backend needs.
+    """
+
+    def __init__(  # noqa: PLR0913  one keyword an option, as users write them
+        self,
+        model: str | Path = EMBEDDED_NAME,
+        *,
+        speculate: Speculation = Speculation(),  # noqa: B008  a frozen value
+        backend: str = "auto",
+        device: str = "cpu",
+        dtype: str = "auto",
+        isa: str = "auto",
+        target_cores: tuple[int, ...] | None = None,
+        draft_cores: tuple[int, ...] | None = None,
+        threads: int | None = None,
+        kv_positions: int | None = None,
+    ) -> None:
+        options = EngineOptions(
+            backend=backend,
+            device=device,
+            dtype=dtype,
+            isa=isa,
+            target_cores=target_cores,
+            draft_cores=draft_cores,
+            threads=threads,
+            kv_positions=kv_positions,
+        )
+        directory = resolve_model(str(model))
+        checkpoint = open_checkpoint(directory)
+        self._tokenizer = load_tokenizer(directory, checkpoint.spec)
+        self._clock = RoundClock()
+        target = open_backend(checkpoint, options, options.cores_of("target"))
+
+        def open_drafter(path: Path) -> Backend:
+            return open_backend(open_checkpoint(path), options, options.cores_of("draft"))
+
+        try:
+            span = self._clock.model
+            self._parts = build_parts(speculate, target, directory, open_drafter, span)
+        except BaseException:
+            target.close()
+            raise
+        self._admission = Admission(self._parts, self._tokenizer)
+        self._lock = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self._tokenizer
+
+    @property
+    def numerics(self) -> str:
+        """Name of the arithmetic that results come from."""
+        return self._parts.target.numerics
+
+    @property
+    def exactness(self) -> str:
+        """What holds between any two ways of computing a result: `bits`, `tokens` or `law`."""
+        return self._parts.target.exactness
+
+    @property
+    def drafter_is_disabled(self) -> bool:
+        """Whether the drafter failed so often that decoding goes on without it."""
+        return self._parts.drafter.is_disabled
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
+        """Generate one completion, a piece a round.
+
+        The prompt is checked at once; work begins with the first piece that is asked for.
+
+        Raises:
+            CapacityError: the prompt does not fit the model or the K/V memory.
+            OptionError: token ids, biases or masks outside the vocabulary.
+            EngineClosed: after `close`.
+        """
+        self._refuse_closed()
+        sequence = self._admission.sequence(0, prompt, params or SamplingParams())
+        return self._stream(sequence)
+
+    def generate(
+        self,
+        prompts: Prompt | Rows[Prompt],
+        params: SamplingParams | Rows[SamplingParams] | None = None,
+    ) -> list[Completion]:
+        """Complete one prompt or several, as many at a time as fit; results in their order.
+
+        `params` is one value for all, or one a prompt. A request that fails while others run ends
+        with `finish_reason="error"`; alone, it raises.
+
+        Raises:
+            CapacityError: a prompt does not fit the model or the K/V memory; nothing was run.
+            OptionError: token ids, biases or masks outside the vocabulary; nothing was run.
+            EngineClosed: after `close`.
+        """
+        self._refuse_closed()
+        requests = _requests(prompts, params)
+        sequences = [
+            self._admission.sequence(index, prompt, one)
+            for index, (prompt, one) in enumerate(requests)
+        ]
+        for _ in self._pieces(sequences):
+            pass
+        if len(sequences) == 1 and sequences[0].error is not None:
+            raise sequences[0].error
+        return [self._completion(sequence) for sequence in sequences]
+
+    def close(self) -> None:
+        """Give back threads and memory; more than once is fine."""
+        with self._lock:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._parts.drafter.close()
+            self._parts.target.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _stream(self, sequence: Sequence) -> Iterator[Piece]:
+        yield from self._pieces([sequence])
+        if sequence.error is not None:
+            raise sequence.error
+
+    def _pieces(self, sequences: list[Sequence]) -> Iterator[Piece]:
+        """Run requests to their end; what was taken for them is given back in any case."""
+        queue = Queue(sequences, self._parts, self._clock)
+        try:
+            while not queue.is_done:
+                with self._lock:
+                    self._refuse_closed()
+                    pieces = queue.step()
+                yield from pieces
+        finally:
+            with self._lock:
+                if not self._is_closed:
+                    queue.release()
+
+    def _completion(self, sequence: Sequence) -> Completion:
+        wanted = sequence.params.logprobs is not None
+        return Completion(
+            text=sequence.text,
+            token_ids=tuple(sequence.tokens[sequence.prompt_len :]),
+            finish_reason=sequence.finish_reason or "cancelled",
+            seed=sequence.seed,
+            numerics=self.numerics,
+            exactness=self.exactness,
+            stats=sequence.tally.freeze(sequence.num_generated),
+            logprobs=tuple(sequence.logprobs[: sequence.num_generated]) if wanted else None,
+            error=sequence.error,
+        )
+
+    def _refuse_closed(self) -> None:
+        if self._is_closed:
+            raise EngineClosed("this engine was closed; build a new one")
+
+
+def _requests(
+    prompts: Prompt | Rows[Prompt], params: SamplingParams | Rows[SamplingParams] | None
+) -> list[tuple[Prompt, SamplingParams]]:
+    is_single = isinstance(prompts, str) or (
+        len(prompts) > 0 and isinstance(prompts[0], int | np.integer)
+    )
+    batch = cast("Rows[Prompt]", [prompts] if is_single else prompts)
+    if params is None or isinstance(params, SamplingParams):
+        params = [params or SamplingParams()] * len(batch)
+    if len(params) != len(batch):
+        raise OptionError(f"{len(batch)} prompts, {len(params)} params: give one, or one each")
+    return list(zip(batch, params, strict=True))

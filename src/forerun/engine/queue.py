@@ -1,0 +1,137 @@
+"""From waiting requests to finished ones, one round of all running rows at a time.
+
+Knows when a request may begin and when it has ended; rounds themselves are `round.py`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from forerun.backends.prefill import CHUNK, prefill
+from forerun.backends.slots import blocks_for
+from forerun.draft import Commit
+from forerun.engine.parts import Parts
+from forerun.engine.results import Piece
+from forerun.engine.round import run_round
+from forerun.engine.sequence import Sequence, Status
+from forerun.errors import CapacityError
+from forerun.protocols import BLOCK_LEN
+from forerun.stats import RoundClock, Span
+
+MAX_ROWS = 16  # rows of one round: beyond, a pass is no longer bound by reading the weights
+LONGEST_TAIL = 128  # prompt tokens, of all new rows, that the first round reads beside its drafts
+
+
+class Queue:
+    """The requests of one call."""
+
+    def __init__(self, sequences: list[Sequence], parts: Parts, clock: RoundClock) -> None:
+        self._waiting = deque(sequences)
+        self._running: list[Sequence] = []
+        self._parts = parts
+        self._clock = clock
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every request has ended."""
+        return not self._waiting and not self._running
+
+    def step(self) -> list[Piece]:
+        """Let in who fits, then run one round: what every row gained."""
+        self._admit()
+        self._clock.restart()
+        with self._clock.round:
+            rows = self._running
+            num_drafted = sum(row.tally.num_drafted for row in rows)
+            commits = run_round(rows, self._parts, self._clock)
+            pieces = [_settle(row, commit) for row, commit in zip(rows, commits, strict=True)]
+        self._account(rows, commits, sum(row.tally.num_drafted for row in rows) - num_drafted)
+        for row in rows:
+            if row.status is Status.FINISHED:
+                self._give_back(row)
+        self._running = [row for row in rows if row.status is Status.RUNNING]
+        return pieces
+
+    def release(self) -> None:
+        """Give back what unfinished requests hold."""
+        for row in self._running:
+            self._give_back(row)
+        self._running = []
+        self._waiting.clear()
+
+    def _admit(self) -> None:
+        """Begin as many waiting requests as have room for their longest outcome, in order."""
+        slots, fresh = self._parts.slots, []
+        while self._waiting and len(self._running) < MAX_ROWS:
+            # The last token of a request is never read, so it needs no place.
+            needed = self._waiting[0].limit - 1
+            if blocks_for(needed) > slots.num_free:
+                break
+            row = self._waiting.popleft()
+            self._running.append(row)
+            fresh.append(row)
+            slots.reserve(row.id, needed)
+        if not self._running:
+            raise CapacityError(
+                f"{self._waiting[0].limit} positions of K/V are needed, other requests of this"
+                f" engine leave {slots.num_free * BLOCK_LEN} free: finish those first"
+            )
+        for row in fresh:
+            self._begin(row, max(1, LONGEST_TAIL // len(fresh)))
+
+    def _begin(self, row: Sequence, longest_tail: int) -> None:
+        """Read the prompt but for a tail, which costs nothing beside the first round's drafts."""
+        span = Span()
+        with span:
+            self._parts.drafter.admit(row.id, row.tokens)
+            while len(row.tokens) - row.committed_len > longest_tail:
+                start = row.committed_len
+                end = min(start + CHUNK, len(row.tokens) - 1)
+                table = self._parts.slots.table([row.id])
+                prefill(self._parts.target, table, row.tokens[start:end], start)
+                row.committed_len = end
+        row.tally.prefill_s += span.seconds
+        row.status = Status.RUNNING
+
+    def _account(
+        self, rows: list[Sequence], commits: list[Commit | None], num_drafted: int
+    ) -> None:
+        kept = [commit for commit in commits if commit is not None]
+        num_accepted = sum(len(commit.tokens) - 1 for commit in kept)
+        stats = self._clock.stats(len(rows), num_drafted, num_accepted)
+        for row in rows:
+            row.tally.rounds.append(stats)
+            row.tally.num_failures += self._parts.drafter.failed(row.id)
+
+    def _give_back(self, row: Sequence) -> None:
+        self._parts.drafter.release(row.id)
+        self._parts.slots.release(row.id)
+
+
+def _settle(row: Sequence, commit: Commit | None) -> Piece:
+    """Turn a round's tokens into text; end the row at its first stop, dropping what came after."""
+    if commit is None:
+        return Piece((), (), (), row.index, row.finish_reason)
+    texts: list[str] = []
+    for token in commit.tokens:
+        texts.append(row.detokenizer.push(token))
+        if token in row.stop_ids or row.detokenizer.is_stopped:
+            row.finish("stop")
+            break
+    num_dropped = len(commit.tokens) - len(texts)
+    if num_dropped:
+        del row.tokens[-num_dropped:]
+        row.tally.num_accepted -= num_dropped - 1  # the bonus is among them
+    elif row.status is Status.RUNNING and len(row.tokens) >= row.limit:
+        row.finish("length")
+    if row.status is Status.FINISHED:
+        texts[-1] += row.detokenizer.finish()
+    row.text += "".join(texts)
+    drafted = [True] * (len(commit.tokens) - 1) + [False]
+    return Piece(
+        commit.tokens[: len(texts)],
+        tuple(texts),
+        tuple(drafted[: len(texts)]),
+        row.index,
+        row.finish_reason,
+    )

@@ -1,0 +1,206 @@
+"""The round: propose, verify, judge, keep. There is no other loop; plain decoding is a tree of one.
+
+Knows rows and the four axes; must not know text, admission or who asked. A row's nodes are its
+tokens whose K/V is not kept yet, the last of them pending, and then its draft below that one:
+
+    known …, pending, drafted …            parents: a chain, then the draft's own
+             ^ node `base`; choices are wanted from here on
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from forerun.draft import Commit, Draft, Verdict
+from forerun.engine.parts import Parts
+from forerun.engine.sequence import Sequence, TokenLogprobs
+from forerun.errors import BackendError
+from forerun.protocols import DraftRow, ForwardBatch, Sampler, Selection
+from forerun.stats import RoundClock
+from forerun.tree import Tokens
+
+_EMPTY = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Assembled:
+    """A round as arrays. Row b wants `starts[b]:starts[b + 1]` of the logits; its node `bases[b]`
+    is the pending token."""
+
+    batch: ForwardBatch
+    selection: Selection
+    starts: list[int]
+    bases: list[int]
+
+
+def run_round(rows: Rows[Sequence], parts: Parts, clock: RoundClock) -> list[Commit | None]:
+    """One round of all rows: what each gained, or None for a row that failed."""
+    with clock.draft:
+        drafts = parts.drafter.propose([_draft_row(row, parts) for row in rows])
+    round_ = _assemble(rows, drafts, parts)
+    with clock.verify:
+        logits = parts.target.forward(round_.batch).logits
+        choices = _select(parts, logits, round_.selection)
+    starts = round_.starts
+    verdicts = [
+        _judge(row, draft, choices[starts[index] : starts[index + 1]], parts)
+        for index, (row, draft) in enumerate(zip(rows, drafts, strict=True))
+    ]
+    with clock.verify:
+        parts.target.commit(round_.batch, _paths(verdicts, round_.bases))
+    commits = [
+        None if verdict is None else _keep(row, draft, verdict)
+        for row, draft, verdict in zip(rows, drafts, verdicts, strict=True)
+    ]
+    for row, commit, verdict, start in zip(rows, commits, verdicts, starts, strict=False):
+        if commit is None or verdict is None:
+            continue
+        if row.params.logprobs is not None:
+            _note_logprobs(row, commit, np.array(verdict.path, np.int32) + start, logits, parts)
+        with clock.draft:
+            parts.drafter.observe(row.id, commit)
+    return commits
+
+
+def _draft_row(row: Sequence, parts: Parts) -> DraftRow:
+    # A round emits one token more than it drafts, and must not pass the row's limit.
+    room = row.limit - len(row.tokens) - 1
+    most = min(parts.shape.max_drafted, room)
+    return DraftRow(row.id, row.tokens, row.prompt_len, row.sampler(), most)
+
+
+def _assemble(rows: Rows[Sequence], drafts: Rows[Draft], parts: Parts) -> _Assembled:
+    """Every row's nodes one after another, as the arrays of one forward pass."""
+    token_ids: list[int] = []
+    parents: list[int] = []
+    logit_nodes: list[int] = []
+    positions: list[int] = []
+    row_starts, starts, bases = [0], [0], []
+    for row, draft in zip(rows, drafts, strict=True):
+        known = row.tokens[row.committed_len :]
+        base = len(known) - 1
+        first, length = len(token_ids) + base, len(row.tokens)
+        tree_parents = draft.tree.parents.tolist()
+        token_ids += known
+        token_ids += draft.tree.tokens.tolist()[1:]
+        parents += range(-1, base)
+        depths = [0]
+        for parent in tree_parents[1:]:
+            parents.append(parent + base)
+            depths.append(depths[parent] + 1)
+        logit_nodes += range(first, first + len(depths))
+        positions += [length + depth for depth in depths]
+        row_starts.append(len(token_ids))
+        starts.append(len(positions))
+        bases.append(base)
+    batch = ForwardBatch(
+        token_ids=np.array(token_ids, np.int32),
+        parents=np.array(parents, np.int32),
+        row_starts=np.array(row_starts, np.int32),
+        committed=np.array([row.committed_len for row in rows], np.int32),
+        block_table=parts.slots.table([row.id for row in rows]),
+        logit_nodes=np.array(logit_nodes, np.int32),
+    )
+    samplers = [row.sampler() for row in rows]
+    selection = _selection(drafts, samplers, starts, np.array(positions, np.int64))
+    return _Assembled(batch, selection, starts, bases)
+
+
+def _selection(
+    drafts: Rows[Draft], samplers: list[Sampler], starts: list[int], positions: Any
+) -> Selection:
+    if len(samplers) == 1:
+        sampler_of = np.zeros(len(positions), np.int32)
+    else:
+        sampler_of = np.repeat(np.arange(len(samplers), dtype=np.int32), np.diff(starts))
+    if not any(sampler.params.has_penalties for sampler in samplers):
+        path_starts = np.zeros(len(positions) + 1, np.int32)
+        return Selection(positions, sampler_of, samplers, path_starts, _EMPTY)
+    path_tokens: list[int] = []
+    ends = [0]
+    for draft, sampler in zip(drafts, samplers, strict=True):
+        for node in range(len(draft.tree)):
+            if sampler.params.has_penalties:
+                path_tokens += [int(draft.tree.tokens[one]) for one in draft.tree.path(node)[1:]]
+            ends.append(len(path_tokens))
+    return Selection(
+        positions,
+        sampler_of,
+        samplers,
+        np.array(ends, np.int32),
+        np.array(path_tokens, np.int32),
+    )
+
+
+def _select(parts: Parts, logits: Any, selection: Selection) -> Tokens:
+    """The target's choice at every wanted node, -1 where there is none.
+
+    A node nobody keeps may have no choice without harm: only a verdict that ends there fails.
+    """
+    try:
+        return parts.target.select(logits, selection)
+    except BackendError:
+        choices = np.full(len(selection.positions), -1, np.int32)
+    for index in range(len(choices)):
+        with suppress(BackendError):
+            one = parts.target.select(logits[index : index + 1], _single(selection, index))
+            choices[index] = one[0]
+    return choices
+
+
+def _single(selection: Selection, index: int) -> Selection:
+    start, end = selection.path_starts[index : index + 2].tolist()
+    return Selection(
+        selection.positions[index : index + 1],
+        selection.sampler_of[index : index + 1],
+        selection.samplers,
+        np.array([0, end - start], np.int32),
+        selection.path_tokens[start:end],
+    )
+
+
+def _judge(row: Sequence, draft: Draft, choices: Tokens, parts: Parts) -> Verdict | None:
+    verdict = parts.rule.judge(draft, choices)
+    if verdict.bonus >= 0:
+        return verdict
+    position = len(row.tokens) + verdict.num_accepted
+    row.fail(
+        BackendError(
+            f"no token can be chosen for position {position}: the model's logits hold NaN, or"
+            " bias and masks left none"
+        )
+    )
+    return None
+
+
+def _paths(verdicts: Rows[Verdict | None], bases: list[int]) -> list[list[int]]:
+    """Node ids to keep within each row: all known ones, then the draft's path below them."""
+    return [
+        [] if verdict is None else [*range(base), *[base + node for node in verdict.path]]
+        for verdict, base in zip(verdicts, bases, strict=True)
+    ]
+
+
+def _keep(row: Sequence, draft: Draft, verdict: Verdict) -> Commit:
+    """Append what was agreed on; the bonus is the next pending token."""
+    tokens = draft.tree.tokens.tolist()
+    kept = (*[tokens[node] for node in verdict.path[1:]], verdict.bonus)
+    row.tokens.extend(kept)
+    row.committed_len = len(row.tokens) - 1
+    row.tally.num_drafted += draft.num_drafted
+    row.tally.num_accepted += verdict.num_accepted
+    return Commit(kept)
+
+
+def _note_logprobs(row: Sequence, commit: Commit, nodes: Tokens, logits: Any, parts: Parts) -> None:
+    """The raw log-softmax of each token this round emitted, and of the best at its place."""
+    num_top = row.params.logprobs or 0
+    for token, line in zip(commit.tokens, parts.target.logprobs(logits, nodes), strict=True):
+        best = np.argsort(-line, kind="stable")[:num_top].tolist()
+        top = tuple((one, float(line[one])) for one in best)
+        row.logprobs.append(TokenLogprobs(token, float(line[token]), top))

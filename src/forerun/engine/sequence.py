@@ -1,0 +1,97 @@
+"""One request: its tokens, how far their K/V is kept, and why it ended.
+
+    tokens   prompt … | generated … , pending
+             0 …………………………………… committed_len | known, K/V not kept
+
+Between rounds `committed_len == len(tokens) - 1`, the last token being the pending one; a new
+request has its prompt's tail still to be read, which its first round does.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from forerun.engine.detokenize import Detokenizer
+from forerun.errors import ForerunError
+from forerun.options import SamplingParams
+from forerun.protocols import Sampler
+from forerun.stats import Tally
+
+
+class Status(Enum):
+    """Where a request is in its life."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A chosen token's raw log-probability and the n best `(token, logprob)`, best first."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request; `limit` is the most tokens it may have, prompt included."""
+
+    id: int
+    index: int
+    tokens: list[int]
+    prompt_len: int
+    limit: int
+    params: SamplingParams
+    seed: int
+    stop_ids: frozenset[int]
+    detokenizer: Detokenizer
+    committed_len: int = 0
+    status: Status = Status.WAITING
+    finish_reason: str | None = None
+    error: ForerunError | None = None
+    text: str = ""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    _sampler: Sampler | None = None
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - self.prompt_len
+
+    def sampler(self) -> Sampler:
+        """How the next tokens are chosen, given those known now."""
+        if self._sampler is None:
+            self._sampler = self._first_sampler()
+        elif self.params.has_penalties:
+            counts = Counter(self.tokens[self.prompt_len :])
+            self._sampler = Sampler(
+                self.params,
+                self.seed,
+                self._sampler.prompt_ids,
+                np.fromiter(counts.keys(), np.int32, len(counts)),
+                np.fromiter(counts.values(), np.int32, len(counts)),
+            )
+        return self._sampler
+
+    def finish(self, reason: str) -> None:
+        """End with a reason: `stop`, `length`, `cancelled` or `error`."""
+        self.status = Status.FINISHED
+        self.finish_reason = reason
+
+    def fail(self, error: ForerunError) -> None:
+        """End because of an error of its own."""
+        self.error = error
+        self.finish("error")
+
+    def _first_sampler(self) -> Sampler:
+        if not self.params.has_penalties:
+            return Sampler(self.params, self.seed)
+        prompt_ids = np.unique(np.array(self.tokens[: self.prompt_len], np.int32))
+        return Sampler(self.params, self.seed, prompt_ids)
