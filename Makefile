@@ -1,0 +1,90 @@
+# make demo    complete a Python function and measure it     make test    format, lint, types, tests
+# make bench   the measured table of the README              make asan    native tests, sanitizers on
+# make format  rewrite the sources in the house style        make clean   remove what make made
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+# Tests need PyTorch. Its CPU build is enough and ten times smaller than the one with CUDA: where
+# the default package is the large one, name a wheel of the small one, make test TORCH=FILE.whl
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+MADE := $(VENV)/.made
+NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name '*.inc')
+SANITIZED := build/asan
+PRELOAD = $(shell $${CXX:-g++} -print-file-name=libasan.so):$(shell $${CXX:-g++} -print-file-name=libubsan.so)
+TESTS ?= tests
+
+.PHONY: help build demo bench test lint types format asan clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+$(MADE)/environment: .ci/check-machine
+	@.ci/check-machine $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade pip
+	$(PIP) install "scikit-build-core>=1.1" "nanobind>=3.1"
+	@mkdir -p $(MADE) && touch $@
+
+$(MADE)/forerun: $(MADE)/environment pyproject.toml CMakeLists.txt $(NATIVE)
+	@.ci/check-machine $(PYTHON)
+	$(PIP) install --no-build-isolation --config-settings=cmake.define.FORERUN_WERROR=ON --editable .
+	@touch $@
+
+$(MADE)/torch: $(MADE)/environment
+	$(PIP) install "$(TORCH)"
+	@touch $@
+
+$(MADE)/test: $(MADE)/forerun $(MADE)/torch
+	$(PIP) install --no-build-isolation --config-settings=cmake.define.FORERUN_WERROR=ON --editable ".[test,torch,hub,train]"
+	@touch $@
+
+build: $(MADE)/forerun
+
+demo: $(MADE)/forerun
+	@$(BIN)/forerun demo
+
+bench: $(MADE)/forerun
+	$(BIN)/forerun bench forward --random 260M --num-tokens 1,16,32 --context 64
+	$(BIN)/forerun bench forward --random 6M --propose 6 --threads 1
+	$(BIN)/forerun bench decode --max-tokens 128
+	$(BIN)/forerun bench decode --max-tokens 128 --temperature 0.7 --seed 0
+
+lint: $(MADE)/test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)
+
+types: $(MADE)/test
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest $(TESTS)
+
+format: $(MADE)/test
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(NATIVE)
+
+# A second environment that sees the first one's packages but not its forerun.
+$(SANITIZED)/.made: $(MADE)/test pyproject.toml CMakeLists.txt $(NATIVE) $(shell find src -name '*.py')
+	$(PYTHON) -m venv $(SANITIZED)/venv
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $$(echo $(SANITIZED)/venv/lib/python3*/site-packages)/base.pth
+	$(SANITIZED)/venv/bin/python -m pip --quiet install --no-deps --no-build-isolation \
+	  --config-settings=build-dir=$(SANITIZED)/cmake --config-settings=cmake.build-type=RelWithDebInfo \
+	  --config-settings=cmake.define.FORERUN_SANITIZE=ON --config-settings=install.strip=false .
+	@touch $@
+
+asan: $(SANITIZED)/.made
+	cd tests && LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	  ../$(SANITIZED)/venv/bin/python -m pytest -p no:cacheprovider native
+
+clean:
+	rm -rf $(VENV) build

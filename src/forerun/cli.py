@@ -1,0 +1,77 @@
+"""The command `forerun`: exit codes, error sentences and Ctrl-C; the commands are in `tools`.
+
+0 success · 1 a check failed · 2 usage, model or machine error, one sentence on stderr · 130 Ctrl-C.
+Imports nothing before it has to: most of what is felt as start-up is imports.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import NoReturn
+
+USAGE_ERROR, INTERRUPTED = 2, 130
+
+
+def main() -> NoReturn:
+    """Entry point of the console script."""
+    try:
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        # A second Ctrl-C while the first unwinds must not end in a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _restore_terminal()
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone; point stdout at nothing so that the final flush cannot fail too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; forerun's own errors become sentences."""
+    import typer
+
+    from forerun.errors import ForerunError
+    from forerun.tools.commands import app
+
+    # typer brings its own click or uses the package: its public name leads to the base in both.
+    usage_error: type[Exception] = typer.BadParameter.__mro__[1]
+    try:
+        code = app(arguments, prog_name="forerun", standalone_mode=False)
+    except usage_error as error:
+        # Without a message it is the help that was asked for by giving nothing; it is printed.
+        return _fail(_usage_sentence(error)) if str(error) else USAGE_ERROR
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except ForerunError as error:
+        return _fail(str(error))
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return code if isinstance(code, int) else 0
+
+
+def _fail(sentence: str) -> int:
+    sys.stderr.write(f"forerun: {sentence}\n")
+    return USAGE_ERROR
+
+
+def _usage_sentence(error: Exception) -> str:
+    message = error.format_message() if hasattr(error, "format_message") else str(error)
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "forerun"
+    return f"{message.strip().rstrip('.')}; see `{command} --help`"
+
+
+def _restore_terminal() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream.isatty():
+            stream.write("\x1b[0m\x1b[?25h")
+            stream.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""What commands share: the options of the command line, each written once, as frozen values.
+
+A command that takes `EngineArguments` has one option for each of its fields; see `grouped`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from forerun.errors import OptionError
+from forerun.models.resolve import EMBEDDED_NAME
+
+if TYPE_CHECKING:
+    from forerun.engine.engine import Engine
+    from forerun.options import SamplingParams, Speculation
+
+_LANE = re.compile(r"(?P<name>target|draft)=(?P<first>\d{1,4})(-(?P<last>\d{1,4}))?")
+_MODEL, _SPECULATION, _SAMPLING = "Model and machine", "Speculation", "Sampling"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineArguments:
+    """Which model runs where, and how it speculates."""
+
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model", "-m", help="A directory, org/name, or forerun-code.", rich_help_panel=_MODEL
+        ),
+    ] = EMBEDDED_NAME
+    backend: Annotated[
+        str, typer.Option(help="auto, native or torch (extra torch).", rich_help_panel=_MODEL)
+    ] = "auto"
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda with --backend torch.", rich_help_panel=_MODEL)
+    ] = "cpu"
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Cores to use; all allowed ones if not given.", rich_help_panel=_MODEL),
+    ] = None
+    lanes: Annotated[
+        str | None,
+        typer.Option(
+            help="Cores of target and drafter: target=0-1,draft=1.", rich_help_panel=_MODEL
+        ),
+    ] = None
+    isa: Annotated[
+        str,
+        typer.Option(
+            help="Instruction path to force; all give the same bits.", rich_help_panel=_MODEL
+        ),
+    ] = "auto"
+    drafter: Annotated[
+        str,
+        typer.Option(
+            "--drafter",
+            "-d",
+            help="auto, none, lookup, lm or lm:DIR: what may come next?",
+            rich_help_panel=_SPECULATION,
+        ),
+    ] = "auto"
+    shape: Annotated[
+        str,
+        typer.Option(
+            help="auto or chain:K: which candidates are verified?", rich_help_panel=_SPECULATION
+        ),
+    ] = "auto"
+    rule: Annotated[
+        str, typer.Option(help="auto or match: how far do we agree?", rich_help_panel=_SPECULATION)
+    ] = "auto"
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="auto or sequential: what is prepared ahead?", rich_help_panel=_SPECULATION
+        ),
+    ] = "auto"
+
+    def speculation(self) -> Speculation:
+        """The four answers as the engine takes them."""
+        from forerun.options import Speculation
+
+        return Speculation(self.drafter, self.shape, self.rule, self.schedule)
+
+    def open(self, speculation: Speculation | None = None) -> Engine:
+        """The engine that these arguments describe, or one that speculates otherwise.
+
+        Raises:
+            ForerunError: a model, option or machine that does not fit, as a sentence.
+        """
+        from forerun.engine.engine import Engine
+
+        lanes = parse_lanes(self.lanes) if self.lanes is not None else {}
+        return Engine(
+            self.model,
+            speculate=speculation or self.speculation(),
+            backend=self.backend,
+            device=self.device,
+            isa=self.isa,
+            target_cores=lanes.get("target"),
+            draft_cores=lanes.get("draft"),
+            threads=self.threads,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingArguments:
+    """How tokens are chosen and when to stop."""
+
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", "-n", help="At most so many.", rich_help_panel=_SAMPLING)
+    ] = 256
+    temperature: Annotated[
+        float, typer.Option("--temperature", "-t", help="0 is greedy.", rich_help_panel=_SAMPLING)
+    ] = 0.0
+    top_p: Annotated[float, typer.Option(help="1 is off.", rich_help_panel=_SAMPLING)] = 1.0
+    top_k: Annotated[int, typer.Option(help="0 is off.", rich_help_panel=_SAMPLING)] = 0
+    min_p: Annotated[float, typer.Option(help="0 is off.", rich_help_panel=_SAMPLING)] = 0.0
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Same seed, same text; drawn if absent.", rich_help_panel=_SAMPLING),
+    ] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Stop before this text; may be repeated.", rich_help_panel=_SAMPLING),
+    ] = None
+    ignore_eos: Annotated[
+        bool,
+        typer.Option("--ignore-eos", help="Go on after end of text.", rich_help_panel=_SAMPLING),
+    ] = False
+
+    def params(self) -> SamplingParams:
+        """The checked parameters.
+
+        Raises:
+            OptionError: a value outside its range, with the range.
+        """
+        from forerun.options import SamplingParams
+
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            seed=self.seed,
+            stop=tuple(self.stop or ()),
+            ignore_eos=self.ignore_eos,
+        )
+
+
+def parse_lanes(text: str) -> dict[str, tuple[int, ...]]:
+    """`target=0-1,draft=1` as core numbers by lane.
+
+    Raises:
+        OptionError: another form, or a lane that is neither `target` nor `draft`.
+    """
+    found = [_LANE.fullmatch(part.strip()) for part in text.split(",")]
+    lanes: dict[str, tuple[int, ...]] = {}
+    for match in found:
+        if match is None or match["name"] in lanes:
+            raise OptionError(
+                f"--lanes {text!r} must be like target=0-1,draft=1: each lane once, with a core or"
+                " a range of cores"
+            )
+        first, last = int(match["first"]), int(match["last"] or match["first"])
+        lanes[match["name"]] = tuple(range(first, last + 1))
+    return lanes
+
+
+def grouped(command: Callable[..., int]) -> Callable[..., int]:
+    """Let a command take frozen values as parameters: typer sees an option for each field."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    parameters = [
+        parameter.replace(annotation=hints[name], kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(command).parameters.items()
+        if name not in groups
+    ]
+    for group in groups.values():
+        parameters += _options(group)
+
+    @functools.wraps(command)
+    def flat(**values: Any) -> int:
+        for name, group in groups.items():
+            values[name] = group(**{field.name: values.pop(field.name) for field in fields(group)})
+        return command(**values)
+
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return flat
+
+
+def _options(group: Any) -> list[inspect.Parameter]:
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]

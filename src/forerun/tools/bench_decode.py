@@ -1,0 +1,154 @@
+"""`forerun bench decode`: speculation against plain decoding, in interleaved pairs.
+
+Both engines live in one process on the same cores and take turns, the first of a pair alternating,
+so that a slow minute of the machine hits both. A pair uses one prompt, one seed, one set of
+parameters; its tokens must be the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from forerun.errors import OptionError
+from forerun.options import SamplingParams, Speculation
+from forerun.tools import machine
+from forerun.tools.loops import loop_share
+from forerun.tools.pairs import Pair, Round, Run, ratio_without_loops, speedup, tokens_per_s
+from forerun.tools.prompt_files import BUILT_IN, Prompt, read_prompts
+from forerun.tools.terminal import say, write_json
+
+if TYPE_CHECKING:
+    from forerun.engine.engine import Completion, Engine
+    from forerun.tools.arguments import EngineArguments, SamplingArguments
+
+PLAIN = Speculation(drafter="none")
+
+
+def run(
+    prompts: Path | None,
+    engine: EngineArguments,
+    sampling: SamplingArguments,
+    *,
+    limit: int,
+    repeat: int,
+    as_json: bool,
+) -> int:
+    """Measure and report; 1 if any token differed."""
+    if repeat < 1 or limit < 0:
+        raise OptionError(f"--repeat {repeat} must be at least 1, --limit {limit} at least 0")
+    chosen = read_prompts(prompts or BUILT_IN)[: limit or None]
+    params = replace(sampling.params(), seed=sampling.seed or 0)
+    with ExitStack() as stack:
+        plain = stack.enter_context(engine.open(PLAIN))
+        speculative = stack.enter_context(engine.open())
+        groups = []
+        for number, prompt in enumerate(chosen):
+            _progress(f"{number + 1}/{len(chosen)} {prompt.name}")
+            own = replace(params, choice=number % 2**16)
+            groups.append(measure_pairs(plain, speculative, prompt.text, own, repeat))
+        _progress("")
+        report = {
+            "machine": machine.machine_name(),
+            "model": engine.model,
+            "drafter": engine.drafter,
+            "shape": engine.shape,
+            "numerics": speculative.numerics,
+            "exactness": speculative.exactness,
+            "temperature": params.temperature,
+            "seed": params.seed,
+            **figures(groups),
+            "prompts": [_figures_of(*one) for one in zip(chosen, groups, strict=True)],
+        }
+    _show(report, as_json=as_json)
+    return 0 if report["identical"] else 1
+
+
+def measure_pairs(
+    plain: Engine, speculative: Engine, text: str, params: SamplingParams, repeat: int
+) -> list[Pair]:
+    """Pairs of one prompt, after an unmeasured one that warms both engines."""
+    pairs = []
+    for number in range(repeat + 1):
+        if number % 2 == 0:
+            one = _timed(plain, text, params)
+            other = _timed(speculative, text, params)
+        else:
+            other = _timed(speculative, text, params)
+            one = _timed(plain, text, params)
+        pairs.append(Pair(one, other))
+    return pairs[1:]
+
+
+def figures(groups: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+    """Everything that can be said of pairs, grouped by prompt, with the keys scripts build on."""
+    runs = [[pair.speculative for pair in group] for group in groups]
+    flat = [run for group in runs for run in group]
+    rounds = [one for run in flat for one in run.rounds]
+    decode_s = sum(run.decode_s for run in flat)
+    speed = speedup(groups)
+    return {
+        "baseline": {"tokens_per_s": tokens_per_s([[pair.plain for pair in g] for g in groups])},
+        "speculative": {
+            "tokens_per_s": tokens_per_s(runs),
+            "tokens_per_round": sum(one.num_tokens for one in rounds) / max(len(rounds), 1),
+            "draft_share": sum(one.draft_s for one in rounds) / decode_s if decode_s else 0.0,
+            "engine_s_per_round": median(one.engine_s for one in rounds) if rounds else 0.0,
+            "loop_share": loop_share(group[0].token_ids for group in runs),
+        },
+        "ratio": speed.ratio,
+        "ratio_ci95": [speed.low, speed.high],
+        "ratio_without_loops": ratio_without_loops(groups),
+        "identical": all(pair.is_identical for group in groups for pair in group),
+    }
+
+
+def _figures_of(prompt: Prompt, group: Sequence[Pair]) -> dict[str, Any]:
+    every = figures([group])
+    return {
+        "name": prompt.name,
+        "num_tokens": len(group[0].speculative.token_ids),
+        "plain_tokens_per_s": every["baseline"]["tokens_per_s"],
+        "tokens_per_s": every["speculative"]["tokens_per_s"],
+        "ratio": every["ratio"],
+        "tokens_per_round": every["speculative"]["tokens_per_round"],
+        "loop_share": every["speculative"]["loop_share"],
+        "identical": every["identical"],
+    }
+
+
+def _timed(engine: Engine, text: str, params: SamplingParams) -> Run:
+    return _run_of(engine.generate(text, params)[0])
+
+
+def _run_of(completion: Completion) -> Run:
+    """A completion's rounds as measured; the last may have drafted past the end of the text."""
+    left = len(completion.token_ids)
+    rounds = []
+    for one in completion.stats.rounds:
+        num_tokens = min(one.num_accepted + 1, left)
+        left -= num_tokens
+        rounds.append(Round(num_tokens, one.round_s, one.draft_s, one.engine_s))
+    return Run(completion.token_ids, tuple(rounds))
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{text}")
+        sys.stderr.flush()
+
+
+def _show(report: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        write_json(report)
+    else:
+        from forerun.tools.tables import show_decode
+
+        show_decode(report)
+    if not report["identical"]:
+        say("forerun: speculation changed the tokens of at least one prompt")

@@ -1,0 +1,104 @@
+"""`forerun chat`: one line is one message; the model's own template makes the prompt.
+
+A model without a template is not made for chat: there the conversation is one text that both go on
+writing.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from forerun.errors import CapacityError
+from forerun.options import SamplingParams
+from forerun.tools.generate import with_seed, write_pieces
+from forerun.tools.terminal import Ink, say, write, write_json
+
+if TYPE_CHECKING:
+    from forerun.engine.engine import Engine, Piece
+    from forerun.tools.arguments import EngineArguments, SamplingArguments
+
+_ASK = "> "
+
+
+def run(
+    system: str | None,
+    engine: EngineArguments,
+    sampling: SamplingArguments,
+    *,
+    as_json: bool,
+) -> int:
+    """Talk until the end of input; with `as_json` print the whole conversation at the end."""
+    params = with_seed(sampling.params())
+    with engine.open() as live:
+        conversation = _Conversation(live, system)
+        if not as_json:
+            say(Ink.of(sys.stderr).dim(conversation.greeting))
+        for turn, message in enumerate(_messages(is_silent=as_json)):
+            # Every answer has its own noise, and the whole conversation one seed.
+            own = replace(params, choice=turn % 2**16)
+            try:
+                pieces = conversation.answer(message, own)
+            except CapacityError as error:
+                say(f"forerun: {error}: the conversation ends here")
+                break
+            answer = _drain(pieces) if as_json else write_pieces(pieces, Ink.of(sys.stdout))
+            if not as_json:
+                write("\n")
+            conversation.note(answer)
+        if as_json:
+            write_json({"messages": conversation.messages, "seed": params.seed})
+    return 0
+
+
+class _Conversation:
+    """The messages so far, as the model is to see them."""
+
+    def __init__(self, engine: Engine, system: str | None) -> None:
+        self._engine = engine
+        self._has_template = engine.tokenizer.template is not None
+        self.messages: list[dict[str, str]] = []
+        if system is not None:
+            self.messages.append({"role": "system", "content": system})
+
+    @property
+    def greeting(self) -> str:
+        """What to expect, in one line."""
+        if self._has_template:
+            return "One line is one message. Ctrl-D ends."
+        return "This model has no chat template: it continues what you type. Ctrl-D ends."
+
+    def answer(self, message: str, params: SamplingParams) -> Iterator[Piece]:
+        """Begin the answer to a message."""
+        self.messages.append({"role": "user", "content": message})
+        tokenizer = self._engine.tokenizer
+        if not self._has_template:
+            return self._engine.stream("".join(one["content"] for one in self.messages), params)
+        text = tokenizer.render_chat(self.messages)
+        return self._engine.stream(tokenizer.encode(text, add_special_tokens=False), params)
+
+    def note(self, answer: str) -> None:
+        """Keep what was answered."""
+        self.messages.append({"role": "assistant", "content": answer})
+
+
+def _messages(*, is_silent: bool) -> Iterator[str]:
+    ink = Ink.of(sys.stdout)
+    asks = sys.stdin.isatty() and not is_silent
+    if asks:
+        import readline  # noqa: F401 - gives `input` its line editing
+    while True:
+        try:
+            line = input(ink.bold(_ASK) if asks else "")
+        except EOFError:
+            if asks:
+                write("\n")
+            return
+        if line.strip():
+            yield line
+
+
+def _drain(pieces: Iterable[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)

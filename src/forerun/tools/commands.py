@@ -1,0 +1,204 @@
+"""The commands of `forerun`, as typer sees them; each body is a module beside this one.
+
+Bodies are imported when their command runs: `forerun generate` must not pay for a table library.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forerun.errors import BackendError
+from forerun.tools.arguments import EngineArguments, SamplingArguments, grouped
+
+_Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
+]
+_Prompts = Annotated[
+    Path | None,
+    typer.Option(help="JSONL file, one object with a `prompt` key a line.", show_default=False),
+]
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_TRAIN_EXTRAS = {"torch", "matplotlib"}
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+bench = typer.Typer(
+    no_args_is_help=True, help="Measure this machine: every figure with its floor or its baseline."
+)
+app.add_typer(bench, name="bench")
+
+
+@app.callback(invoke_without_command=True)
+def forerun(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
+) -> int:
+    """Same tokens, sooner: generate text with speculation that never changes the answer.
+
+    \b
+    Examples
+      forerun generate "def quicksort(items):"
+      forerun generate -m org/name -t 0.7 --seed 1 "Once upon a time"
+      cat file.py | forerun generate - --max-tokens 64 --json
+      forerun bench decode
+    """
+    if version:
+        from forerun.tools.machine import forerun_version
+
+        typer.echo(f"forerun {forerun_version()}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+    return 0
+
+
+@app.command()
+@grouped
+def generate(
+    prompt: Annotated[
+        str | None,
+        typer.Argument(help="The text to continue; - reads it from stdin.", show_default=False),
+    ] = None,
+    *,
+    prompts: _Prompts = None,
+    as_json: _Json = False,
+    engine: EngineArguments,
+    sampling: SamplingArguments,
+) -> int:
+    """Continue a text, streaming; accepted drafts are green and underlined on a terminal.
+
+    What is printed does not depend on the drafter, the shape or the schedule: only how soon does.
+
+    \b
+    Examples
+      forerun generate "def fibonacci(n):"
+      forerun generate -d none "def fibonacci(n):"     # plain, the same text
+      cat main.py | forerun generate -t 0.8 --seed 7 - # the prompt from stdin
+      forerun generate --prompts many.jsonl --json     # one batch
+    """
+    from forerun.tools.generate import run
+
+    return run(prompt, prompts, engine, sampling, as_json=as_json)
+
+
+@app.command()
+@grouped
+def chat(
+    *,
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told first.", show_default=False)
+    ] = None,
+    as_json: _Json = False,
+    engine: EngineArguments,
+    sampling: SamplingArguments,
+) -> int:
+    """Talk with a model: one line is one message, Ctrl-D ends, Ctrl-C stops at once.
+
+    A model without a chat template continues what you type instead.
+
+    \b
+    Examples
+      forerun chat -m org/name-instruct -t 0.7
+      echo "What is a monad?" | forerun chat -m org/name-instruct --json
+    """
+    from forerun.tools.chat import run
+
+    return run(system, engine, sampling, as_json=as_json)
+
+
+@bench.command("forward")
+@grouped
+def bench_forward(
+    *,
+    random: Annotated[
+        str | None,
+        typer.Option(help="A random model of this size instead of --model.", show_default=False),
+    ] = None,
+    num_tokens: Annotated[
+        str, typer.Option(help="Tokens of one forward pass, by commas.")
+    ] = "1,16,32",
+    context: Annotated[str, typer.Option(help="Tokens before them, by commas.")] = "64",
+    propose: Annotated[
+        int, typer.Option(help="Measure a proposal of so many draft steps instead.")
+    ] = 0,
+    repeat: Annotated[int, typer.Option(help="Timed passes of each row.")] = 20,
+    as_json: _Json = False,
+    engine: EngineArguments,
+) -> int:
+    """Time forward passes against their floor: the bytes that must move ÷ measured bandwidth.
+
+    The bandwidth is measured in the same run, between the passes, on a buffer of the same size.
+
+    \b
+    Examples
+      forerun bench forward --random 260M --num-tokens 1,16,32 --context 64,2048
+      forerun bench forward --random 6M --propose 6 --threads 1
+    """
+    from forerun.tools.bench_forward import Plan, run
+
+    plan = Plan.parse(num_tokens, context, propose=propose, repeat=repeat)
+    return run(random, plan, engine, as_json=as_json)
+
+
+@bench.command("decode")
+@grouped
+def bench_decode(
+    *,
+    prompts: _Prompts = None,
+    limit: Annotated[int, typer.Option(help="Use only the first prompts; 0 uses all.")] = 0,
+    repeat: Annotated[int, typer.Option(help="Pairs of runs for each prompt.")] = 3,
+    as_json: _Json = False,
+    engine: EngineArguments,
+    sampling: SamplingArguments,
+) -> int:
+    """Compare speculation with plain decoding, in interleaved pairs; exits 1 if a token differs.
+
+    Without --prompts a built-in set of 24 beginnings of Python files is used.
+
+    \b
+    Examples
+      forerun bench decode
+      forerun bench decode -t 0.7 --max-tokens 128 --drafter lookup --json
+    """
+    from forerun.tools.bench_decode import run
+
+    return run(prompts, engine, sampling, limit=limit, repeat=repeat, as_json=as_json)
+
+
+@app.command()
+@grouped
+def demo(*, as_json: _Json = False, engine: EngineArguments, sampling: SamplingArguments) -> int:
+    """Complete a Python function, then measure it against plain decoding of the same text."""
+    from forerun.tools.demo import run
+
+    return run(engine, sampling, as_json=as_json)
+
+
+@app.command()
+def doctor(as_json: _Json = False) -> int:
+    """Say what this machine and this installation can do; exits 1 if generation cannot work."""
+    from forerun.tools.doctor import run
+
+    return run(as_json=as_json)
+
+
+@app.command(context_settings=_PASS_ON)
+def train(context: typer.Context) -> int:
+    """Train models and drafters (extra `train`); see forerun train --help."""
+    try:
+        from forerun.train.cli import train_app
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAIN_EXTRAS:
+            raise
+        raise BackendError(
+            f"training needs the package {error.name}: pip install 'forerun[train]'"
+        ) from None
+    code = train_app(context.args, prog_name="forerun train", standalone_mode=False)
+    return code if isinstance(code, int) else 0

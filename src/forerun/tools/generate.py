@@ -1,0 +1,136 @@
+"""`forerun generate`: continue one text, streaming, or many at once."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from forerun.errors import OptionError
+from forerun.options import SamplingParams
+from forerun.tools.prompt_files import read_prompts
+from forerun.tools.terminal import Ink, say, write, write_json
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from forerun.engine.engine import Completion, Engine, Piece
+    from forerun.tools.arguments import EngineArguments, SamplingArguments
+
+
+def run(
+    prompt: str | None,
+    prompts: Path | None,
+    engine: EngineArguments,
+    sampling: SamplingArguments,
+    *,
+    as_json: bool,
+) -> int:
+    """Generate and report; texts go to stdout, figures to stderr."""
+    if (prompt is None) == (prompts is None):
+        raise OptionError("give either a PROMPT (- reads it from stdin) or --prompts FILE")
+    params = with_seed(sampling.params())
+    if prompts is not None:
+        return _run_batch(prompts, engine, params, as_json=as_json)
+    text = sys.stdin.read() if prompt == "-" else _printable(prompt or "")
+    with engine.open() as live:
+        if as_json:
+            write_json(completion_dict(live.generate(text, params)[0]))
+        else:
+            _stream(live, text, params)
+    return 0
+
+
+def with_seed(params: SamplingParams) -> SamplingParams:
+    """The same parameters with a seed that can be reported: drawn here if none was given."""
+    return params if params.seed is not None else replace(params, seed=secrets.randbits(32))
+
+
+def completion_dict(completion: Completion) -> dict[str, Any]:
+    """One completion, with the keys that scripts build on."""
+    return {
+        "text": completion.text,
+        "token_ids": list(completion.token_ids),
+        "finish_reason": completion.finish_reason,
+        "seed": completion.seed,
+        "numerics": completion.numerics,
+        "exactness": completion.exactness,
+        "stats": completion.stats.as_dict(),
+    }
+
+
+def write_pieces(pieces: Iterable[Piece], ink: Ink) -> str:
+    """Write text as it comes, accepted drafts marked; returns the plain text."""
+    texts: list[str] = []
+    for piece in pieces:
+        runs = zip(piece.texts, piece.is_drafted, strict=True)
+        write("".join(ink.mark_accepted(text) if drafted else text for text, drafted in runs))
+        texts.append(piece.text)
+    return "".join(texts)
+
+
+def _stream(engine: Engine, text: str, params: SamplingParams) -> None:
+    ink = Ink.of(sys.stdout)
+    pieces = engine.stream(text, params)
+    if sys.stdout.isatty():
+        write(ink.dim(text))
+    figures = _Figures()
+    write_pieces(figures.count(pieces), ink)
+    write("\n")
+    say(Ink.of(sys.stderr).dim(f"{figures.line()} · seed {params.seed} · {engine.numerics}"))
+
+
+class _Figures:
+    """Counts pieces as they pass; the first one's time is the prompt's, not decoding's."""
+
+    def __init__(self) -> None:
+        self._started = self._first = self._last = perf_counter()
+        self._num_tokens = self._num_first = self._num_rounds = 0
+
+    def count(self, pieces: Iterable[Piece]) -> Iterable[Piece]:
+        """The same pieces."""
+        for piece in pieces:
+            self._last = perf_counter()
+            if self._num_rounds == 0:
+                self._first, self._num_first = self._last, len(piece.token_ids)
+            self._num_rounds += 1
+            self._num_tokens += len(piece.token_ids)
+            yield piece
+
+    def line(self) -> str:
+        """What a reader wants to know in one line."""
+        decode_s = self._last - self._first
+        after_first = self._num_tokens - self._num_first
+        speed = f"{after_first / decode_s:.0f} tokens/s" if decode_s > 0 else "one round"
+        rounds = max(self._num_rounds, 1)
+        return (
+            f"{self._num_tokens} tokens · {speed} · {self._num_tokens / rounds:.2f} tokens a round"
+            f" · first after {self._first - self._started:.2f} s"
+        )
+
+
+def _run_batch(
+    path: Path, engine: EngineArguments, params: SamplingParams, *, as_json: bool
+) -> int:
+    """All prompts of a file in one call; 1 if a request failed by itself."""
+    prompts = read_prompts(path)
+    with engine.open() as live:
+        completions = live.generate([prompt.text for prompt in prompts], params)
+    if as_json:
+        write_json({"completions": [completion_dict(one) for one in completions]})
+    else:
+        ink = Ink.of(sys.stdout)
+        for prompt, completion in zip(prompts, completions, strict=True):
+            write(f"{ink.bold(f'── {prompt.name} ──')}\n{completion.text}\n")
+    for prompt, completion in zip(prompts, completions, strict=True):
+        if completion.error is not None:
+            say(f"forerun: {prompt.name}: {completion.error}")
+    return int(any(completion.error is not None for completion in completions))
+
+
+def _printable(argument: str) -> str:
+    # An argument that is not UTF-8 comes with its bytes hidden in surrogates.
+    return argument.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
