@@ -130,11 +130,13 @@ class Layer(nn.Module):
     def attention_output(self, x: Tensor, attended: Tensor) -> Tensor:
         """Add the projection of `attended` [B, H, T, D] to the residual stream x [B, T, C]."""
         merged = attended.transpose(-3, -2).flatten(-2)
-        return x + self.self_attn.o_proj(merged)
+        projected: Tensor = self.self_attn.o_proj(merged)
+        return x + projected
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Add the feed-forward block's output to the residual stream x [B, T, C]."""
-        return x + self.mlp(self.post_attention_layernorm(x))
+        fed: Tensor = self.mlp(self.post_attention_layernorm(x))
+        return x + fed
 
 
 class _Trunk(nn.Module):

@@ -1,0 +1,291 @@
+"""The three acts of making the embedded family: collect, train, evaluate.
+
+Knows the other modules of this package and the files that go between them. Progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from forerun.backends.torch.decoder import Decoder
+from forerun.errors import OptionError
+from forerun.models.spec import ModelSpec, read_spec
+from forerun.train.batches import Batches
+from forerun.train.card import Training, write_card
+from forerun.train.corpus import (
+    HELD_OUT,
+    Limits,
+    collect,
+    default_roots,
+    packages_under,
+    read_documents,
+    reading_order,
+    write_corpus,
+)
+from forerun.train.curve import draw_curve
+from forerun.train.distill import Distillation, MixedText, SamplingPlan, sample_target
+from forerun.train.evaluate import (
+    Examination,
+    bits_by_position,
+    bits_per_byte,
+    completions,
+    compressed_bits_per_byte,
+    drafter_agreement,
+)
+from forerun.train.export import export_checkpoint, load_decoder
+from forerun.train.lm import (
+    Budget,
+    Objective,
+    Recipe,
+    Run,
+    code_spec,
+    initialise,
+    next_token_loss,
+)
+from forerun.train.tokenizer import encode_documents, save_tokenizer, train_tokenizer
+
+if TYPE_CHECKING:
+    from forerun.train.cli import ShapeArguments, StepArguments
+
+TARGET_SHAPE = {"hidden": 256, "layers": 6, "heads": 4, "kv_heads": 2, "ffn": 768}
+DRAFTER_SHAPE = {"hidden": 128, "layers": 2, "heads": 2, "kv_heads": 1, "ffn": 384}
+MAX_POSITION = 4096
+TOKENIZER_SAMPLE = 3  # every third document is enough to learn 4096 entries
+SAMPLING_SHARE = 0.25
+DRAFTER_VECTOR_LR = 1.5  # most of a drafter is its embedding, which sees each token rarely
+LONGEST_COMPILED = 2048
+CURVE_LABEL = {
+    "target": "training loss, nats a token",
+    "drafter": "0.9 KL + 0.1 cross-entropy, nats a token",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """What to learn from, and what to minimise on it."""
+
+    batches: Batches
+    windows_at: Callable[[int], NDArray[np.int64]]
+    objective: Objective
+
+
+def build_corpus(
+    out: Path, *, roots: list[Path] | None, held_out: list[str] | None, vocab: int
+) -> None:
+    """Write the corpus, its tokenizer and its token ids to `out`."""
+    console = Console(stderr=True)
+    packages = [p for root in roots or default_roots() for p in packages_under(root)]
+    console.print(f"{len(packages)} permissively licensed packages found; reading")
+    documents, records = collect(packages, held_out or HELD_OUT, Limits())
+    sizes = write_corpus(documents, records, out)
+    console.print(f"train {sizes.get('train', 0):,} bytes, held out {sizes.get('heldout', 0):,}")
+    texts = [d.text for d in reading_order(read_documents(out / "train.jsonl"))]
+    held_texts = [d.text for d in read_documents(out / "heldout.jsonl")]
+    if not texts:
+        raise OptionError("no Python source with a permissive licence found: give other --root")
+    tokenizer = train_tokenizer(texts[::TOKENIZER_SAMPLE], vocab)
+    save_tokenizer(tokenizer, out / "tokenizer", MAX_POSITION)
+    for part, part_texts in (("train", texts), ("heldout", held_texts)):
+        ids = encode_documents(tokenizer, part_texts)
+        np.save(out / f"{part}.npy", ids)
+        console.print(f"{part}: {len(ids):,} tokens")
+
+
+def train_lm(
+    corpus: Path,
+    out: Path,
+    minutes: float,
+    *,
+    distill_from: Path | None,
+    shape: ShapeArguments,
+    step: StepArguments,
+) -> None:
+    """Train, or go on training, a target or a drafter of `distill_from`; export it to `out`."""
+    if step.threads:
+        torch.set_num_threads(step.threads)
+    run = _open_run(corpus, out, shape, step, is_drafter=distill_from is not None)
+    lesson = _text_lesson(run, corpus)
+    stepping = minutes
+    if distill_from is not None:
+        stepping *= 1 - SAMPLING_SHARE
+        lesson = _imitation(run, lesson, distill_from, minutes - stepping)
+    objective = lesson.objective if step.engine == "eager" else _compiled(lesson.objective)
+    with _progress_bar(stepping) as report:
+        run.train(lesson.windows_at, objective, Budget(minutes=stepping), report=report)
+    command = f"forerun train lm --corpus {corpus} --out {out} --minutes {minutes:g}"
+    role = "target"
+    if distill_from is not None:
+        command, role = f"{command} --distill-from {distill_from}", "drafter"
+    _finish(run, corpus, out, role, command)
+
+
+def evaluate_family(model_dir: Path, corpus: Path) -> dict[str, Any]:
+    """Every held-out figure of a model and, if there is one, of its `lm` drafter."""
+    documents = read_documents(corpus / "heldout.jsonl")
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    stream, plan = _stream(corpus / "heldout.npy"), Examination()
+    target, num_bytes = load_decoder(model_dir), sum(len(d.text.encode()) for d in documents)
+    measured: dict[str, Any] = {
+        "packages": sorted({document.package for document in documents}, key=str.lower),
+        "num_documents": len(documents),
+        "num_bytes": num_bytes,
+        "window": plan.window,
+        "prompt_len": plan.prompt_len,
+        "num_new": plan.num_new,
+        "compressors": compressed_bits_per_byte(documents),
+        "target_bpb": bits_per_byte(target, tokenizer, documents, plan),
+        "bits_by_position": bits_by_position(target, stream, num_bytes / len(stream), plan),
+        "completions": completions(target, tokenizer, documents, plan),
+    }
+    drafter_dir = model_dir / "drafters" / "lm"
+    if drafter_dir.exists():
+        drafter = load_decoder(drafter_dir)
+        measured["drafter_bpb"] = bits_per_byte(drafter, tokenizer, documents, plan)
+        measured["agreement"] = drafter_agreement(target, drafter, tokenizer, documents, plan)
+    return measured
+
+
+def write_family_card(model_dir: Path, corpus: Path, measured: dict[str, Any]) -> None:
+    """Write MODEL_CARD.md beside the weights from what training and evaluation left behind."""
+    trainings = []
+    for role, directory in (("target", model_dir), ("lm drafter", model_dir / "drafters" / "lm")):
+        training = directory / "run" / "training.json"
+        if training.exists():
+            facts = json.loads(training.read_text())
+            trainings.append(Training(role, read_spec(directory), **facts))
+    write_card(
+        model_dir / "MODEL_CARD.md", corpus / "manifest.json", trainings, measured, machine()
+    )
+
+
+def machine() -> str:
+    """The processor and the library that do the training, in words."""
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            name = line.split(":", 1)[1].strip()
+            break
+    return f"{torch.get_num_threads()} cores of {name} with PyTorch {torch.__version__}"
+
+
+def _finish(run: Run, corpus: Path, out: Path, role: str, command: str) -> None:
+    export_checkpoint(run.model, corpus / "tokenizer", out)
+    draw_curve(run.directory / "log.jsonl", out / "loss.png", label=CURVE_LABEL[role])
+    position = run.position
+    facts = {
+        "command": command,
+        "num_tokens": position.num_tokens,
+        "num_steps": position.step,
+        "minutes": position.elapsed_s / 60,
+    }
+    (run.directory / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _spec(shape: ShapeArguments, family: dict[str, int], vocab: int) -> ModelSpec:
+    sizes = {name: getattr(shape, name) or default for name, default in family.items()}
+    if sizes["heads"] % sizes["kv_heads"]:
+        raise OptionError(
+            f"--heads {sizes['heads']} is not a multiple of --kv-heads {sizes['kv_heads']}"
+        )
+    return code_spec(**sizes, vocab=vocab)
+
+
+def _open_run(
+    corpus: Path, out: Path, shape: ShapeArguments, step: StepArguments, *, is_drafter: bool
+) -> Run:
+    recipe = Recipe(
+        rows=step.rows,
+        row_len=step.row_len,
+        matrix_lr=step.learning_rate,
+        vector_lr=step.learning_rate * (DRAFTER_VECTOR_LR if is_drafter else 1.0),
+        decay_share=step.decay_share,
+        seed=step.seed,
+    )
+    tokenizer = Tokenizer.from_file(str(corpus / "tokenizer" / "tokenizer.json"))
+    family = DRAFTER_SHAPE if is_drafter else TARGET_SHAPE
+    model = Decoder(_spec(shape, family, tokenizer.get_vocab_size()))
+    initialise(model, step.seed)
+    return Run(model, recipe, out / "run", device=step.device)
+
+
+def _text_lesson(run: Run, corpus: Path) -> _Lesson:
+    recipe, stream = run.recipe, _stream(corpus / "train.npy")
+    batches = Batches(stream, recipe.rows, recipe.row_len, recipe.seed, recipe.long_every)
+    return _Lesson(batches, batches.at, next_token_loss)
+
+
+def _imitation(run: Run, text: _Lesson, target_dir: Path, minutes: float) -> _Lesson:
+    target = load_decoder(target_dir).to(run.device).requires_grad_(requires_grad=False)
+    sampled = _sampled(target, text.batches.stream, run.directory, minutes, run.recipe)
+    mixed = MixedText(text.batches, sampled)
+    return _Lesson(text.batches, mixed.at, Distillation(target))
+
+
+def _sampled(
+    target: Decoder, stream: NDArray[np.uint16], directory: Path, minutes: float, recipe: Recipe
+) -> NDArray[np.uint16]:
+    """The target's own text, made once and kept beside the checkpoint."""
+    path = directory / "sampled.npy"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        plan = SamplingPlan(seconds=60 * minutes, row_len=recipe.row_len, seed=recipe.seed)
+        with _progress_bar(minutes, "sampling from the target") as report:
+            np.save(path, sample_target(target, stream, plan, report))
+    rows: NDArray[np.uint16] = np.load(path, mmap_mode="r")
+    return rows
+
+
+def _compiled(objective: Objective) -> Objective:
+    fast: Objective = torch.compile(objective, dynamic=False)
+
+    def chosen(model: Decoder, windows: Tensor) -> Tensor:
+        # The longest windows are too rare to be worth a compilation of their own.
+        return (fast if windows.shape[1] <= LONGEST_COMPILED + 1 else objective)(model, windows)
+
+    return chosen
+
+
+def _stream(path: Path) -> NDArray[np.uint16]:
+    if not path.exists():
+        raise OptionError(f"{path} does not exist: build it with `forerun train corpus`")
+    stream: NDArray[np.uint16] = np.load(path, mmap_mode="r")
+    return stream
+
+
+@contextmanager
+def _progress_bar(
+    minutes: float, what: str = "training"
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=60 * minutes, state="")
+
+        def report(record: dict[str, Any]) -> None:
+            progress.update(task, completed=record["elapsed_s"], state=_state(record))
+
+        yield report
+
+
+def _state(record: dict[str, Any]) -> str:
+    if "loss" not in record:
+        return f"{record['rows']} rows"
+    return f"step {record['step']}  {record['num_tokens'] / 1e6:.2f}M tokens  {record['loss']:.3f}"
