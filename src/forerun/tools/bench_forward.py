@@ -106,13 +106,14 @@ class Row:
 
 def run(random: str | None, plan: Plan, engine: EngineArguments, *, as_json: bool) -> int:
     """Measure and report; `random` names a size to make up, else the engine's model is used."""
-    if engine.backend != "native":
+    if engine.backend == "torch" or engine.device != "cpu":
         raise OptionError(
-            f"bench forward times the native backend; --backend {engine.backend} has no floor here"
+            f"bench forward times the native backend; --backend {engine.backend} --device"
+            f" {engine.device} has no floor here"
         )
     with (
         _checkpoint(random, engine.model) as checkpoint,
-        _backend(checkpoint, plan, engine.threads) as backend,
+        _backend(checkpoint, plan, engine) as backend,
     ):
         measure = _time_proposals if plan.propose else _time_forwards
         rows = list(measure(backend, plan))
@@ -155,7 +156,9 @@ def _checkpoint(random: str | None, model: str) -> Iterator[Checkpoint]:
 
 
 @contextmanager
-def _backend(checkpoint: Checkpoint, plan: Plan, threads: int | None) -> Iterator[NativeBackend]:
+def _backend(
+    checkpoint: Checkpoint, plan: Plan, engine: EngineArguments
+) -> Iterator[NativeBackend]:
     from forerun.backends.native import NativeBackend, default_cores
 
     longest = (plan.num_blocks - 1) * BLOCK_LEN
@@ -165,10 +168,13 @@ def _backend(checkpoint: Checkpoint, plan: Plan, threads: int | None) -> Iterato
             f" {checkpoint.spec.max_position}: choose a smaller --context"
         )
     cores = default_cores()
-    if threads is not None and not 1 <= threads <= len(cores):
-        raise OptionError(f"--threads {threads} must be in [1, {len(cores)}] on this machine")
+    if engine.threads is not None and not 1 <= engine.threads <= len(cores):
+        raise OptionError(f"--threads {engine.threads} must be in [1, {len(cores)}] here")
+    isa = None if engine.isa == "auto" else engine.isa
     started = perf_counter()
-    backend = NativeBackend(checkpoint, cores=cores[:threads], num_blocks=plan.num_blocks)
+    backend = NativeBackend(
+        checkpoint, cores=cores[: engine.threads], num_blocks=plan.num_blocks, isa=isa
+    )
     say(f"packed {checkpoint.num_bytes / 1e6:.0f} MB in {perf_counter() - started:.2f} s")
     with closing(backend):
         yield backend

@@ -44,10 +44,10 @@ def inspect_machine() -> dict[str, Any]:
 
 def _native() -> dict[str, Any]:
     try:
-        from forerun import _native as extension
+        from forerun._native import available_paths
     except ImportError as error:
         return {"available": False, "reason": str(error)}
-    return {"available": True, "paths": list(extension.available_paths())}
+    return {"available": True, "paths": available_paths()}
 
 
 def _embedded() -> str:

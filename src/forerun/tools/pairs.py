@@ -121,4 +121,6 @@ def _ratios(figures: NDArray[np.float64]) -> NDArray[np.float64]:
         np.median(figures, axis=2).sum(axis=1), -1, 0
     )
     slowness = speculative_s * plain
-    return np.divide(speculative * plain_s, slowness, np.zeros_like(slowness), where=slowness > 0)
+    ratios: NDArray[np.float64] = np.zeros_like(slowness)
+    np.divide(speculative * plain_s, slowness, ratios, where=slowness > 0)
+    return ratios

@@ -10,11 +10,11 @@ from rich.table import Table
 
 def show_forward(report: dict[str, Any]) -> None:
     """`bench forward`: milliseconds, floor, and how far above it."""
-    step = "a draft step" if report["propose"] else "a forward pass"
+    timed = "step" if report["propose"] else "pass"
     table = _table(
         f"{report['model']}, {report['parameters'] / 1e6:.0f}M parameters, bf16 ·"
         f" {report['threads']} threads, {report['isa']} · {report['machine']}",
-        ["tokens", "context", f"{step}, ms", "floor, ms", "× floor", "× 1st row", "GB/s"],
+        ["tokens", "context", f"{timed} ms", "floor ms", "× floor", "× first", "GB/s"],
     )
     first: dict[int, float] = {}
     for row in report["rows"]:
@@ -36,7 +36,7 @@ def show_decode(report: dict[str, Any]) -> None:
     table = _table(
         f"{report['model']} · {report['drafter']}, {report['shape']} ·"
         f" temperature {report['temperature']:g} · {report['machine']}",
-        ["prompt", "tokens", "plain/s", "spec./s", "ratio", "tokens/round", "loops", "same"],
+        ["prompt", "tokens", "plain/s", "spec./s", "ratio", "a round", "loops", "same"],
     )
     for one in report["prompts"]:
         table.add_row(
