@@ -31,9 +31,10 @@ void Model::place(uint8_t* block, int slot, const uint16_t* key, const uint16_t*
   if (clear) std::memset(block, 0, static_cast<size_t>(head_block_bytes()));
   uint16_t* keys = reinterpret_cast<uint16_t*>(block);
   uint16_t* values = keys + head_block_bytes() / 4;
+  const PairOrder order = lane_->kernels().order;
   for (int d = 0; d < shape_.head_dim; ++d) {
-    keys[panel_offset(d, slot)] = key[d];
-    values[d / kPanelColumns * (kPanelBlockBytes / 2) + panel_offset(slot, d % kPanelColumns)] = value[d];
+    keys[panel_offset(d, slot, order)] = key[d];
+    values[d / kPanelColumns * (kPanelBlockBytes / 2) + panel_offset(slot, d % kPanelColumns, order)] = value[d];
   }
 }
 

@@ -125,6 +125,7 @@ void Model::product(int worker, int phase, const Matrix& matrix, const Packed& a
 
 void Model::embed(const Batch& batch, int worker, int phase) {
   const int hidden = shape_.hidden;
+  const PairOrder order = lane_->kernels().order;
   lane_->share(worker, phase, batch.num_nodes, [&](int64_t node) {
     const int32_t token = batch.tokens[node];
     float* out = &x_[static_cast<size_t>(node) * hidden];
@@ -134,7 +135,7 @@ void Model::embed(const Batch& batch, int worker, int phase) {
       return;
     }
     const uint16_t* panel = reinterpret_cast<const uint16_t*>(head_.panel(token / kPanelColumns));
-    for (int i = 0; i < hidden; ++i) out[i] = bf16_to_float(panel[panel_offset(i, token % kPanelColumns)]);
+    for (int i = 0; i < hidden; ++i) out[i] = bf16_to_float(panel[panel_offset(i, token % kPanelColumns, order)]);
   });
   lane_->barrier(worker);
 }

@@ -40,21 +40,29 @@ void read_row(const Row& row, int64_t columns, uint16_t* out) {
   for (int64_t i = 0; i < columns; ++i) out[i] = float_to_bf16(source.at(row.index, i));
 }
 
-// 32 output rows -> one panel. Two inputs of a column are neighbours: moved as one 32-bit word.
-void pack_panel(const Row* rows, int64_t inputs, int64_t num_blocks, uint16_t* staging,
-                uint8_t* panel) {
+// 32 output rows -> one panel.
+void pack_panel(const Row* rows, int64_t inputs, int64_t num_blocks, PairOrder order,
+                uint16_t* staging, uint8_t* panel) {
   const int64_t padded = num_blocks * kBlock;
   for (int column = 0; column < kPanelColumns; ++column) {
     uint16_t* line = staging + column * padded;
     read_row(rows[column], inputs, line);
     for (int64_t i = inputs; i < padded; ++i) line[i] = 0;
   }
+  // Where the low and the high half of each word of a column come from, within its K block.
+  int low[kBlock / 2], high[kBlock / 2];
+  for (int i = 0; i < kBlock; ++i) {
+    const int64_t offset = panel_offset(i, 0, order);
+    (offset & 1 ? high : low)[offset / kBlock] = i;
+  }
   uint32_t* out = reinterpret_cast<uint32_t*>(panel);
   for (int64_t block = 0; block < num_blocks; ++block)
     for (int tile = 0; tile < 2; ++tile)
-      for (int pair = 0; pair < kBlock / 2; ++pair)
-        for (int lane = 0; lane < kTileColumns; ++lane, ++out)
-          std::memcpy(out, staging + (tile * kTileColumns + lane) * padded + block * kBlock + 2 * pair, 4);
+      for (int word = 0; word < kBlock / 2; ++word)
+        for (int lane = 0; lane < kTileColumns; ++lane, ++out) {
+          const uint16_t* in = staging + (tile * kTileColumns + lane) * padded + block * kBlock;
+          *out = static_cast<uint32_t>(in[high[word]]) << 16 | in[low[word]];
+        }
 }
 
 std::vector<Row> concatenated(const std::vector<Source>& sources) {
@@ -147,7 +155,7 @@ void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
     std::vector<uint16_t> staging(static_cast<size_t>(kPanelColumns * matrix.num_blocks * kBlock));
     lane_->share(worker, 0, matrix.num_panels, [&](int64_t p) {
       pack_panel(&rows[static_cast<size_t>(p * kPanelColumns)], inputs, matrix.num_blocks,
-                 staging.data(), matrix.data + p * matrix.num_blocks * kPanelBlockBytes);
+                 lane_->kernels().order, staging.data(), matrix.data + p * matrix.num_blocks * kPanelBlockBytes);
     });
   });
   if (role == Role::kHead) {

@@ -66,7 +66,7 @@ namespace forerun {
 const Kernels* amx_emulated_kernels() {
   using namespace amx_emulated;
   static const Kernels kTable =
-      FORERUN_TABLE("amx-emulated", kRowBytes, begin_nothing, begin_nothing);
+      FORERUN_TABLE("amx-emulated", kRowBytes, PairOrder::kNatural, begin_nothing, begin_nothing);
   return &kTable;
 }
 }  // namespace forerun

@@ -36,6 +36,7 @@ struct Vec {
 };
 
 constexpr int kMaxRegisterRows = 2;
+constexpr int kTouchFrom = 9;  // rows from which the driver touches lines
 #include "fma.inc"
 
 }  // namespace forerun::avx2
@@ -43,7 +44,7 @@ constexpr int kMaxRegisterRows = 2;
 namespace forerun {
 const Kernels* avx2_kernels() {
   using namespace avx2;
-  static const Kernels kTable = FORERUN_TABLE("avx2", kRowBytes, begin_nothing, begin_nothing);
+  static const Kernels kTable = FORERUN_TABLE("avx2", kRowBytes, PairOrder::kNatural, begin_nothing, begin_nothing);
   return &kTable;
 }
 }  // namespace forerun

@@ -27,6 +27,7 @@ struct Vec {
 };
 
 constexpr int kMaxRegisterRows = 8;
+constexpr int kTouchFrom = 4;  // rows from which the driver touches lines
 #include "fma.inc"
 
 }  // namespace forerun::avx512
@@ -34,7 +35,7 @@ constexpr int kMaxRegisterRows = 8;
 namespace forerun {
 const Kernels* avx512_kernels() {
   using namespace avx512;
-  static const Kernels kTable = FORERUN_TABLE("avx512", kRowBytes, begin_nothing, begin_nothing);
+  static const Kernels kTable = FORERUN_TABLE("avx512", kRowBytes, PairOrder::kNatural, begin_nothing, begin_nothing);
   return &kTable;
 }
 }  // namespace forerun

@@ -4,8 +4,7 @@
 // (denormals flushed). Fed with the natural pair (2j, 2j+1) that is another order than the
 // canonical one. Fed with pairs of *one* chain, the earlier element in the high half, it is two
 // consecutive steps of that chain: (0, 2), (4, 6), … walk the even chain, (1, 3), (5, 7), … the
-// odd one. So both operands are regrouped: activations when packed, weights by one shift and one
-// blend a register, shared by all rows of a group.
+// odd one. So weights, K/V and activations of this path are paired by chain (PairOrder::kChains).
 #include <immintrin.h>
 
 #include "../arith.h"
@@ -17,6 +16,7 @@ namespace forerun::avx512_bf16 {
 
 constexpr int kRowBytes = kBlock * 2;
 constexpr int kMaxRegisterRows = 6;  // 24 chains + 4 weight registers + 2 broadcasts
+constexpr int kTouchFrom = 3;  // rows from which the driver touches lines
 
 // Row encoding: 16 words of 32 bits; word 2i = (a[4i] high, a[4i+2] low), word 2i+1 the odd pair.
 static void pack_rows(const float* x, int64_t stride, int rows, int inputs, void* packed) {
@@ -36,25 +36,21 @@ static void pack_rows(const float* x, int64_t stride, int rows, int inputs, void
 
 static inline __m512bh as_bf16(__m512i x) { return reinterpret_cast<__m512bh>(x); }
 
-// One K block of R rows and both tiles. Invariant: after step i, even[t][r] and odd[t][r] hold the
-// chains over inputs below 4i + 4 of the block.
-template <int R>
-static inline void block(const uint8_t* a, const uint8_t* tiles, float* c, int64_t ldc,
-                         bool from_zero) {
-  constexpr __mmask32 kHigh = 0xAAAAAAAAu;
-  __m512 even[2][R], odd[2][R];
+// One K block of R rows and T neighbouring tiles. Invariant: after step i, even[t][r] and odd[t][r]
+// hold the chains over inputs below 4i + 4 of the block.
+template <int R, int T>
+static inline void tiles_block(const uint8_t* a, const uint8_t* tiles, float* c, int64_t ldc,
+                               bool from_zero) {
+  __m512 even[T][R], odd[T][R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
-    even[0][r] = even[1][r] = odd[0][r] = odd[1][r] = _mm512_setzero_ps();
+    for (int t = 0; t < T; ++t) even[t][r] = odd[t][r] = _mm512_setzero_ps();
 #pragma GCC unroll 8
   for (int i = 0; i < kBlock / 4; ++i) {
-    __m512bh we[2], wo[2];
-#pragma GCC unroll 2
-    for (int t = 0; t < 2; ++t) {
-      const __m512i first = _mm512_load_si512(tiles + t * kTileBytes + 128 * i);
-      const __m512i second = _mm512_load_si512(tiles + t * kTileBytes + 128 * i + 64);
-      we[t] = as_bf16(_mm512_mask_blend_epi16(kHigh, second, _mm512_slli_epi32(first, 16)));
-      wo[t] = as_bf16(_mm512_mask_blend_epi16(kHigh, _mm512_srli_epi32(second, 16), first));
+    __m512bh we[T], wo[T];
+    for (int t = 0; t < T; ++t) {
+      we[t] = as_bf16(_mm512_load_si512(tiles + t * kTileBytes + 128 * i));
+      wo[t] = as_bf16(_mm512_load_si512(tiles + t * kTileBytes + 128 * i + 64));
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -63,7 +59,7 @@ static inline void block(const uint8_t* a, const uint8_t* tiles, float* c, int64
       const __m512bh ae = as_bf16(_mm512_set1_epi32(pair[0]));
       const __m512bh ao = as_bf16(_mm512_set1_epi32(pair[1]));
 #pragma GCC unroll 2
-      for (int t = 0; t < 2; ++t) {
+      for (int t = 0; t < T; ++t) {
         even[t][r] = _mm512_dpbf16_ps(even[t][r], ae, we[t]);
         odd[t][r] = _mm512_dpbf16_ps(odd[t][r], ao, wo[t]);
       }
@@ -72,11 +68,25 @@ static inline void block(const uint8_t* a, const uint8_t* tiles, float* c, int64
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 2
-    for (int t = 0; t < 2; ++t) {
+    for (int t = 0; t < T; ++t) {
       float* out = c + r * ldc + t * kTileColumns;
       const __m512 old = from_zero ? _mm512_setzero_ps() : _mm512_loadu_ps(out);
       _mm512_storeu_ps(out, _mm512_add_ps(old, _mm512_add_ps(even[t][r], odd[t][r])));
     }
+}
+
+// Few rows wait for memory: one ascending stream keeps the hardware prefetcher with us (two
+// streams 1 KiB apart read at half the speed). More rows wait for the multipliers: both tiles share
+// one broadcast, and the driver's prefetch brings the lines.
+template <int R>
+static inline void block(const uint8_t* a, const uint8_t* tiles, float* c, int64_t ldc,
+                         bool from_zero) {
+  if constexpr (R >= 3) {
+    tiles_block<R, 2>(a, tiles, c, ldc, from_zero);
+  } else {
+    tiles_block<R, 1>(a, tiles, c, ldc, from_zero);
+    tiles_block<R, 1>(a, tiles + kTileBytes, c + kTileColumns, ldc, from_zero);
+  }
 }
 
 #include "drive.inc"
@@ -87,7 +97,7 @@ namespace forerun {
 const Kernels* avx512_bf16_kernels() {
   using namespace avx512_bf16;
   static const Kernels kTable =
-      FORERUN_TABLE("avx512-bf16", kRowBytes, begin_nothing, begin_nothing);
+      FORERUN_TABLE("avx512-bf16", kRowBytes, PairOrder::kChains, begin_nothing, begin_nothing);
   return &kTable;
 }
 }  // namespace forerun

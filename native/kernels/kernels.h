@@ -8,6 +8,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../arith.h"
+
 namespace forerun {
 
 struct NoiseKey {
@@ -17,6 +19,7 @@ struct NoiseKey {
 struct Kernels {
   const char* name;
   int row_block_bytes;
+  PairOrder order;  // of weights and K/V
 
   // Per thread, around a forward pass (tile state).
   void (*begin)();

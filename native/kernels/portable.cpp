@@ -46,6 +46,7 @@ struct Vec {
 };
 
 constexpr int kMaxRegisterRows = 1;
+constexpr int kTouchFrom = 9;  // rows from which the driver touches lines
 #include "fma.inc"
 
 }  // namespace forerun::portable
@@ -54,7 +55,7 @@ namespace forerun {
 const Kernels* portable_kernels() {
   using namespace portable;
   static const Kernels kTable =
-      FORERUN_TABLE("portable", kRowBytes, begin_nothing, begin_nothing);
+      FORERUN_TABLE("portable", kRowBytes, PairOrder::kNatural, begin_nothing, begin_nothing);
   return &kTable;
 }
 }  // namespace forerun
