@@ -49,29 +49,32 @@ class RoundStats:
     engine_s: float
 
 
-class RoundClock:
-    """The spans of one round; `model` are the drafter's own backend calls."""
+class RoundMeter:
+    """The spans and counts of one round; `model` are the drafter's own backend calls."""
 
-    __slots__ = ("draft", "model", "round", "verify")
+    __slots__ = ("draft", "model", "num_accepted", "num_drafted", "round", "verify")
 
     def __init__(self) -> None:
         self.round = Span()
         self.draft = Span()
         self.verify = Span()
         self.model = Span()
+        self.num_drafted = 0
+        self.num_accepted = 0
 
     def restart(self) -> None:
         """Begin the next round at zero."""
-        for span in (self.round, self.draft, self.verify, self.model):
-            span.seconds = 0.0
+        self.round.seconds = self.draft.seconds = 0.0
+        self.verify.seconds = self.model.seconds = 0.0
+        self.num_drafted = self.num_accepted = 0
 
-    def stats(self, num_rows: int, num_drafted: int, num_accepted: int) -> RoundStats:
+    def stats(self, num_rows: int) -> RoundStats:
         """What the round that just ended cost."""
         backend_s = self.verify.seconds + self.model.seconds
         return RoundStats(
             num_rows,
-            num_drafted,
-            num_accepted,
+            self.num_drafted,
+            self.num_accepted,
             self.round.seconds,
             self.draft.seconds,
             self.verify.seconds,

@@ -6,6 +6,7 @@ Plain decoding is a tree of one node; a chain is a tree without forks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,15 @@ from numpy.typing import NDArray
 from forerun.errors import DrafterError
 
 Tokens = NDArray[np.int32]
+
+_new, _set = object.__new__, object.__setattr__
+
+
+@lru_cache(maxsize=1024)
+def _chain_parents(num_nodes: int) -> Tokens:
+    parents = np.arange(-1, num_nodes - 1, dtype=np.int32)
+    parents.flags.writeable = False  # shared by all chains of this length
+    return parents
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,9 +58,9 @@ class TokenTree:
     @staticmethod
     def made_chain(tokens: list[int]) -> TokenTree:
         """A chain built by our own code, unchecked: a chain of integers is always valid."""
-        tree = object.__new__(TokenTree)
-        object.__setattr__(tree, "tokens", np.array(tokens, np.int32))
-        object.__setattr__(tree, "parents", np.arange(-1, len(tokens) - 1, dtype=np.int32))
+        tree = _new(TokenTree)
+        _set(tree, "tokens", np.array(tokens, np.int32))
+        _set(tree, "parents", _chain_parents(len(tokens)))
         return tree
 
     def __len__(self) -> int:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from forerun.draft import Commit, Draft
 from forerun.drafters.plain import plain_draft
 from forerun.errors import CapacityError, DrafterError
 from forerun.protocols import Drafter, DraftRow, Shape
+from forerun.tree import TokenTree
 
 MAX_FAILURES = 3  # in a row; then the drafter is not asked again
 
@@ -52,21 +55,22 @@ class Guard:
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
         """One draft a row, each within `max_drafted` and the target's vocabulary."""
-        self._failed.clear()
+        if self._failed:
+            self._failed.clear()
         asked = [row for row in rows if row.sequence_id in self._admitted]
         if self.is_disabled or not asked:
             return [plain_draft(row.tokens[-1]) for row in rows]
         try:
             offered = self._drafter.propose(asked)
-            drafts = {
-                row.sequence_id: self._checked(row, draft)
-                for row, draft in zip(asked, offered, strict=True)
-            }
+            checked = [self._checked(row, one) for row, one in zip(asked, offered, strict=True)]
         except Exception as error:  # noqa: BLE001  a drafter may raise anything
             self._failed.update(row.sequence_id for row in asked)
             self._fail("propose", error)
             return [plain_draft(row.tokens[-1]) for row in rows]
         self._num_in_a_row = 0
+        if len(asked) == len(rows):
+            return checked
+        drafts = {row.sequence_id: draft for row, draft in zip(asked, checked, strict=True)}
         return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
 
     def failed(self, sequence_id: int) -> bool:
@@ -97,18 +101,18 @@ class Guard:
 
     def _checked(self, row: DraftRow, draft: Draft) -> Draft:
         tree = draft.tree
-        if len(tree) > 1 + row.max_drafted:
+        if len(tree.tokens) > 1 + row.max_drafted:
             tree = self._shape.limit(tree)
-            if len(tree) > 1 + row.max_drafted:
+            if len(tree.tokens) > 1 + row.max_drafted:
                 raise DrafterError(
                     f"{len(tree) - 1} tokens were proposed where {row.max_drafted} fit"
                 )
             draft = Draft(tree, draft.draw)
-        if tree.tokens.dtype.kind != "i" or tree.parents.dtype.kind != "i":
-            raise DrafterError(f"token ids must be integers, found {tree.tokens.dtype}")
         tokens = tree.tokens.tolist()
         if tokens[0] != row.tokens[-1]:
             raise DrafterError(f"node 0 must be the pending token {row.tokens[-1]}, is {tokens[0]}")
+        if tree.tokens.dtype != np.int32 or tree.parents.dtype != np.int32:
+            draft = Draft(_as_int32(tree), draft.draw)
         if min(tokens) < 0 or max(tokens) >= self._vocab:
             raise DrafterError(f"token ids must be in [0, {self._vocab}), found {tokens}")
         return draft
@@ -132,3 +136,9 @@ class Guard:
             )  # fmt: skip
         else:
             _log.info("the drafter's %s failed, this round is decoded plainly (%s)", verb, text)
+
+
+def _as_int32(tree: TokenTree) -> TokenTree:
+    if tree.tokens.dtype.kind not in "iu" or tree.parents.dtype.kind not in "iu":
+        raise DrafterError(f"token ids must be integers, found {tree.tokens.dtype}")
+    return TokenTree(tree.tokens.astype(np.int32), tree.parents.astype(np.int32))

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from forerun.backends.prefill import prefill
-from forerun.backends.slots import Slots
+from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.plain import plain_draft
 from forerun.errors import CapacityError
-from forerun.protocols import Backend, DraftRow, ProposalPlan
+from forerun.protocols import BLOCK_LEN, Backend, DraftRow, ProposalPlan
 from forerun.stats import Span
 from forerun.tree import TokenTree
 
@@ -32,15 +32,18 @@ LONGEST_CATCH_UP = 32  # unseen tokens a proposal reads itself; more are read in
 class _Progress:
     """How far the small model has come with one sequence: `committed` tokens have valid K/V, and
     after them lie those of `drafted` (its last proposal, made when `committed` tokens were known).
+    It owns blocks for `num_reserved` positions.
     """
 
+    num_reserved: int
     committed: int = 0
     drafted: list[int] = field(default_factory=list)
 
     def settle(self, tokens: Sequence[int]) -> None:
         """Keep the K/V of drafted tokens that the sequence really has; the last has none."""
-        for token in self.drafted[:-1]:
-            if self.committed >= len(tokens) or tokens[self.committed] != token:
+        base = self.committed
+        for kept, drafted in zip(tokens[base:], self.drafted[:-1], strict=False):
+            if kept != drafted:
                 break
             self.committed += 1
         self.drafted = []
@@ -65,26 +68,25 @@ class LM:
         limit = self._backend.spec.max_position
         if len(prompt) >= limit:
             raise CapacityError(f"{len(prompt)} tokens of prompt, the drafter's limit is {limit}")
-        self._slots.reserve(sequence_id, len(prompt) + self._num_steps)
-        progress = self._progress[sequence_id] = _Progress()
+        progress = _Progress(self._reserve(sequence_id, len(prompt) + self._num_steps))
+        self._progress[sequence_id] = progress
         self._read(sequence_id, progress, prompt, len(prompt) - 1)
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
         """One chain a row; nothing for rows without room, in one backend call for all others."""
-        drafts = [plain_draft(row.tokens[-1]) for row in rows]
-        drafting = [index for index, row in enumerate(rows) if self._prepare(row)]
+        drafting = [row for row in rows if self._prepare(row)]
         if not drafting:
-            return drafts
-        chosen = [rows[index] for index in drafting]
-        plan = self._plan(chosen)
+            return [plain_draft(row.tokens[-1]) for row in rows]
+        plan = self._plan(drafting)
         with self._span:
             proposed = self._backend.propose(plan)
-        for index, row, tokens in zip(drafting, chosen, proposed.tolist(), strict=True):
+        drafts: dict[int, Draft] = {}
+        for row, tokens in zip(drafting, proposed.tolist(), strict=True):
             progress = self._progress[row.sequence_id]
             progress.committed, progress.drafted = len(row.tokens), tokens
             tree = TokenTree.made_chain([row.tokens[-1], *tokens[: row.max_drafted]])
-            drafts[index] = Draft(tree, Draw.COUPLED)
-        return drafts
+            drafts[row.sequence_id] = Draft(tree, Draw.COUPLED)
+        return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """The next proposal compares tokens itself."""
@@ -104,16 +106,22 @@ class LM:
         if row.max_drafted < 1 or progress is None:
             return False
         needed = len(row.tokens) + self._num_steps
-        if needed > self._backend.spec.max_position:
-            return False
-        try:
-            self._slots.reserve(row.sequence_id, needed)
-        except CapacityError:
-            return False
+        if needed > progress.num_reserved:
+            if needed > self._backend.spec.max_position:
+                return False
+            try:
+                progress.num_reserved = self._reserve(row.sequence_id, needed)
+            except CapacityError:
+                return False
         progress.settle(row.tokens)
         if len(row.tokens) - progress.committed > LONGEST_CATCH_UP:
             self._read(row.sequence_id, progress, row.tokens, len(row.tokens) - 1)
         return True
+
+    def _reserve(self, sequence_id: int, num_positions: int) -> int:
+        """Own whole blocks for so many positions; how many they hold within the model's context."""
+        self._slots.reserve(sequence_id, num_positions)
+        return min(blocks_for(num_positions) * BLOCK_LEN, self._backend.spec.max_position)
 
     def _read(
         self, sequence_id: int, progress: _Progress, tokens: Sequence[int], until: int
@@ -125,17 +133,18 @@ class LM:
 
     def _plan(self, rows: Sequence[DraftRow]) -> ProposalPlan:
         catch_up: list[int] = []
-        starts, committed = [0], []
+        starts, committed, most = [0], [], 0
         for row in rows:
             seen = self._progress[row.sequence_id].committed
             catch_up += row.tokens[seen:]
             starts.append(len(catch_up))
             committed.append(seen)
+            most = max(most, row.max_drafted)
         return ProposalPlan(
             np.array(catch_up, np.int32),
             np.array(starts, np.int32),
             np.array(committed, np.int32),
             self._slots.table([row.sequence_id for row in rows]),
             [row.sampler for row in rows],
-            min(self._num_steps, max(row.max_drafted for row in rows)),
+            min(self._num_steps, most),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence as Rows
+from functools import lru_cache
 
 from forerun.engine.detokenize import Detokenizer
 from forerun.engine.parts import Parts
@@ -14,6 +15,8 @@ from forerun.noise import draw_seed
 from forerun.options import SamplingParams
 from forerun.protocols import BLOCK_LEN
 
+_MOST_TOKENS = 1 << 16  # byte strings of tokens kept at hand
+
 
 class Admission:
     """Checks requests against one model and its K/V memory."""
@@ -22,6 +25,7 @@ class Admission:
         self._spec = parts.target.spec
         self._num_positions = parts.slots.num_blocks * BLOCK_LEN
         self._tokenizer = tokenizer
+        self._token_bytes = lru_cache(maxsize=_MOST_TOKENS)(tokenizer.token_bytes)
         self._ids = itertools.count()
 
     def sequence(self, index: int, prompt: str | Rows[int], params: SamplingParams) -> Sequence:
@@ -46,7 +50,7 @@ class Admission:
             params=params,
             seed=draw_seed() if params.seed is None else params.seed,
             stop_ids=frozenset(stop_ids),
-            detokenizer=Detokenizer(self._tokenizer.token_bytes, params.stop),
+            detokenizer=Detokenizer(self._token_bytes, params.stop),
         )
 
     def _tokens(self, prompt: str | Rows[int]) -> list[int]:

@@ -27,7 +27,7 @@ from forerun.models.tokenizer import Tokenizer, load_tokenizer
 from forerun.models.weights import open_checkpoint
 from forerun.options import EngineOptions, SamplingParams, Speculation
 from forerun.protocols import Backend
-from forerun.stats import RoundClock
+from forerun.stats import RoundMeter
 
 __all__ = ["Completion", "Engine", "Piece", "Prompt"]
 
@@ -74,14 +74,14 @@ class Engine:
         directory = resolve_model(str(model))
         checkpoint = open_checkpoint(directory)
         self._tokenizer = load_tokenizer(directory, checkpoint.spec)
-        self._clock = RoundClock()
+        self._meter = RoundMeter()
         target = open_backend(checkpoint, options, options.cores_of("target"))
 
         def open_drafter(path: Path) -> Backend:
             return open_backend(open_checkpoint(path), options, options.cores_of("draft"))
 
         try:
-            span = self._clock.model
+            span = self._meter.model
             self._parts = build_parts(speculate, target, directory, open_drafter, span)
         except BaseException:
             target.close()
@@ -178,7 +178,7 @@ class Engine:
 
     def _pieces(self, sequences: list[Sequence]) -> Iterator[Piece]:
         """Run requests to their end; what was taken for them is given back in any case."""
-        queue = Queue(sequences, self._parts, self._clock)
+        queue = Queue(sequences, self._parts, self._meter)
         try:
             while not queue.is_done:
                 with self._lock:

@@ -16,7 +16,7 @@ from forerun.engine.round import run_round
 from forerun.engine.sequence import Sequence, Status
 from forerun.errors import CapacityError
 from forerun.protocols import BLOCK_LEN
-from forerun.stats import RoundClock, Span
+from forerun.stats import RoundMeter, Span
 
 MAX_ROWS = 16  # rows of one round: beyond, a pass is no longer bound by reading the weights
 LONGEST_TAIL = 128  # prompt tokens, of all new rows, that the first round reads beside its drafts
@@ -25,11 +25,11 @@ LONGEST_TAIL = 128  # prompt tokens, of all new rows, that the first round reads
 class Queue:
     """The requests of one call."""
 
-    def __init__(self, sequences: list[Sequence], parts: Parts, clock: RoundClock) -> None:
+    def __init__(self, sequences: list[Sequence], parts: Parts, meter: RoundMeter) -> None:
         self._waiting = deque(sequences)
         self._running: list[Sequence] = []
         self._parts = parts
-        self._clock = clock
+        self._meter = meter
 
     @property
     def is_done(self) -> bool:
@@ -39,13 +39,15 @@ class Queue:
     def step(self) -> list[Piece]:
         """Let in who fits, then run one round: what every row gained."""
         self._admit()
-        self._clock.restart()
-        with self._clock.round:
-            rows = self._running
-            num_drafted = sum(row.tally.num_drafted for row in rows)
-            commits = run_round(rows, self._parts, self._clock)
+        rows, meter = self._running, self._meter
+        meter.restart()
+        with meter.round:
+            commits = run_round(rows, self._parts, meter)
             pieces = [_settle(row, commit) for row, commit in zip(rows, commits, strict=True)]
-        self._account(rows, commits, sum(row.tally.num_drafted for row in rows) - num_drafted)
+        stats = meter.stats(len(rows))
+        for row in rows:
+            row.tally.rounds.append(stats)
+            row.tally.num_failures += self._parts.drafter.failed(row.id)
         for row in rows:
             if row.status is Status.FINISHED:
                 self._give_back(row)
@@ -92,16 +94,6 @@ class Queue:
                 row.committed_len = end
         row.tally.prefill_s += span.seconds
         row.status = Status.RUNNING
-
-    def _account(
-        self, rows: list[Sequence], commits: list[Commit | None], num_drafted: int
-    ) -> None:
-        kept = [commit for commit in commits if commit is not None]
-        num_accepted = sum(len(commit.tokens) - 1 for commit in kept)
-        stats = self._clock.stats(len(rows), num_drafted, num_accepted)
-        for row in rows:
-            row.tally.rounds.append(stats)
-            row.tally.num_failures += self._parts.drafter.failed(row.id)
 
     def _give_back(self, row: Sequence) -> None:
         self._parts.drafter.release(row.id)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Rows
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,9 @@ from forerun.draft import Commit, Draft, Verdict
 from forerun.engine.parts import Parts
 from forerun.engine.sequence import Sequence, TokenLogprobs
 from forerun.errors import BackendError
-from forerun.protocols import DraftRow, ForwardBatch, Sampler, Selection
-from forerun.stats import RoundClock
+from forerun.protocols import DraftRow, ForwardBatch, Selection
+from forerun.shapes.chain import LONGEST
+from forerun.stats import RoundMeter
 from forerun.tree import Tokens
 
 _EMPTY = np.zeros(0, np.int32)
@@ -38,31 +40,31 @@ class _Assembled:
     bases: list[int]
 
 
-def run_round(rows: Rows[Sequence], parts: Parts, clock: RoundClock) -> list[Commit | None]:
+def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Commit | None]:
     """One round of all rows: what each gained, or None for a row that failed."""
-    with clock.draft:
+    with meter.draft:
         drafts = parts.drafter.propose([_draft_row(row, parts) for row in rows])
-    round_ = _assemble(rows, drafts, parts)
-    with clock.verify:
-        logits = parts.target.forward(round_.batch).logits
-        choices = _select(parts, logits, round_.selection)
-    starts = round_.starts
+    assembled = _assemble(rows, drafts, parts)
+    batch, starts = assembled.batch, assembled.starts
+    with meter.verify:
+        logits = parts.target.forward(batch).logits
+        choices = _select(parts, logits, assembled.selection)
     verdicts = [
         _judge(row, draft, choices[starts[index] : starts[index + 1]], parts)
         for index, (row, draft) in enumerate(zip(rows, drafts, strict=True))
     ]
-    with clock.verify:
-        parts.target.commit(round_.batch, _paths(verdicts, round_.bases))
-    commits = [
-        None if verdict is None else _keep(row, draft, verdict)
-        for row, draft, verdict in zip(rows, drafts, verdicts, strict=True)
-    ]
-    for row, commit, verdict, start in zip(rows, commits, verdicts, starts, strict=False):
+    paths = _paths(verdicts, assembled.bases)
+    with meter.verify:
+        parts.target.commit(batch, paths)
+    commits: list[Commit | None] = []
+    for row, draft, verdict, start in zip(rows, drafts, verdicts, starts, strict=False):
+        commit = None if verdict is None else _keep(row, draft, verdict, meter)
+        commits.append(commit)
         if commit is None or verdict is None:
             continue
         if row.params.logprobs is not None:
             _note_logprobs(row, commit, np.array(verdict.path, np.int32) + start, logits, parts)
-        with clock.draft:
+        with meter.draft:
             parts.drafter.observe(row.id, commit)
     return commits
 
@@ -76,6 +78,8 @@ def _draft_row(row: Sequence, parts: Parts) -> DraftRow:
 
 def _assemble(rows: Rows[Sequence], drafts: Rows[Draft], parts: Parts) -> _Assembled:
     """Every row's nodes one after another, as the arrays of one forward pass."""
+    if len(rows) == 1 and rows[0].committed_len == len(rows[0].tokens) - 1:
+        return _assemble_one(rows[0], drafts[0], parts)
     token_ids: list[int] = []
     parents: list[int] = []
     logit_nodes: list[int] = []
@@ -83,18 +87,13 @@ def _assemble(rows: Rows[Sequence], drafts: Rows[Draft], parts: Parts) -> _Assem
     row_starts, starts, bases = [0], [0], []
     for row, draft in zip(rows, drafts, strict=True):
         known = row.tokens[row.committed_len :]
-        base = len(known) - 1
-        first, length = len(token_ids) + base, len(row.tokens)
-        tree_parents = draft.tree.parents.tolist()
-        token_ids += known
-        token_ids += draft.tree.tokens.tolist()[1:]
+        base, first = len(known) - 1, len(token_ids) + len(known) - 1
+        depths = _depths(draft)
+        token_ids += known + draft.tree.tokens.tolist()[1:]
         parents += range(-1, base)
-        depths = [0]
-        for parent in tree_parents[1:]:
-            parents.append(parent + base)
-            depths.append(depths[parent] + 1)
-        logit_nodes += range(first, first + len(depths))
-        positions += [length + depth for depth in depths]
+        parents += [parent + base for parent in draft.tree.parents.tolist()[1:]]
+        logit_nodes += range(first, len(token_ids))
+        positions += [len(row.tokens) + depth for depth in depths]
         row_starts.append(len(token_ids))
         starts.append(len(positions))
         bases.append(base)
@@ -106,35 +105,75 @@ def _assemble(rows: Rows[Sequence], drafts: Rows[Draft], parts: Parts) -> _Assem
         block_table=parts.slots.table([row.id for row in rows]),
         logit_nodes=np.array(logit_nodes, np.int32),
     )
-    samplers = [row.sampler() for row in rows]
-    selection = _selection(drafts, samplers, starts, np.array(positions, np.int64))
+    selection = Selection(
+        np.array(positions, np.int64),
+        np.repeat(np.arange(len(rows), dtype=np.int32), np.diff(starts)),
+        [row.sampler() for row in rows],
+        *_penalty_paths(rows, drafts, len(positions)),
+    )
     return _Assembled(batch, selection, starts, bases)
 
 
-def _selection(
-    drafts: Rows[Draft], samplers: list[Sampler], starts: list[int], positions: Any
-) -> Selection:
-    if len(samplers) == 1:
-        sampler_of = np.zeros(len(positions), np.int32)
+def _assemble_one(row: Sequence, draft: Draft, parts: Parts) -> _Assembled:
+    """The common case, out of ready-made arrays: one row with nothing to read but its draft."""
+    tree, length = draft.tree, len(row.tokens)
+    num_nodes = len(tree.tokens)
+    fixed = _fixed(num_nodes)
+    batch = ForwardBatch(
+        tree.tokens,
+        tree.parents,
+        fixed.row_starts,
+        np.array([row.committed_len], np.int32),
+        parts.slots.table([row.id]),
+        fixed.nodes,
+    )
+    positions = np.array([length + depth for depth in _depths(draft)], np.int64)
+    if row.params.has_penalties:
+        path_starts, path_tokens = _penalty_paths([row], [draft], num_nodes)
     else:
-        sampler_of = np.repeat(np.arange(len(samplers), dtype=np.int32), np.diff(starts))
-    if not any(sampler.params.has_penalties for sampler in samplers):
-        path_starts = np.zeros(len(positions) + 1, np.int32)
-        return Selection(positions, sampler_of, samplers, path_starts, _EMPTY)
+        path_starts, path_tokens = fixed.no_paths, _EMPTY
+    selection = Selection(positions, fixed.zeros, [row.sampler()], path_starts, path_tokens)
+    return _Assembled(batch, selection, [0, num_nodes], [0])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Fixed:
+    """What is the same for every single row of N nodes; never written to."""
+
+    row_starts: Tokens
+    nodes: Tokens
+    zeros: Tokens
+    no_paths: Tokens
+
+
+@lru_cache(maxsize=LONGEST + 1)
+def _fixed(num_nodes: int) -> _Fixed:
+    zeros = np.zeros(num_nodes + 1, np.int32)
+    nodes = np.arange(num_nodes, dtype=np.int32)
+    return _Fixed(np.array([0, num_nodes], np.int32), nodes, zeros[1:], zeros)
+
+
+def _depths(draft: Draft) -> list[int]:
+    depths = [0]
+    for parent in draft.tree.parents.tolist()[1:]:
+        depths.append(depths[parent] + 1)
+    return depths
+
+
+def _penalty_paths(
+    rows: Rows[Sequence], drafts: Rows[Draft], num_choices: int
+) -> tuple[Tokens, Tokens]:
+    """Drafted tokens above each choice, for rows whose penalties depend on them."""
+    if not any(row.params.has_penalties for row in rows):
+        return np.zeros(num_choices + 1, np.int32), _EMPTY
     path_tokens: list[int] = []
     ends = [0]
-    for draft, sampler in zip(drafts, samplers, strict=True):
+    for row, draft in zip(rows, drafts, strict=True):
         for node in range(len(draft.tree)):
-            if sampler.params.has_penalties:
-                path_tokens += [int(draft.tree.tokens[one]) for one in draft.tree.path(node)[1:]]
+            if row.params.has_penalties:
+                path_tokens += draft.tree.tokens[draft.tree.path(node)[1:]].tolist()
             ends.append(len(path_tokens))
-    return Selection(
-        positions,
-        sampler_of,
-        samplers,
-        np.array(ends, np.int32),
-        np.array(path_tokens, np.int32),
-    )
+    return np.array(ends, np.int32), np.array(path_tokens, np.int32)
 
 
 def _select(parts: Parts, logits: Any, selection: Selection) -> Tokens:
@@ -186,14 +225,17 @@ def _paths(verdicts: Rows[Verdict | None], bases: list[int]) -> list[list[int]]:
     ]
 
 
-def _keep(row: Sequence, draft: Draft, verdict: Verdict) -> Commit:
+def _keep(row: Sequence, draft: Draft, verdict: Verdict, meter: RoundMeter) -> Commit:
     """Append what was agreed on; the bonus is the next pending token."""
     tokens = draft.tree.tokens.tolist()
     kept = (*[tokens[node] for node in verdict.path[1:]], verdict.bonus)
     row.tokens.extend(kept)
     row.committed_len = len(row.tokens) - 1
-    row.tally.num_drafted += draft.num_drafted
-    row.tally.num_accepted += verdict.num_accepted
+    num_drafted, num_accepted = len(tokens) - 1, len(kept) - 1
+    row.tally.num_drafted += num_drafted
+    row.tally.num_accepted += num_accepted
+    meter.num_drafted += num_drafted
+    meter.num_accepted += num_accepted
     return Commit(kept)
 
 

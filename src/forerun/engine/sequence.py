@@ -60,6 +60,7 @@ class Sequence:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     _sampler: Sampler | None = None
+    _sampler_len: int = 0
 
     @property
     def num_generated(self) -> int:
@@ -67,18 +68,17 @@ class Sequence:
 
     def sampler(self) -> Sampler:
         """How the next tokens are chosen, given those known now."""
-        if self._sampler is None:
-            self._sampler = self._first_sampler()
-        elif self.params.has_penalties:
+        known = self._sampler
+        if known is None:
+            known = self._sampler = self._first_sampler()
+        elif self.params.has_penalties and self._sampler_len != len(self.tokens):
             counts = Counter(self.tokens[self.prompt_len :])
-            self._sampler = Sampler(
-                self.params,
-                self.seed,
-                self._sampler.prompt_ids,
-                np.fromiter(counts.keys(), np.int32, len(counts)),
-                np.fromiter(counts.values(), np.int32, len(counts)),
-            )
-        return self._sampler
+            ids = np.fromiter(counts.keys(), np.int32, len(counts))
+            values = np.fromiter(counts.values(), np.int32, len(counts))
+            known = Sampler(self.params, self.seed, known.prompt_ids, ids, values)
+            self._sampler = known
+        self._sampler_len = len(self.tokens)
+        return known
 
     def finish(self, reason: str) -> None:
         """End with a reason: `stop`, `length`, `cancelled` or `error`."""
