@@ -28,7 +28,7 @@ def resolve_model(name: str) -> Path:
         ModelError: nothing of that name; the message says where it was looked for and what to do.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    if name and path.is_dir():
         return path
     if name == EMBEDDED_NAME:
         return _embedded(name)

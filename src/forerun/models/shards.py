@@ -124,7 +124,7 @@ def _read_weight_map(directory: Path) -> dict[str, str] | None:
         return None
     try:
         value = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{index} cannot be read as JSON: {error}") from error
     weight_map = value.get("weight_map") if isinstance(value, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
@@ -175,7 +175,7 @@ def _raw_header(path: Path) -> tuple[int, dict[str, Any]]:
             header = json.loads(file.read(length), object_pairs_hook=_distinct_keys)
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path} has an unreadable safetensors header: {error}") from error
     if not isinstance(header, dict):
         raise ModelError(f"{path} has a safetensors header that is not an object")
