@@ -21,13 +21,13 @@
 
 namespace forerun {
 
-constexpr int kBlock = 32;          // inputs per block, tokens per K/V block
-constexpr int kTileColumns = 16;    // output columns per tile
-constexpr int kPanelColumns = 32;   // two tiles side by side
-constexpr int kTileBytes = 1024;    // 16 input pairs x 16 columns x 2 x bf16
+constexpr int kBlock = 32;                        // inputs per block, tokens per K/V block
+constexpr int kTileColumns = 16;                  // output columns per tile
+constexpr int kPanelColumns = 32;                 // two tiles side by side
+constexpr int kTileBytes = 1024;                  // 16 input pairs x 16 columns x 2 x bf16
 constexpr int kPanelBlockBytes = 2 * kTileBytes;  // one K block of a panel
-constexpr int kMaxRows = 32;        // rows a kernel takes in one call
-constexpr int kChunkKeys = 512;     // keys that share one softmax maximum
+constexpr int kMaxRows = 32;                      // rows a kernel takes in one call
+constexpr int kChunkKeys = 512;                   // keys that share one softmax maximum
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

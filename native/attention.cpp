@@ -34,7 +34,8 @@ void Model::place(uint8_t* block, int slot, const uint16_t* key, const uint16_t*
   const PairOrder order = lane_->kernels().order;
   for (int d = 0; d < shape_.head_dim; ++d) {
     keys[panel_offset(d, slot, order)] = key[d];
-    values[d / kPanelColumns * (kPanelBlockBytes / 2) + panel_offset(slot, d % kPanelColumns, order)] = value[d];
+    values[d / kPanelColumns * (kPanelBlockBytes / 2) +
+           panel_offset(slot, d % kPanelColumns, order)] = value[d];
   }
 }
 
@@ -44,36 +45,40 @@ void Model::rotate_and_store(const Batch& batch, int l, int worker, int phase) {
   const Shape& s = shape_;
   const Layer& layer = layers_[static_cast<size_t>(l)];
   const int half = s.head_dim / 2;
-  lane_->share(worker, phase, static_cast<int64_t>(batch.num_rows) * s.num_kv_heads, [&](int64_t unit) {
-    const int row = static_cast<int>(unit / s.num_kv_heads), head = static_cast<int>(unit % s.num_kv_heads);
-    std::vector<uint16_t> rounded(static_cast<size_t>(2 * s.head_dim));
-    for (int n = batch.row_starts[row]; n < batch.row_starts[row + 1]; ++n) {
-      const Node& node = nodes_[static_cast<size_t>(n)];
-      float* qkv = &qkv_[static_cast<size_t>(n) * s.qkv_width()];
-      const float* cosine = &cosine_[static_cast<size_t>(node.position) * half];
-      const float* sine = &sine_[static_cast<size_t>(node.position) * half];
-      for (int g = 0; g < s.group(); ++g) {
-        float* query = qkv + (head * s.group() + g) * s.head_dim;
-        if (s.qk_norm) k.rms_norm(query, layer.query_norm.data(), s.head_dim, s.norm_eps, query);
-        k.rotate(query, cosine, sine, half);
-      }
-      float* key = qkv + s.query_width() + head * s.head_dim;
-      if (s.qk_norm) k.rms_norm(key, layer.key_norm.data(), s.head_dim, s.norm_eps, key);
-      k.rotate(key, cosine, sine, half);
-      const float* value = key + s.key_width();
-      for (int d = 0; d < s.head_dim; ++d) {
-        rounded[static_cast<size_t>(d)] = float_to_bf16(key[d]);
-        rounded[static_cast<size_t>(s.head_dim + d)] = float_to_bf16(value[d]);
-      }
-      if (!node.in_place) {
-        std::memcpy(node_kv(l, n, head), rounded.data(), rounded.size() * 2);
-        continue;
-      }
-      const int slot = node.position % kBlock;
-      const int block = batch.block_table[row * batch.table_width + node.position / kBlock];
-      place(kv_block(l, block, head), slot, rounded.data(), rounded.data() + s.head_dim, slot == 0);
-    }
-  });
+  lane_->share(
+      worker, phase, static_cast<int64_t>(batch.num_rows) * s.num_kv_heads, [&](int64_t unit) {
+        const int row = static_cast<int>(unit / s.num_kv_heads),
+                  head = static_cast<int>(unit % s.num_kv_heads);
+        std::vector<uint16_t> rounded(static_cast<size_t>(2 * s.head_dim));
+        for (int n = batch.row_starts[row]; n < batch.row_starts[row + 1]; ++n) {
+          const Node& node = nodes_[static_cast<size_t>(n)];
+          float* qkv = &qkv_[static_cast<size_t>(n) * s.qkv_width()];
+          const float* cosine = &cosine_[static_cast<size_t>(node.position) * half];
+          const float* sine = &sine_[static_cast<size_t>(node.position) * half];
+          for (int g = 0; g < s.group(); ++g) {
+            float* query = qkv + (head * s.group() + g) * s.head_dim;
+            if (s.qk_norm)
+              k.rms_norm(query, layer.query_norm.data(), s.head_dim, s.norm_eps, query);
+            k.rotate(query, cosine, sine, half);
+          }
+          float* key = qkv + s.query_width() + head * s.head_dim;
+          if (s.qk_norm) k.rms_norm(key, layer.key_norm.data(), s.head_dim, s.norm_eps, key);
+          k.rotate(key, cosine, sine, half);
+          const float* value = key + s.key_width();
+          for (int d = 0; d < s.head_dim; ++d) {
+            rounded[static_cast<size_t>(d)] = float_to_bf16(key[d]);
+            rounded[static_cast<size_t>(s.head_dim + d)] = float_to_bf16(value[d]);
+          }
+          if (!node.in_place) {
+            std::memcpy(node_kv(l, n, head), rounded.data(), rounded.size() * 2);
+            continue;
+          }
+          const int slot = node.position % kBlock;
+          const int block = batch.block_table[row * batch.table_width + node.position / kBlock];
+          place(kv_block(l, block, head), slot, rounded.data(), rounded.data() + s.head_dim,
+                slot == 0);
+        }
+      });
 }
 
 void Model::attend(const Batch& batch, int layer, int worker, int phase) {
@@ -91,7 +96,8 @@ void Model::attend(const Batch& batch, int layer, int worker, int phase) {
       tile -= tiles;
     }
     const int first = batch.row_starts[row] + static_cast<int>(tile) * per_tile;
-    attend_tile(batch, layer, worker, row, head, first, std::min(per_tile, batch.row_starts[row + 1] - first));
+    attend_tile(batch, layer, worker, row, head, first,
+                std::min(per_tile, batch.row_starts[row + 1] - first));
   });
 }
 
@@ -133,17 +139,20 @@ void Model::attend_tile(const Batch& batch, int layer, int worker, int row, int 
   // Queries of the tile, node-major, so that one node's heads are neighbours.
   for (int q = 0; q < rows; ++q)
     std::memcpy(&w.normed[static_cast<size_t>(q) * s.head_dim],
-                &qkv_[static_cast<size_t>(first + q / group) * s.qkv_width() + (head * group + q % group) * s.head_dim],
+                &qkv_[static_cast<size_t>(first + q / group) * s.qkv_width() +
+                      (head * group + q % group) * s.head_dim],
                 static_cast<size_t>(s.head_dim) * 4);
   k.pack_rows(w.normed.data(), s.head_dim, rows, s.head_dim, w.query.data());
 
   int last_position = 0;
-  for (int n = first; n < first + count; ++n) last_position = std::max(last_position, nodes_[static_cast<size_t>(n)].position);
+  for (int n = first; n < first + count; ++n)
+    last_position = std::max(last_position, nodes_[static_cast<size_t>(n)].position);
   const int num_blocks = last_position / kBlock + 1;
   const int num_shared = tree ? batch.committed[row] / kBlock : num_blocks;
   const int64_t tail_bytes = num_tail_blocks_ * head_block_bytes();
   if (tree)
-    for (int n = 0; n < count; ++n) gather_tail(batch, layer, head, first + n, w.tail.data() + n * tail_bytes);
+    for (int n = 0; n < count; ++n)
+      gather_tail(batch, layer, head, first + n, w.tail.data() + n * tail_bytes);
 
   std::fill_n(w.sum.begin(), static_cast<size_t>(rows) * width, 0.0f);
   std::fill_n(w.totals.begin(), rows, 0.0f);
@@ -164,7 +173,8 @@ void Model::attend_tile(const Batch& batch, int layer, int worker, int row, int 
         }
         for (int n = 0; n < count; ++n)
           if (block <= nodes_[static_cast<size_t>(first + n)].position / kBlock)
-            body(i, n * group, group, w.tail.data() + n * tail_bytes + (block - num_shared) * head_block_bytes());
+            body(i, n * group, group,
+                 w.tail.data() + n * tail_bytes + (block - num_shared) * head_block_bytes());
       }
     };
     visit([&](int i, int from, int num, const uint8_t* keys) {
@@ -174,11 +184,14 @@ void Model::attend_tile(const Batch& batch, int layer, int worker, int row, int 
     float chunk_maxima[kMaxRows], chunk_totals[kMaxRows];
     bool has_keys[kMaxRows];
     for (int q = 0; q < rows; ++q) {
-      const int keys = std::clamp(nodes_[static_cast<size_t>(first + q / group)].position + 1 - start * kBlock, 0, in_chunk * kBlock);
+      const int keys =
+          std::clamp(nodes_[static_cast<size_t>(first + q / group)].position + 1 - start * kBlock,
+                     0, in_chunk * kBlock);
       float* p = &w.weights[static_cast<size_t>(q * kChunkKeys)];
       has_keys[q] = keys > 0;
       if (has_keys[q])
-        chunk_totals[q] = k.softmax(&w.scores[static_cast<size_t>(q * kChunkKeys)], scale, keys, in_chunk * kBlock, p, &chunk_maxima[q]);
+        chunk_totals[q] = k.softmax(&w.scores[static_cast<size_t>(q * kChunkKeys)], scale, keys,
+                                    in_chunk * kBlock, p, &chunk_maxima[q]);
       else
         std::fill_n(p, in_chunk * kBlock, 0.0f);
     }
@@ -188,27 +201,34 @@ void Model::attend_tile(const Batch& batch, int layer, int worker, int row, int 
       const uint8_t* values = block + head_block_bytes() / 2;
       for (int d = 0; d < s.head_blocks(); ++d)
         k.panel(w.probabilities.data() + i * query_stride + from * row_bytes, query_stride, num, 1,
-                values + d * kPanelBlockBytes, &w.chunk[static_cast<size_t>(from * width + d * kPanelColumns)], width, true);
+                values + d * kPanelBlockBytes,
+                &w.chunk[static_cast<size_t>(from * width + d * kPanelColumns)], width, true);
     });
     for (int q = 0; q < rows; ++q) {
       if (!has_keys[q]) continue;
       const float top = std::max(w.maxima[static_cast<size_t>(q)], chunk_maxima[q]);
-      const float keep = k.exp_one(w.maxima[static_cast<size_t>(q)] - top), take = k.exp_one(chunk_maxima[q] - top);
-      k.blend(&w.chunk[static_cast<size_t>(q * width)], take, keep, width, &w.sum[static_cast<size_t>(q * width)]);
-      w.totals[static_cast<size_t>(q)] = w.totals[static_cast<size_t>(q)] * keep + chunk_totals[q] * take;
+      const float keep = k.exp_one(w.maxima[static_cast<size_t>(q)] - top),
+                  take = k.exp_one(chunk_maxima[q] - top);
+      k.blend(&w.chunk[static_cast<size_t>(q * width)], take, keep, width,
+              &w.sum[static_cast<size_t>(q * width)]);
+      w.totals[static_cast<size_t>(q)] =
+          w.totals[static_cast<size_t>(q)] * keep + chunk_totals[q] * take;
       w.maxima[static_cast<size_t>(q)] = top;
     }
   }
   for (int q = 0; q < rows; ++q) {
-    float* out = &attended_[static_cast<size_t>(first + q / group) * s.query_width() + (head * group + q % group) * s.head_dim];
-    for (int d = 0; d < s.head_dim; ++d) out[d] = w.sum[static_cast<size_t>(q * width + d)] / w.totals[static_cast<size_t>(q)];
+    float* out = &attended_[static_cast<size_t>(first + q / group) * s.query_width() +
+                            (head * group + q % group) * s.head_dim];
+    for (int d = 0; d < s.head_dim; ++d)
+      out[d] = w.sum[static_cast<size_t>(q * width + d)] / w.totals[static_cast<size_t>(q)];
   }
 }
 
 void Model::commit(const Batch& batch, const int32_t* paths, const int32_t* starts) {
   bool any = false;
   for (int b = 0; b < batch.num_rows; ++b)
-    any = any || (starts[b] < starts[b + 1] && !nodes_[static_cast<size_t>(batch.row_starts[b])].in_place);
+    any = any ||
+          (starts[b] < starts[b + 1] && !nodes_[static_cast<size_t>(batch.row_starts[b])].in_place);
   if (!any) return;  // chains wrote theirs in place
   lane_->reset_phases(1);
   lane_->run([&](int worker) {

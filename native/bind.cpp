@@ -79,7 +79,8 @@ void pack(Model& model, const std::string& role, int layer, const std::vector<Ra
   std::vector<Source> sources;
   for (size_t i = 0; i < arrays.size(); ++i) {
     const SourceType type = source_type(types[i]);
-    require(arrays[i].itemsize() == (type == SourceType::kF32 ? 4u : 2u), "item size of " + types[i]);
+    require(arrays[i].itemsize() == (type == SourceType::kF32 ? 4u : 2u),
+            "item size of " + types[i]);
     require(arrays[i].shape(1) == arrays[0].shape(1), "equal inputs of fused tensors");
     sources.push_back({arrays[i].data(), type, static_cast<int64_t>(arrays[i].shape(0)),
                        static_cast<int64_t>(arrays[i].shape(1))});
@@ -92,7 +93,8 @@ void pack(Model& model, const std::string& role, int layer, const std::vector<Ra
 void check_rows(const Model& model, const Batch& b) {
   const Shape& shape = model.shape();
   require(b.num_rows > 0 && b.num_nodes > 0, "an empty batch");
-  require(b.row_starts[0] == 0 && b.row_starts[b.num_rows] == b.num_nodes, "row_starts must span the nodes");
+  require(b.row_starts[0] == 0 && b.row_starts[b.num_rows] == b.num_nodes,
+          "row_starts must span the nodes");
   std::vector<int> positions(static_cast<size_t>(b.num_nodes));
   for (int row = 0; row < b.num_rows; ++row) {
     const int first = b.row_starts[row], last = b.row_starts[row + 1];
@@ -100,21 +102,28 @@ void check_rows(const Model& model, const Batch& b) {
     int deepest = 0;
     for (int n = first; n < last; ++n) {
       const int token = b.tokens[n], parent = b.parents[n];
-      require(token >= 0 && token < shape.vocab, "token " + text(token) + " is outside the vocabulary of " + text(shape.vocab));
-      require(n == first ? parent == -1 : parent >= 0 && parent < n - first, "a parent must be an earlier node");
-      const int position = parent < 0 ? b.committed[row] : positions[static_cast<size_t>(first + parent)] + 1;
+      require(token >= 0 && token < shape.vocab,
+              "token " + text(token) + " is outside the vocabulary of " + text(shape.vocab));
+      require(n == first ? parent == -1 : parent >= 0 && parent < n - first,
+              "a parent must be an earlier node");
+      const int position =
+          parent < 0 ? b.committed[row] : positions[static_cast<size_t>(first + parent)] + 1;
       positions[static_cast<size_t>(n)] = position;
       deepest = std::max(deepest, position);
     }
-    require(deepest < shape.max_context, "position " + text(deepest) + " is past the context of " + text(shape.max_context));
-    require(deepest / kBlock < b.table_width, "block_table is too narrow for position " + text(deepest));
+    require(deepest < shape.max_context,
+            "position " + text(deepest) + " is past the context of " + text(shape.max_context));
+    require(deepest / kBlock < b.table_width,
+            "block_table is too narrow for position " + text(deepest));
     for (int i = 0; i <= deepest / kBlock; ++i) {
       const int block = b.block_table[row * b.table_width + i];
-      require(block >= 0 && block < model.num_blocks(), "block " + text(block) + " of " + text(model.num_blocks()));
+      require(block >= 0 && block < model.num_blocks(),
+              "block " + text(block) + " of " + text(model.num_blocks()));
     }
   }
   for (int i = 0; i < b.num_logits; ++i)
-    require(b.logit_nodes[i] >= 0 && b.logit_nodes[i] < b.num_nodes, "a logit node outside the batch");
+    require(b.logit_nodes[i] >= 0 && b.logit_nodes[i] < b.num_nodes,
+            "a logit node outside the batch");
 }
 
 Batch make_batch(const Model& model, const Array<int32_t>& tokens, const Array<int32_t>& parents,
@@ -124,10 +133,18 @@ Batch make_batch(const Model& model, const Array<int32_t>& tokens, const Array<i
   require(row_starts.size() == committed.size() + 1 && parents.size() == tokens.size() &&
               block_table.shape(0) == committed.size(),
           "array sizes of a batch do not fit together");
-  const Batch batch{static_cast<int>(committed.size()), static_cast<int>(tokens.size()),
-                    static_cast<int>(block_table.shape(1)), static_cast<int>(logit_nodes.size()),
-                    static_cast<int>(taps.size()), tokens.data(), parents.data(), row_starts.data(),
-                    committed.data(), block_table.data(), logit_nodes.data(), taps.data()};
+  const Batch batch{static_cast<int>(committed.size()),
+                    static_cast<int>(tokens.size()),
+                    static_cast<int>(block_table.shape(1)),
+                    static_cast<int>(logit_nodes.size()),
+                    static_cast<int>(taps.size()),
+                    tokens.data(),
+                    parents.data(),
+                    row_starts.data(),
+                    committed.data(),
+                    block_table.data(),
+                    logit_nodes.data(),
+                    taps.data()};
   check_rows(model, batch);
   return batch;
 }
@@ -137,17 +154,20 @@ nb::object forward(nb::object self, const Array<int32_t>& tokens, const Array<in
                    const Table& block_table, const Array<int32_t>& logit_nodes,
                    const Array<int32_t>& taps) {
   Model& model = nb::cast<Model&>(self);
-  const Batch batch = make_batch(model, tokens, parents, row_starts, committed, block_table, logit_nodes, taps);
+  const Batch batch =
+      make_batch(model, tokens, parents, row_starts, committed, block_table, logit_nodes, taps);
   {
     const nb::gil_scoped_release release;
     model.forward(batch);
   }
-  const size_t num_logits = static_cast<size_t>(batch.num_logits), vocab = static_cast<size_t>(model.shape().vocab);
+  const size_t num_logits = static_cast<size_t>(batch.num_logits),
+               vocab = static_cast<size_t>(model.shape().vocab);
   const int64_t strides[2] = {model.logits_stride(), 1};
   const size_t shape[2] = {num_logits, vocab};
   const Floats logits(model.logits(), 2, shape, self, strides);
   if (batch.num_taps == 0) return nb::make_tuple(logits, nb::none());
-  const size_t width = static_cast<size_t>(batch.num_taps) * static_cast<size_t>(model.shape().hidden);
+  const size_t width =
+      static_cast<size_t>(batch.num_taps) * static_cast<size_t>(model.shape().hidden);
   const size_t taps_shape[2] = {static_cast<size_t>(batch.num_nodes), width};
   return nb::make_tuple(logits, Floats(model.taps(), 2, taps_shape, self));
 }
@@ -156,8 +176,10 @@ void commit(Model& model, const Array<int32_t>& tokens, const Array<int32_t>& pa
             const Array<int32_t>& row_starts, const Array<int32_t>& committed,
             const Table& block_table, const Array<int32_t>& paths, const Array<int32_t>& starts) {
   const Array<int32_t> none;
-  const Batch batch = make_batch(model, tokens, parents, row_starts, committed, block_table, none, none);
-  require(starts.size() == committed.size() + 1 && starts(starts.size() - 1) == static_cast<int32_t>(paths.size()),
+  const Batch batch =
+      make_batch(model, tokens, parents, row_starts, committed, block_table, none, none);
+  require(starts.size() == committed.size() + 1 &&
+              starts(starts.size() - 1) == static_cast<int32_t>(paths.size()),
           "path starts must span the paths");
   for (int b = 0; b < batch.num_rows; ++b)
     for (int i = starts(b); i < starts(b + 1); ++i) {
@@ -181,19 +203,31 @@ RowArguments row_arguments(const LogitRows& logits, const Array<int64_t>& positi
   const size_t count = logits.shape(0);
   const int64_t vocab = static_cast<int64_t>(logits.shape(1));
   require(logits.stride(1) == 1, "logits must be contiguous along the vocabulary");
-  require(positions.size() == count && sampler_of.size() == count && path_starts.size() == count + 1, "one position, sampler and path per row of logits");
+  require(
+      positions.size() == count && sampler_of.size() == count && path_starts.size() == count + 1,
+      "one position, sampler and path per row of logits");
   for (size_t r = 0; r < count; ++r)
-    require(sampler_of(r) >= 0 && static_cast<size_t>(sampler_of(r)) < samplers.size(), "a sampler index");
-  require(path_starts(count) <= static_cast<int32_t>(path_tokens.size()), "path_starts past path_tokens");
+    require(sampler_of(r) >= 0 && static_cast<size_t>(sampler_of(r)) < samplers.size(),
+            "a sampler index");
+  require(path_starts(count) <= static_cast<int32_t>(path_tokens.size()),
+          "path_starts past path_tokens");
   for (size_t i = 0; i < path_tokens.size(); ++i)
     require(path_tokens(i) >= 0 && path_tokens(i) < vocab, "a path token outside the vocabulary");
   for (const Sampler* s : samplers)
     for (const auto* ids : {&s->bias_ids, &s->allowed, &s->prompt_ids, &s->output_ids})
       for (const int32_t t : *ids)
-        require(t >= 0 && t < vocab, "token " + text(t) + " of a sampler is outside the vocabulary of " + text(vocab));
+        require(t >= 0 && t < vocab,
+                "token " + text(t) + " of a sampler is outside the vocabulary of " + text(vocab));
   RowArguments made{{samplers.begin(), samplers.end()}, {}};
-  made.rows = {logits.data(), logits.stride(0), vocab, static_cast<int64_t>(count), positions.data(),
-               sampler_of.data(), made.samplers.data(), path_starts.data(), path_tokens.data()};
+  made.rows = {logits.data(),
+               logits.stride(0),
+               vocab,
+               static_cast<int64_t>(count),
+               positions.data(),
+               sampler_of.data(),
+               made.samplers.data(),
+               path_starts.data(),
+               path_tokens.data()};
   return made;
 }
 
@@ -210,7 +244,8 @@ NB_MODULE(_native, m) {
            [](Lane* self, std::vector<int> cores, int num_threads, const std::string& path) {
              const std::vector<int> allowed = affinity_cores();
              for (const int core : cores)
-               require(std::find(allowed.begin(), allowed.end(), core) != allowed.end(), "core " + text(core) + " is not available to this process");
+               require(std::find(allowed.begin(), allowed.end(), core) != allowed.end(),
+                       "core " + text(core) + " is not available to this process");
              new (self) Lane(std::move(cores), num_threads, path);
            })
       .def_prop_ro("path", [](const Lane& lane) { return std::string(lane.kernels().name); })
@@ -218,38 +253,55 @@ NB_MODULE(_native, m) {
       .def("read_bandwidth", &Lane::read_bandwidth, nb::call_guard<nb::gil_scoped_release>());
 
   nb::class_<Sampler>(m, "Sampler")
-      .def("__init__",
-           [](Sampler* self, double temperature, int64_t top_k, double top_p, double min_p,
-              double repetition, double presence, double frequency, uint64_t seed, uint32_t choice,
-              std::vector<int32_t> bias_ids, std::vector<double> bias,
-              std::optional<std::vector<int32_t>> allowed, const Array<int32_t>& prompt_ids,
-              const Array<int32_t>& output_ids, const Array<int32_t>& output_counts) {
-             require(bias_ids.size() == bias.size() && output_ids.size() == output_counts.size(), "ids and values of equal length");
-             new (self) Sampler{temperature, top_p, min_p, repetition, presence, frequency, top_k,
-                                seed, choice, allowed.has_value(), std::move(bias_ids),
-                                allowed ? *allowed : std::vector<int32_t>{}, copy(prompt_ids),
-                                copy(output_ids), copy(output_counts), std::move(bias)};
-           },
-           "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition"_a, "presence"_a,
-           "frequency"_a, "seed"_a, "choice"_a, "bias_ids"_a, "bias"_a, "allowed"_a.none(),
-           "prompt_ids"_a, "output_ids"_a, "output_counts"_a);
+      .def(
+          "__init__",
+          [](Sampler* self, double temperature, int64_t top_k, double top_p, double min_p,
+             double repetition, double presence, double frequency, uint64_t seed, uint32_t choice,
+             std::vector<int32_t> bias_ids, std::vector<double> bias,
+             std::optional<std::vector<int32_t>> allowed, const Array<int32_t>& prompt_ids,
+             const Array<int32_t>& output_ids, const Array<int32_t>& output_counts) {
+            require(bias_ids.size() == bias.size() && output_ids.size() == output_counts.size(),
+                    "ids and values of equal length");
+            new (self) Sampler{temperature,
+                               top_p,
+                               min_p,
+                               repetition,
+                               presence,
+                               frequency,
+                               top_k,
+                               seed,
+                               choice,
+                               allowed.has_value(),
+                               std::move(bias_ids),
+                               allowed ? *allowed : std::vector<int32_t>{},
+                               copy(prompt_ids),
+                               copy(output_ids),
+                               copy(output_counts),
+                               std::move(bias)};
+          },
+          "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition"_a, "presence"_a,
+          "frequency"_a, "seed"_a, "choice"_a, "bias_ids"_a, "bias"_a, "allowed"_a.none(),
+          "prompt_ids"_a, "output_ids"_a, "output_counts"_a);
 
   nb::class_<Model>(m, "Model")
-      .def("__init__",
-           [](Model* self, std::shared_ptr<Lane> lane, int hidden, int num_layers, int num_heads,
-              int num_kv_heads, int head_dim, int ffn, int vocab, int max_context, float norm_eps,
-              bool tied, bool qkv_bias, bool qk_norm, std::vector<double> inverse_frequencies,
-              int num_blocks) {
-             require(num_heads % num_kv_heads == 0 && num_heads / num_kv_heads <= kMaxRows, "query heads per K/V head must be whole and at most 32");
-             require(static_cast<int>(inverse_frequencies.size()) * 2 == head_dim, "one frequency per two dimensions");
-             new (self) Model({hidden, num_layers, num_heads, num_kv_heads, head_dim, ffn, vocab,
-                               max_context, norm_eps, tied, qkv_bias, qk_norm,
-                               std::move(inverse_frequencies)},
-                              std::move(lane), num_blocks);
-           },
-           "lane"_a, "hidden"_a, "num_layers"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a,
-           "ffn"_a, "vocab"_a, "max_context"_a, "norm_eps"_a, "tied"_a, "qkv_bias"_a, "qk_norm"_a,
-           "inverse_frequencies"_a, "num_blocks"_a)
+      .def(
+          "__init__",
+          [](Model* self, std::shared_ptr<Lane> lane, int hidden, int num_layers, int num_heads,
+             int num_kv_heads, int head_dim, int ffn, int vocab, int max_context, float norm_eps,
+             bool tied, bool qkv_bias, bool qk_norm, std::vector<double> inverse_frequencies,
+             int num_blocks) {
+            require(num_heads % num_kv_heads == 0 && num_heads / num_kv_heads <= kMaxRows,
+                    "query heads per K/V head must be whole and at most 32");
+            require(static_cast<int>(inverse_frequencies.size()) * 2 == head_dim,
+                    "one frequency per two dimensions");
+            new (self) Model(
+                {hidden, num_layers, num_heads, num_kv_heads, head_dim, ffn, vocab, max_context,
+                 norm_eps, tied, qkv_bias, qk_norm, std::move(inverse_frequencies)},
+                std::move(lane), num_blocks);
+          },
+          "lane"_a, "hidden"_a, "num_layers"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a,
+          "ffn"_a, "vocab"_a, "max_context"_a, "norm_eps"_a, "tied"_a, "qkv_bias"_a, "qk_norm"_a,
+          "inverse_frequencies"_a, "num_blocks"_a)
       .def("pack", &pack)
       .def("set_vector",
            [](Model& model, const std::string& role, int layer, const Array<float>& values) {
@@ -264,7 +316,8 @@ NB_MODULE(_native, m) {
            [](Model& model, const LogitRows& logits, const Array<int64_t>& positions,
               const Array<int32_t>& sampler_of, const std::vector<Sampler*>& samplers,
               const Array<int32_t>& path_starts, const Array<int32_t>& path_tokens) {
-             const RowArguments a = row_arguments(logits, positions, sampler_of, samplers, path_starts, path_tokens);
+             const RowArguments a =
+                 row_arguments(logits, positions, sampler_of, samplers, path_starts, path_tokens);
              int32_t* tokens = new int32_t[static_cast<size_t>(a.rows.count) + 1];
              auto result = owned(tokens, a.rows.count);
              const nb::gil_scoped_release release;
@@ -275,7 +328,8 @@ NB_MODULE(_native, m) {
            [](Model& model, const LogitRows& logits, const Array<int64_t>& positions,
               const Array<int32_t>& sampler_of, const std::vector<Sampler*>& samplers,
               const Array<int32_t>& path_starts, const Array<int32_t>& path_tokens) {
-             const RowArguments a = row_arguments(logits, positions, sampler_of, samplers, path_starts, path_tokens);
+             const RowArguments a =
+                 row_arguments(logits, positions, sampler_of, samplers, path_starts, path_tokens);
              float* out = new float[static_cast<size_t>(a.rows.count * a.rows.vocab) + 1];
              auto result = owned(out, a.rows.count, a.rows.vocab);
              bool sound;
@@ -293,35 +347,46 @@ NB_MODULE(_native, m) {
              float* out = new float[rows.size() * vocab + 1];
              auto result = owned(out, rows.size(), vocab);
              for (size_t i = 0; i < rows.size(); ++i) {
-               require(rows(i) >= 0 && static_cast<size_t>(rows(i)) < logits.shape(0), "a row of logits");
-               log_softmax(logits.data() + rows(i) * logits.stride(0), static_cast<int64_t>(vocab), out + i * vocab);
+               require(rows(i) >= 0 && static_cast<size_t>(rows(i)) < logits.shape(0),
+                       "a row of logits");
+               log_softmax(logits.data() + rows(i) * logits.stride(0), static_cast<int64_t>(vocab),
+                           out + i * vocab);
              }
              return result;
            })
-      .def("propose",
-           [](Model& model, const Array<int32_t>& catch_up, const Array<int32_t>& starts,
-              const Array<int32_t>& committed, const Table& block_table,
-              const std::vector<Sampler*>& samplers, int num_steps) {
-             const size_t num_rows = committed.size();
-             require(num_steps > 0 && samplers.size() == num_rows && starts.size() == num_rows + 1 && block_table.shape(0) == num_rows, "array sizes of a proposal do not fit together");
-             // The last step of every row, as a batch of chains: checks tokens, blocks, positions.
-             std::vector<int32_t> tokens, parents, row_starts{0};
-             for (size_t b = 0; b < num_rows; ++b) {
-               require(starts(b) < starts(b + 1) && starts(b + 1) <= static_cast<int32_t>(catch_up.size()), "a row without tokens");
-               for (int i = starts(b); i < starts(b + 1) + num_steps - 1; ++i) {
-                 parents.push_back(i - starts(b) - 1);
-                 tokens.push_back(i < starts(b + 1) ? catch_up(static_cast<size_t>(i)) : 0);
-               }
-               row_starts.push_back(static_cast<int32_t>(tokens.size()));
-             }
-             check_rows(model, {static_cast<int>(num_rows), static_cast<int>(tokens.size()), static_cast<int>(block_table.shape(1)), 0, 0, tokens.data(), parents.data(), row_starts.data(), committed.data(), block_table.data(), nullptr, nullptr});
-             const std::vector<const Sampler*> who(samplers.begin(), samplers.end());
-             int32_t* out = new int32_t[num_rows * static_cast<size_t>(num_steps)];
-             auto result = owned(out, num_rows, num_steps);
-             const nb::gil_scoped_release release;
-             propose(model, {static_cast<int>(num_rows), num_steps, static_cast<int>(block_table.shape(1)), catch_up.data(), starts.data(), committed.data(), block_table.data(), who.data()}, out);
-             return result;
-           });
+      .def("propose", [](Model& model, const Array<int32_t>& catch_up, const Array<int32_t>& starts,
+                         const Array<int32_t>& committed, const Table& block_table,
+                         const std::vector<Sampler*>& samplers, int num_steps) {
+        const size_t num_rows = committed.size();
+        require(num_steps > 0 && samplers.size() == num_rows && starts.size() == num_rows + 1 &&
+                    block_table.shape(0) == num_rows,
+                "array sizes of a proposal do not fit together");
+        // The last step of every row, as a batch of chains: checks tokens, blocks, positions.
+        std::vector<int32_t> tokens, parents, row_starts{0};
+        for (size_t b = 0; b < num_rows; ++b) {
+          require(
+              starts(b) < starts(b + 1) && starts(b + 1) <= static_cast<int32_t>(catch_up.size()),
+              "a row without tokens");
+          for (int i = starts(b); i < starts(b + 1) + num_steps - 1; ++i) {
+            parents.push_back(i - starts(b) - 1);
+            tokens.push_back(i < starts(b + 1) ? catch_up(static_cast<size_t>(i)) : 0);
+          }
+          row_starts.push_back(static_cast<int32_t>(tokens.size()));
+        }
+        check_rows(model,
+                   {static_cast<int>(num_rows), static_cast<int>(tokens.size()),
+                    static_cast<int>(block_table.shape(1)), 0, 0, tokens.data(), parents.data(),
+                    row_starts.data(), committed.data(), block_table.data(), nullptr, nullptr});
+        const std::vector<const Sampler*> who(samplers.begin(), samplers.end());
+        int32_t* out = new int32_t[num_rows * static_cast<size_t>(num_steps)];
+        auto result = owned(out, num_rows, num_steps);
+        const nb::gil_scoped_release release;
+        propose(model,
+                {static_cast<int>(num_rows), num_steps, static_cast<int>(block_table.shape(1)),
+                 catch_up.data(), starts.data(), committed.data(), block_table.data(), who.data()},
+                out);
+        return result;
+      });
 }
 
 }  // namespace forerun

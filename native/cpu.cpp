@@ -70,7 +70,8 @@ int cores_of_group(const std::string& directory) {
   double period = 0;
   if (v2 >> quota >> period && quota != "max" && period > 0)
     return std::max(1, static_cast<int>(std::stod(quota) / period));
-  std::ifstream v1_quota(directory + "/cpu.cfs_quota_us"), v1_period(directory + "/cpu.cfs_period_us");
+  std::ifstream v1_quota(directory + "/cpu.cfs_quota_us"),
+      v1_period(directory + "/cpu.cfs_period_us");
   double amount = 0;
   if (v1_quota >> amount && v1_period >> period && amount > 0 && period > 0)
     return std::max(1, static_cast<int>(amount / period));
@@ -98,7 +99,8 @@ const Kernels& kernels_by_name(const std::string& name) {
     if (name == "auto" || name == path.name) return *path.table;
     known += std::string(known.empty() ? "" : ", ") + path.name;
   }
-  throw std::invalid_argument("instruction path '" + name + "' cannot run here; use auto, " + known);
+  throw std::invalid_argument("instruction path '" + name + "' cannot run here; use auto, " +
+                              known);
 }
 
 std::vector<int> affinity_cores() {

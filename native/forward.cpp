@@ -6,7 +6,8 @@
 namespace forerun {
 namespace {
 
-constexpr int kPrivateRows = 16;  // up to here every worker packs for itself: cheaper than a barrier
+constexpr int kPrivateRows =
+    16;  // up to here every worker packs for itself: cheaper than a barrier
 constexpr int kPhasesPerLayer = 6;
 
 }  // namespace
@@ -27,7 +28,8 @@ void Model::run_layers(const Batch& batch, int worker) {
   for (int l = 0; l < s.num_layers; ++l) {
     const Layer& layer = layers_[static_cast<size_t>(l)];
     const Packed normed = pack_rows(worker, num_nodes, s.hidden, [&](int node, float* out) {
-      k.rms_norm(&x_[static_cast<size_t>(node) * s.hidden], layer.attention_norm.data(), s.hidden, s.norm_eps, out);
+      k.rms_norm(&x_[static_cast<size_t>(node) * s.hidden], layer.attention_norm.data(), s.hidden,
+                 s.norm_eps, out);
       return out;
     });
     product(worker, phase++, layer.qkv, normed, [&](int64_t p, int node, const float* c) {
@@ -44,7 +46,8 @@ void Model::run_layers(const Batch& batch, int worker) {
     lane_->barrier(worker);
     const auto add_to_residual = [&](int64_t p, int node, const float* c) {
       const int first = static_cast<int>(p) * kPanelColumns;
-      k.add(c, std::min(kPanelColumns, s.hidden - first), &x_[static_cast<size_t>(node) * s.hidden + first]);
+      k.add(c, std::min(kPanelColumns, s.hidden - first),
+            &x_[static_cast<size_t>(node) * s.hidden + first]);
     };
     const Packed attended = pack_rows(worker, num_nodes, s.query_width(), [&](int node, float*) {
       return &attended_[static_cast<size_t>(node) * s.query_width()];
@@ -52,7 +55,8 @@ void Model::run_layers(const Batch& batch, int worker) {
     product(worker, phase++, layer.output, attended, add_to_residual);
     lane_->barrier(worker);
     const Packed ffn_input = pack_rows(worker, num_nodes, s.hidden, [&](int node, float* out) {
-      k.rms_norm(&x_[static_cast<size_t>(node) * s.hidden], layer.ffn_norm.data(), s.hidden, s.norm_eps, out);
+      k.rms_norm(&x_[static_cast<size_t>(node) * s.hidden], layer.ffn_norm.data(), s.hidden,
+                 s.norm_eps, out);
       return out;
     });
     product(worker, phase++, layer.gate_up, ffn_input, [&](int64_t p, int node, const float* c) {
@@ -74,11 +78,13 @@ void Model::run_layers(const Batch& batch, int worker) {
   }
   if (batch.num_logits == 0) return;
   const Packed last = pack_rows(worker, batch.num_logits, s.hidden, [&](int row, float* out) {
-    k.rms_norm(&x_[static_cast<size_t>(batch.logit_nodes[row]) * s.hidden], final_norm_.data(), s.hidden, s.norm_eps, out);
+    k.rms_norm(&x_[static_cast<size_t>(batch.logit_nodes[row]) * s.hidden], final_norm_.data(),
+               s.hidden, s.norm_eps, out);
     return out;
   });
   product(worker, phase, head_, last, [&](int64_t p, int row, const float* c) {
-    std::memcpy(&logits_[static_cast<size_t>(row * logits_stride() + p * kPanelColumns)], c, kPanelColumns * 4);
+    std::memcpy(&logits_[static_cast<size_t>(row * logits_stride() + p * kPanelColumns)], c,
+                kPanelColumns * 4);
   });
 }
 
@@ -135,7 +141,8 @@ void Model::embed(const Batch& batch, int worker, int phase) {
       return;
     }
     const uint16_t* panel = reinterpret_cast<const uint16_t*>(head_.panel(token / kPanelColumns));
-    for (int i = 0; i < hidden; ++i) out[i] = bf16_to_float(panel[panel_offset(i, token % kPanelColumns, order)]);
+    for (int i = 0; i < hidden; ++i)
+      out[i] = bf16_to_float(panel[panel_offset(i, token % kPanelColumns, order)]);
   });
   lane_->barrier(worker);
 }
@@ -150,7 +157,8 @@ void Model::plan(const Batch& batch) {
     for (int n = first; n < last; ++n) {
       const int parent = batch.parents[n];
       chain = chain && parent == n - first - 1;
-      const int position = parent < 0 ? batch.committed[b] : nodes_[static_cast<size_t>(first + parent)].position + 1;
+      const int position = parent < 0 ? batch.committed[b]
+                                      : nodes_[static_cast<size_t>(first + parent)].position + 1;
       nodes_[static_cast<size_t>(n)] = {b, position, false};
       const int tail = position / kBlock - batch.committed[b] / kBlock + 1;
       num_tail_blocks_ = std::max(num_tail_blocks_, tail);
@@ -162,7 +170,8 @@ void Model::plan(const Batch& batch) {
 int64_t Model::packed_bytes(int rows) const {
   const Shape& s = shape_;
   const int widest = std::max({s.hidden, s.ffn, s.query_width()});
-  return ceil_div(rows, kMaxRows) * kMaxRows * ceil_div(widest, kBlock) * lane_->kernels().row_block_bytes;
+  return ceil_div(rows, kMaxRows) * kMaxRows * ceil_div(widest, kBlock) *
+         lane_->kernels().row_block_bytes;
 }
 
 void Model::reserve(const Batch& batch) {
@@ -181,9 +190,11 @@ void Model::reserve(const Batch& batch) {
   grow(logits_, static_cast<size_t>(batch.num_logits * logits_stride()));
   grow(taps_, nodes * batch.num_taps * s.hidden);
   grow_arena(shared_packed_, packed_bytes(batch.num_nodes));
-  const bool trees = std::any_of(nodes_.begin(), nodes_.end(), [](const Node& n) { return !n.in_place; });
+  const bool trees =
+      std::any_of(nodes_.begin(), nodes_.end(), [](const Node& n) { return !n.in_place; });
   if (trees)
-    grow_arena(node_kv_, static_cast<int64_t>(s.num_layers) * batch.num_nodes * s.num_kv_heads * 2 * s.head_dim * 2);
+    grow_arena(node_kv_, static_cast<int64_t>(s.num_layers) * batch.num_nodes * s.num_kv_heads * 2 *
+                             s.head_dim * 2);
   const int width = s.head_blocks() * kBlock, row_bytes = lane_->kernels().row_block_bytes;
   for (Scratch& w : scratch_) {
     grow(w.normed, static_cast<size_t>(kMaxRows) * std::max(s.hidden, s.head_dim));

@@ -99,9 +99,9 @@ class Lane {
   Erased job_ = nullptr;
   void* context_ = nullptr;
   std::atomic<bool> stop_{false};
-  Signal start_;                        // epoch of jobs
-  std::unique_ptr<Signal[]> arrived_;   // per worker: barriers passed
-  Signal released_;                     // barriers released by worker 0
+  Signal start_;                       // epoch of jobs
+  std::unique_ptr<Signal[]> arrived_;  // per worker: barriers passed
+  Signal released_;                    // barriers released by worker 0
   std::unique_ptr<Phase[]> phases_;
   int num_phases_ = 0;
   std::vector<std::thread> threads_;

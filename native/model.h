@@ -89,9 +89,13 @@ class Model {
     uint8_t* data;
     int num_rows, row_bytes;
     int64_t num_blocks;
-    int rows_in(int group) const { return num_rows - group * kMaxRows < kMaxRows ? num_rows - group * kMaxRows : kMaxRows; }
+    int rows_in(int group) const {
+      return num_rows - group * kMaxRows < kMaxRows ? num_rows - group * kMaxRows : kMaxRows;
+    }
     int num_groups() const { return (num_rows + kMaxRows - 1) / kMaxRows; }
-    uint8_t* group(int g) const { return data + static_cast<int64_t>(g) * kMaxRows * num_blocks * row_bytes; }
+    uint8_t* group(int g) const {
+      return data + static_cast<int64_t>(g) * kMaxRows * num_blocks * row_bytes;
+    }
     int64_t stride(int g) const { return static_cast<int64_t>(rows_in(g)) * row_bytes; }
   };
   struct Scratch {  // of one worker
@@ -104,7 +108,8 @@ class Model {
   int64_t head_block_bytes() const { return 2LL * shape_.head_blocks() * kPanelBlockBytes; }
   uint8_t* kv_block(int layer, int block, int head) const;
   uint16_t* node_kv(int layer, int node, int head) const;
-  void place(uint8_t* block, int slot, const uint16_t* key, const uint16_t* value, bool clear) const;
+  void place(uint8_t* block, int slot, const uint16_t* key, const uint16_t* value,
+             bool clear) const;
 
   void plan(const Batch& batch);
   void reserve(const Batch& batch);

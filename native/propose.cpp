@@ -50,7 +50,8 @@ bool law_rows(Lane& lane, const Rows& rows, float* probabilities) {
 void propose(Model& model, const Proposal& plan, int32_t* tokens) {
   const int num_rows = plan.num_rows, num_steps = plan.num_steps;
   const size_t rows = static_cast<size_t>(num_rows);
-  std::vector<int32_t> parents, starts(rows + 1), committed(plan.committed, plan.committed + num_rows);
+  std::vector<int32_t> parents, starts(rows + 1),
+      committed(plan.committed, plan.committed + num_rows);
   std::vector<int32_t> last(rows), step_tokens(rows), sampler_of(rows), path_starts(rows + 1);
   std::vector<int32_t> path_tokens;
   std::vector<int64_t> positions(rows);
@@ -61,16 +62,25 @@ void propose(Model& model, const Proposal& plan, int32_t* tokens) {
     sampler_of[static_cast<size_t>(b)] = b;
     positions[static_cast<size_t>(b)] = committed[static_cast<size_t>(b)] + count;
   }
-  Batch batch{num_rows, static_cast<int>(parents.size()), plan.table_width, num_rows, 0,
-              plan.catch_up, parents.data(), plan.catch_up_starts, committed.data(),
-              plan.block_table, last.data(), nullptr};
+  Batch batch{num_rows,
+              static_cast<int>(parents.size()),
+              plan.table_width,
+              num_rows,
+              0,
+              plan.catch_up,
+              parents.data(),
+              plan.catch_up_starts,
+              committed.data(),
+              plan.block_table,
+              last.data(),
+              nullptr};
   for (int step = 0; step < num_steps; ++step) {
     model.forward(batch);
-    select_rows(model.lane(),
-                {model.logits(), model.logits_stride(), model.shape().vocab, num_rows,
-                 positions.data(), sampler_of.data(), plan.samplers, path_starts.data(),
-                 path_tokens.data()},
-                step_tokens.data());
+    select_rows(
+        model.lane(),
+        {model.logits(), model.logits_stride(), model.shape().vocab, num_rows, positions.data(),
+         sampler_of.data(), plan.samplers, path_starts.data(), path_tokens.data()},
+        step_tokens.data());
     for (int b = 0; b < num_rows; ++b) {
       const bool failed = step > 0 && tokens[b * num_steps + step - 1] == kNotANumber;
       tokens[b * num_steps + step] = failed ? kNotANumber : step_tokens[static_cast<size_t>(b)];

@@ -35,7 +35,8 @@ double exact_log(double x) {
   const double s = (m - 1.0) / (m + 1.0), z = s * s;
   double p = 0.0;
   for (int i = 23; i >= 1; i -= 2) p = p * z + 1.0 / i;
-  return exponent * 6.93147180369123816490e-01 + (exponent * 1.90821492927058770002e-10 + 2.0 * s * p);
+  return exponent * 6.93147180369123816490e-01 +
+         (exponent * 1.90821492927058770002e-10 + 2.0 * s * p);
 }
 
 double gumbel(uint32_t word) {
@@ -56,7 +57,8 @@ void edit(const float* logits, int64_t vocab, const Sampler& s, const int32_t* p
   if (s.repetition == 1.0 && s.presence == 0.0 && s.frequency == 0.0) return;
   // Distinct tokens seen, with how often each was generated (0 for prompt-only ones).
   std::vector<std::pair<int32_t, int32_t>> seen;
-  for (size_t i = 0; i < s.output_ids.size(); ++i) seen.emplace_back(s.output_ids[i], s.output_counts[i]);
+  for (size_t i = 0; i < s.output_ids.size(); ++i)
+    seen.emplace_back(s.output_ids[i], s.output_counts[i]);
   for (int64_t i = 0; i < path_length; ++i) seen.emplace_back(path[i], 1);
   for (const int32_t t : s.prompt_ids) seen.emplace_back(t, 0);
   std::sort(seen.begin(), seen.end());
@@ -92,7 +94,8 @@ void truncate(const std::vector<double>& scores, const Sampler& s, std::vector<i
     kept.resize(static_cast<size_t>(s.top_k));
   }
   if (kept.empty()) return;
-  const double top = scores[static_cast<size_t>(*std::min_element(kept.begin(), kept.end(), before))];
+  const double top =
+      scores[static_cast<size_t>(*std::min_element(kept.begin(), kept.end(), before))];
   const auto weight = [&](int32_t t) {
     const double score = scores[static_cast<size_t>(t)];
     return score == top ? 1.0 : exact_exp(score - top);  // also where top is infinite
@@ -109,7 +112,8 @@ void truncate(const std::vector<double>& scores, const Sampler& s, std::vector<i
     while (count < kept.size() && cumulative < s.top_p * total) {
       if (count == sorted) {
         sorted = std::min(kept.size(), std::max<size_t>(64, sorted * 4));
-        std::partial_sort(kept.begin() + static_cast<int64_t>(count), kept.begin() + static_cast<int64_t>(sorted), kept.end(), before);
+        std::partial_sort(kept.begin() + static_cast<int64_t>(count),
+                          kept.begin() + static_cast<int64_t>(sorted), kept.end(), before);
       }
       cumulative += weight(kept[count++]);
     }
@@ -138,14 +142,16 @@ int32_t best_with_noise(const std::vector<int32_t>& kept, const std::vector<doub
 int32_t choose_plain(const Kernels& kernels, const float* logits, int64_t vocab, double temperature,
                      int64_t top, SelectScratch& scratch) {
   const auto score = [&](int64_t t) {
-    return static_cast<double>(logits[t]) / temperature + gumbel(scratch.words[static_cast<size_t>(t)]);
+    return static_cast<double>(logits[t]) / temperature +
+           gumbel(scratch.words[static_cast<size_t>(t)]);
   };
   const float inverse = static_cast<float>(1.0 / temperature);
   const double sure = score(top);
   const double slack = 1e-3 + 1e-5 * std::abs(static_cast<double>(logits[top]) / temperature);
   scratch.kept.resize(static_cast<size_t>(vocab));
-  const int64_t count = kernels.contenders(logits, scratch.words.data(), inverse,
-                                           static_cast<float>(sure - slack), vocab, scratch.kept.data());
+  const int64_t count =
+      kernels.contenders(logits, scratch.words.data(), inverse, static_cast<float>(sure - slack),
+                         vocab, scratch.kept.data());
   int64_t best = top;
   double best_score = sure;
   for (int64_t i = 0; i < count; ++i) {
@@ -201,9 +207,11 @@ bool law(const Kernels& kernels, const float* logits, int64_t vocab, const Sampl
   std::sort(scratch.kept.begin(), scratch.kept.end());
   double top = kNever, total = 0.0;
   for (const int32_t t : scratch.kept) top = std::max(top, scratch.scores[static_cast<size_t>(t)]);
-  for (const int32_t t : scratch.kept) total += exact_exp(scratch.scores[static_cast<size_t>(t)] - top);
   for (const int32_t t : scratch.kept)
-    probabilities[t] = static_cast<float>(exact_exp(scratch.scores[static_cast<size_t>(t)] - top) / total);
+    total += exact_exp(scratch.scores[static_cast<size_t>(t)] - top);
+  for (const int32_t t : scratch.kept)
+    probabilities[t] =
+        static_cast<float>(exact_exp(scratch.scores[static_cast<size_t>(t)] - top) / total);
   return true;
 }
 

@@ -22,7 +22,8 @@ struct Sampler {
   std::vector<double> bias;
 
   bool edits_logits() const {
-    return !bias_ids.empty() || restricted || repetition != 1.0 || presence != 0.0 || frequency != 0.0;
+    return !bias_ids.empty() || restricted || repetition != 1.0 || presence != 0.0 ||
+           frequency != 0.0;
   }
   bool truncates() const { return top_k > 0 || top_p < 1.0 || min_p > 0.0; }
 };

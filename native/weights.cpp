@@ -97,16 +97,20 @@ int64_t layer_bytes(const Shape& s) {
 float Source::at(int64_t row, int64_t column) const {
   const int64_t i = row * columns + column;
   switch (type) {
-    case SourceType::kBf16: return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
-    case SourceType::kF16: return half_to_float(static_cast<const uint16_t*>(data)[i]);
-    default: return static_cast<const float*>(data)[i];
+    case SourceType::kBf16:
+      return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
+    case SourceType::kF16:
+      return half_to_float(static_cast<const uint16_t*>(data)[i]);
+    default:
+      return static_cast<const float*>(data)[i];
   }
 }
 
 Model::Model(Shape shape, std::shared_ptr<Lane> lane, int num_blocks)
     : shape_(std::move(shape)), lane_(std::move(lane)), num_blocks_(num_blocks) {
   const Shape& s = shape_;
-  weights_ = Arena(static_cast<size_t>(layer_bytes(s) * s.num_layers + matrix_bytes(s.vocab, s.hidden)));
+  weights_ =
+      Arena(static_cast<size_t>(layer_bytes(s) * s.num_layers + matrix_bytes(s.vocab, s.hidden)));
   if (!s.tied) embedding_ = Arena(static_cast<size_t>(s.vocab) * s.hidden * 2);
   kv_ = Arena(static_cast<size_t>(s.num_layers) * num_blocks * s.num_kv_heads * head_block_bytes());
   layers_.resize(static_cast<size_t>(s.num_layers));
@@ -155,7 +159,8 @@ void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
     std::vector<uint16_t> staging(static_cast<size_t>(kPanelColumns * matrix.num_blocks * kBlock));
     lane_->share(worker, 0, matrix.num_panels, [&](int64_t p) {
       pack_panel(&rows[static_cast<size_t>(p * kPanelColumns)], inputs, matrix.num_blocks,
-                 lane_->kernels().order, staging.data(), matrix.data + p * matrix.num_blocks * kPanelBlockBytes);
+                 lane_->kernels().order, staging.data(),
+                 matrix.data + p * matrix.num_blocks * kPanelBlockBytes);
     });
   });
   if (role == Role::kHead) {
@@ -164,10 +169,17 @@ void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
   }
   Layer& target = layers_.at(static_cast<size_t>(layer));
   switch (role) {
-    case Role::kQkv: target.qkv = matrix; break;
-    case Role::kOutput: target.output = matrix; break;
-    case Role::kGateUp: target.gate_up = matrix; break;
-    default: target.down = matrix;
+    case Role::kQkv:
+      target.qkv = matrix;
+      break;
+    case Role::kOutput:
+      target.output = matrix;
+      break;
+    case Role::kGateUp:
+      target.gate_up = matrix;
+      break;
+    default:
+      target.down = matrix;
   }
 }
 
@@ -178,11 +190,20 @@ void Model::set_vector(Vector role, int layer, std::vector<float> values) {
   }
   Layer& target = layers_.at(static_cast<size_t>(layer));
   switch (role) {
-    case Vector::kAttentionNorm: target.attention_norm = std::move(values); break;
-    case Vector::kFfnNorm: target.ffn_norm = std::move(values); break;
-    case Vector::kQkvBias: target.qkv_bias = std::move(values); break;
-    case Vector::kQueryNorm: target.query_norm = std::move(values); break;
-    default: target.key_norm = std::move(values);
+    case Vector::kAttentionNorm:
+      target.attention_norm = std::move(values);
+      break;
+    case Vector::kFfnNorm:
+      target.ffn_norm = std::move(values);
+      break;
+    case Vector::kQkvBias:
+      target.qkv_bias = std::move(values);
+      break;
+    case Vector::kQueryNorm:
+      target.query_norm = std::move(values);
+      break;
+    default:
+      target.key_norm = std::move(values);
   }
 }
 

@@ -50,7 +50,8 @@ static void release() {
 namespace forerun {
 const Kernels* amx_kernels() {
   using namespace amx;
-  static const Kernels kTable = FORERUN_TABLE("amx", kRowBytes, PairOrder::kNatural, begin_nothing, release);
+  static const Kernels kTable =
+      FORERUN_TABLE("amx", kRowBytes, PairOrder::kNatural, begin_nothing, release);
   return &kTable;
 }
 }  // namespace forerun

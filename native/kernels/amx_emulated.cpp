@@ -43,9 +43,9 @@ static void tile_dot() {
           uint16_t x, y;
           __builtin_memcpy(&x, state[A].bytes[r] + 4 * j + 2 * half, 2);
           __builtin_memcpy(&y, state[B].bytes[j] + 4 * n + 2 * half, 2);
-          chains[half] = __builtin_fmaf(bits_to_float(static_cast<uint32_t>(x) << 16),
-                                        bits_to_float(static_cast<uint32_t>(y) << 16),
-                                        chains[half]);
+          chains[half] =
+              __builtin_fmaf(bits_to_float(static_cast<uint32_t>(x) << 16),
+                             bits_to_float(static_cast<uint32_t>(y) << 16), chains[half]);
         }
       __builtin_memcpy(&c, state[C].bytes[r] + 4 * n, 4);
       c = c + (chains[0] + chains[1]);

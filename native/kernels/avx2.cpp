@@ -44,7 +44,8 @@ constexpr int kTouchFrom = 9;  // rows from which the driver touches lines
 namespace forerun {
 const Kernels* avx2_kernels() {
   using namespace avx2;
-  static const Kernels kTable = FORERUN_TABLE("avx2", kRowBytes, PairOrder::kNatural, begin_nothing, begin_nothing);
+  static const Kernels kTable =
+      FORERUN_TABLE("avx2", kRowBytes, PairOrder::kNatural, begin_nothing, begin_nothing);
   return &kTable;
 }
 }  // namespace forerun

@@ -18,8 +18,8 @@ struct Vec {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_load_si512(row), 16))};
   }
   static Vec high(const uint8_t* row) {
-    return {_mm512_castsi512_ps(
-        _mm512_and_si512(_mm512_load_si512(row), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+    return {_mm512_castsi512_ps(_mm512_and_si512(
+        _mm512_load_si512(row), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
   }
   static Vec broadcast(float f) { return {_mm512_set1_ps(f)}; }
   static Vec fma(Vec x, Vec y, Vec z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
@@ -35,7 +35,8 @@ constexpr int kTouchFrom = 4;  // rows from which the driver touches lines
 namespace forerun {
 const Kernels* avx512_kernels() {
   using namespace avx512;
-  static const Kernels kTable = FORERUN_TABLE("avx512", kRowBytes, PairOrder::kNatural, begin_nothing, begin_nothing);
+  static const Kernels kTable =
+      FORERUN_TABLE("avx512", kRowBytes, PairOrder::kNatural, begin_nothing, begin_nothing);
   return &kTable;
 }
 }  // namespace forerun

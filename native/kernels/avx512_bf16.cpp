@@ -16,7 +16,7 @@ namespace forerun::avx512_bf16 {
 
 constexpr int kRowBytes = kBlock * 2;
 constexpr int kMaxRegisterRows = 6;  // 24 chains + 4 weight registers + 2 broadcasts
-constexpr int kTouchFrom = 3;  // rows from which the driver touches lines
+constexpr int kTouchFrom = 3;        // rows from which the driver touches lines
 
 // Row encoding: 16 words of 32 bits; word 2i = (a[4i] high, a[4i+2] low), word 2i+1 the odd pair.
 static void pack_rows(const float* x, int64_t stride, int rows, int inputs, void* packed) {

@@ -29,8 +29,8 @@ struct Kernels {
   void (*pack_rows)(const float* x, int64_t stride, int rows, int inputs, void* packed);
 
   // c[row][0..31] (+)= packed rows x panel; rows <= 32; `a_stride` bytes between K blocks of a.
-  void (*panel)(const void* a, int64_t a_stride, int rows, int64_t num_blocks,
-                const uint8_t* panel, float* c, int64_t ldc, bool accumulate);
+  void (*panel)(const void* a, int64_t a_stride, int rows, int64_t num_blocks, const uint8_t* panel,
+                float* c, int64_t ldc, bool accumulate);
 
   // y = x / sqrt(mean(x^2) + eps) * weight
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
