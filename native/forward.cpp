@@ -163,7 +163,10 @@ void Model::plan(const Batch& batch) {
       const int tail = position / kBlock - batch.committed[b] / kBlock + 1;
       num_tail_blocks_ = std::max(num_tail_blocks_, tail);
     }
-    for (int n = first; n < last; ++n) nodes_[static_cast<size_t>(n)].in_place = chain;
+    for (int n = first; n < last; ++n) {
+      nodes_[static_cast<size_t>(n)].in_place = chain;
+      extend_rotation(nodes_[static_cast<size_t>(n)].position + 1);
+    }
   }
 }
 

@@ -112,6 +112,7 @@ class Model {
              bool clear) const;
 
   void plan(const Batch& batch);
+  void extend_rotation(int num_positions);
   void reserve(const Batch& batch);
   void run_layers(const Batch& batch, int worker);
   void embed(const Batch& batch, int worker, int phase);

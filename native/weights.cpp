@@ -115,10 +115,18 @@ Model::Model(Shape shape, std::shared_ptr<Lane> lane, int num_blocks)
   kv_ = Arena(static_cast<size_t>(s.num_layers) * num_blocks * s.num_kv_heads * head_block_bytes());
   layers_.resize(static_cast<size_t>(s.num_layers));
   scratch_.resize(static_cast<size_t>(lane_->num_threads()));
-  const int half = s.head_dim / 2;
-  for (int position = 0; position < s.max_context; ++position)
-    for (int i = 0; i < half; ++i) {
-      const double angle = position * s.inverse_frequencies[static_cast<size_t>(i)];
+}
+
+// Tables of the first positions, extended as contexts grow: a long limit costs nothing unused.
+void Model::extend_rotation(int num_positions) {
+  constexpr int kStep = 1024;
+  const size_t half = static_cast<size_t>(shape_.head_dim / 2);
+  const int known = static_cast<int>(cosine_.size() / half);
+  if (num_positions <= known) return;
+  const int wanted = static_cast<int>(ceil_div(num_positions, kStep)) * kStep;
+  for (int position = known; position < wanted; ++position)
+    for (size_t i = 0; i < half; ++i) {
+      const double angle = position * shape_.inverse_frequencies[i];
       cosine_.push_back(static_cast<float>(std::cos(angle)));
       sine_.push_back(static_cast<float>(std::sin(angle)));
     }

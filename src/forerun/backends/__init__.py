@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 
+from forerun.backends.memory import available_bytes
 from forerun.backends.slots import blocks_for
 from forerun.errors import BackendError, OptionError
 from forerun.models.spec import ModelSpec
@@ -33,8 +33,8 @@ def open_backend(
 def default_positions(spec: ModelSpec, num_value_bytes: int) -> int:
     """K/V positions that a quarter of the free memory holds, at most those of 16 full contexts."""
     bytes_per_position = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * num_value_bytes
-    free_bytes = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(_MOST_FULL_ROWS * spec.max_position, free_bytes // 4 // bytes_per_position))
+    affordable = available_bytes() // 4 // bytes_per_position
+    return max(1, min(_MOST_FULL_ROWS * spec.max_position, affordable))
 
 
 def _best(options: EngineOptions) -> str:

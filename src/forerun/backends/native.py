@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from forerun.backends.memory import available_bytes
 from forerun.errors import BackendError, CapacityError, ModelError
 from forerun.models.spec import ModelSpec, Rope
 from forerun.models.weights import Checkpoint, WeightTensor
@@ -64,6 +65,9 @@ class NativeBackend:
         self._spec = spec
         self._num_blocks = num_blocks
         self._max_context = min(spec.max_position, num_blocks * BLOCK_LEN)
+        available = available_bytes()
+        if needed_bytes(spec, num_blocks) > available:
+            raise _no_room(spec, num_blocks, available)
         chosen = default_cores() if cores is None else cores
         try:
             self._lane = _native.Lane(list(chosen), len(chosen), isa or "auto")
@@ -73,10 +77,7 @@ class NativeBackend:
         except ValueError as error:
             raise BackendError(str(error)) from error
         except MemoryError:
-            raise CapacityError(
-                f"{spec.num_parameters * 2:,} bytes of weights and {num_blocks:,} K/V blocks"
-                f" ({num_blocks * BLOCK_LEN:,} tokens) do not fit in memory: lower the context"
-            ) from None
+            raise _no_room(spec, num_blocks, available_bytes()) from None
         _load(self._model, checkpoint)
         self._samplers: dict[int, tuple[Sampler, Any]] = {}
 
@@ -223,6 +224,21 @@ def default_cores() -> tuple[int, ...]:
     return tuple(cores[:quota] if quota else cores)
 
 
+def needed_bytes(spec: ModelSpec, num_blocks: int) -> int:
+    """Memory of packed weights, an untied input embedding and the K/V blocks, without padding."""
+    values = spec.num_parameters
+    values += num_blocks * BLOCK_LEN * 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
+    return 2 * values
+
+
+def _no_room(spec: ModelSpec, num_blocks: int, available: int) -> CapacityError:
+    return CapacityError(
+        f"{spec.num_parameters:,} parameters and K/V for {num_blocks * BLOCK_LEN:,} positions need"
+        f" {needed_bytes(spec, num_blocks):,} bytes, {available:,} are available: ask for fewer"
+        " K/V positions, or use a smaller model"
+    )
+
+
 def _refuse_unsupported(spec: ModelSpec) -> None:
     if spec.num_heads // spec.num_kv_heads > _MAX_GROUP:
         raise ModelError(
@@ -297,12 +313,14 @@ def _load(model: Any, checkpoint: Checkpoint) -> None:
         if spec.qk_norm:
             vector("query_norm", layer, attention + "q_norm.weight")
             vector("key_norm", layer, attention + "k_norm.weight")
+        checkpoint.drop_pages()  # the packed copy is enough: never hold both
     vector("final_norm", 0, "model.norm.weight")
     if spec.tied:
         pack("head", 0, "model.embed_tokens.weight")
     else:
         pack("embedding", 0, "model.embed_tokens.weight")
         pack("head", 0, "lm_head.weight")
+    checkpoint.drop_pages()
 
 
 def _float32(tensor: WeightTensor) -> NDArray[np.float32]:

@@ -94,7 +94,8 @@ def spec_from_config(
     kv_heads = read.count("num_key_value_heads", heads)
     if heads % kv_heads:
         raise ModelError(
-            f"{where}: num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}"
+            f"{where}: num_attention_heads={heads} is not a multiple of"
+            f" num_key_value_heads={kv_heads}"
         )
     head_dim = read.count("head_dim", hidden // heads)
     if head_dim % 2:

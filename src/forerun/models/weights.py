@@ -62,6 +62,12 @@ class Checkpoint:
         dtype = cast("Literal['BF16', 'F16', 'F32']", entry.dtype)
         return WeightTensor(entry.map(self.buffers[entry.file]), dtype)
 
+    def drop_pages(self) -> None:
+        """Give back the memory of everything read so far; it is read from disk when asked again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for buffer in self.buffers.values():
+                buffer.madvise(mmap.MADV_DONTNEED)
+
 
 def open_checkpoint(directory: Path) -> Checkpoint:
     """Open a model directory after checking all of it.
