@@ -28,7 +28,14 @@ from forerun.train.corpus import (  # noqa: E402
     worth_reading,
     write_corpus,
 )
-from forerun.train.distill import Distillation, MixedText, SamplingPlan, agreement, sample_target  # noqa: E402  # noqa: E402
+from forerun.train.distill import (  # noqa: E402
+    Distillation,
+    MixedText,
+    SamplingPlan,
+    agreement,
+    sample_target,
+    start_like,
+)
 from forerun.train.evaluate import (  # noqa: E402
     Examination,
     bits_per_byte,
@@ -258,6 +265,12 @@ class TestDistillation:
         assert Distillation(model, hard_share=0.0)(model, windows).item() == pytest.approx(0.0)
         assert Distillation(model, hard_share=0.0)(tiny(seed=3), windows).item() > 0.0
         assert agreement(model, model, windows) == {"greedy": 1.0, "0.7": 1.0, "1.0": 1.0}
+
+    def test_a_drafter_of_the_same_width_starts_with_the_same_similarities(self) -> None:
+        target, drafter = tiny(seed=2), tiny(seed=3)
+        start_like(drafter, target)
+        ours, theirs = (m.model.embed_tokens.weight for m in (drafter, target))
+        assert torch.allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-5)
 
     def test_text_is_half_the_corpus_and_half_the_targets(self) -> None:
         stream = np.full(500, 5, dtype=np.uint16)

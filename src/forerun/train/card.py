@@ -92,8 +92,9 @@ def _models(trainings: Sequence[Training], machine: str) -> str:
 RECIPE = """
 Muon for the matrices of the layers, AdamW for the embedding and the norms, bf16 autocast; a short
 warmup, a constant rate, then a linear decay over the last third. Rotary base 10000. The drafter
-learned from the target's logits (divergence 0.9, hard label 0.1), half on corpus text, half on text
-that the target had continued from corpus prefixes at temperatures 0, 0.7 and 1.
+started with the target's embedding, projected to its width, and learned from the target's logits
+(divergence 0.9, hard label 0.1): half on corpus text, half on text that the target had continued
+from corpus prefixes at temperatures 0, 0.7 and 1. More than half of it is its embedding.
 """
 
 
@@ -145,8 +146,8 @@ def _completions(measured: Mapping[str, Any]) -> list[str]:
         "",
         "*Parse*: the header and a prefix of the completion, cut at a line end, that keeps at least"
         " 80 % of the generated tokens are valid Python (an indented header stands inside"
-        " `if True:` blocks). *Tokens in loops*: tokens inside a 4-gram that already occurred among"
-        " the 128 tokens before it.",
+        " `if True:` blocks). *Tokens in loops*: tokens inside a 4-gram that already occurred in"
+        " the same completion.",
     ]
 
 
@@ -189,7 +190,7 @@ def _data(corpus: Mapping[str, Any]) -> str:
 
 def _family(package: Mapping[str, Any]) -> str:
     standard = package["name"].startswith("python/") and not package["held_out"]
-    return "Python standard library" if standard else str(package["name"])
+    return "Python standard library (the rest)" if standard else str(package["name"])
 
 
 def _row(name: str, packages: list[Mapping[str, Any]]) -> str:

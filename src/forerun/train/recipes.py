@@ -37,7 +37,7 @@ from forerun.train.corpus import (
     write_corpus,
 )
 from forerun.train.curve import draw_curve
-from forerun.train.distill import Distillation, MixedText, SamplingPlan, sample_target
+from forerun.train.distill import Distillation, MixedText, SamplingPlan, sample_target, start_like
 from forerun.train.evaluate import (
     Examination,
     bits_by_position,
@@ -67,7 +67,6 @@ MAX_POSITION = 4096
 TOKENIZER_SAMPLE = 3  # every third document is enough to learn 4096 entries
 SAMPLING_SHARE = 0.25
 DRAFTER_VECTOR_LR = 1.5  # most of a drafter is its embedding, which sees each token rarely
-LONGEST_COMPILED = 2048
 CURVE_LABEL = {
     "target": "training loss, nats a token",
     "drafter": "0.9 KL + 0.1 cross-entropy, nats a token",
@@ -81,6 +80,7 @@ class _Lesson:
     batches: Batches
     windows_at: Callable[[int], NDArray[np.int64]]
     objective: Objective
+    longest_compiled: int
 
 
 def build_corpus(
@@ -123,7 +123,7 @@ def train_lm(
     if distill_from is not None:
         stepping *= 1 - SAMPLING_SHARE
         lesson = _imitation(run, lesson, distill_from, minutes - stepping)
-    objective = lesson.objective if step.engine == "eager" else _compiled(lesson.objective)
+    objective = lesson.objective if step.engine == "eager" else _compiled(lesson)
     with _progress_bar(stepping) as report:
         run.train(lesson.windows_at, objective, Budget(minutes=stepping), report=report)
     command = f"forerun train lm --corpus {corpus} --out {out} --minutes {minutes:g}"
@@ -225,14 +225,16 @@ def _open_run(
 def _text_lesson(run: Run, corpus: Path) -> _Lesson:
     recipe, stream = run.recipe, _stream(corpus / "train.npy")
     batches = Batches(stream, recipe.rows, recipe.row_len, recipe.seed, recipe.long_every)
-    return _Lesson(batches, batches.at, next_token_loss)
+    return _Lesson(batches, batches.at, next_token_loss, 4 * recipe.row_len)
 
 
 def _imitation(run: Run, text: _Lesson, target_dir: Path, minutes: float) -> _Lesson:
     target = load_decoder(target_dir).to(run.device).requires_grad_(requires_grad=False)
+    if run.position.step == 0:
+        start_like(run.model, target)
     sampled = _sampled(target, text.batches.stream, run.directory, minutes, run.recipe)
     mixed = MixedText(text.batches, sampled)
-    return _Lesson(text.batches, mixed.at, Distillation(target))
+    return _Lesson(text.batches, mixed.at, Distillation(target), run.recipe.row_len)
 
 
 def _sampled(
@@ -249,12 +251,13 @@ def _sampled(
     return rows
 
 
-def _compiled(objective: Objective) -> Objective:
-    fast: Objective = torch.compile(objective, dynamic=False)
+def _compiled(lesson: _Lesson) -> Objective:
+    fast: Objective = torch.compile(lesson.objective, dynamic=False)
 
     def chosen(model: Decoder, windows: Tensor) -> Tensor:
-        # The longest windows are too rare to be worth a compilation of their own.
-        return (fast if windows.shape[1] <= LONGEST_COMPILED + 1 else objective)(model, windows)
+        # Rare lengths are not worth the minute that their own compilation takes.
+        step = fast if windows.shape[1] <= lesson.longest_compiled + 1 else lesson.objective
+        return step(model, windows)
 
     return chosen
 

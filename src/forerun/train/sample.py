@@ -51,7 +51,9 @@ def continue_rows(
 def _empty_cache(model: Decoder, num_rows: int, length: int) -> _Cache:
     spec, table = model.spec, model.model.embed_tokens.weight
     shape = (spec.num_layers, num_rows, spec.num_kv_heads, length, spec.head_dim)
-    return _Cache(table.new_empty(shape), table.new_empty(shape))
+    # One query against many bf16 keys is slow on CPUs: attention stays in float32 at least.
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    return _Cache(table.new_empty(shape, dtype=dtype), table.new_empty(shape, dtype=dtype))
 
 
 def _advance(model: Decoder, token_ids: Tensor, cache: _Cache) -> Tensor:
@@ -64,13 +66,13 @@ def _advance(model: Decoder, token_ids: Tensor, cache: _Cache) -> Tensor:
         cache.keys[index, :, :, begin:end] = k
         cache.values[index, :, :, begin:end] = v
         attended = F.scaled_dot_product_attention(
-            q,
+            q.to(cache.keys.dtype),
             cache.keys[index, :, :, :end],
             cache.values[index, :, :, :end],
             is_causal=begin == 0,
             enable_gqa=model.spec.num_heads != model.spec.num_kv_heads,
         )
-        x = layer.feed_forward(layer.attention_output(x, attended))
+        x = layer.feed_forward(layer.attention_output(x, attended.to(x.dtype)))
     cache.length = end
     return model.head(x[:, -1]).float()
 
