@@ -20,14 +20,14 @@ def main() -> NoReturn:
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
-        # A second Ctrl-C while the first unwinds must not end in a traceback.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
         _restore_terminal()
         code = INTERRUPTED
     except BrokenPipeError:
         # The reader has gone; point stdout at nothing so that the final flush cannot fail too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    # All is given back; a late Ctrl-C must not turn the interpreter's own exit into a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(code)
 
 

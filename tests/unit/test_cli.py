@@ -1,18 +1,13 @@
-"""The command line, run as the process a user runs: output, exit codes, Ctrl-C."""
+"""The command line, run as the process a user runs: output, exit codes, sentences."""
 
 from __future__ import annotations
 
 import json
 import os
-import pty
-import select
 import shutil
-import signal
 import subprocess
 import sys
-import termios
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +15,7 @@ import pytest
 
 pytest.importorskip("forerun._native", reason="the native core is not built")
 
-from forerun.errors import OptionError
 from forerun.models.shards import SINGLE_NAME
-from forerun.tools.arguments import parse_lanes
-from forerun.tools.prompt_files import BUILT_IN, read_prompts
 
 Write = Callable[..., Path]
 PROMPT = "def add(a, b):\n    return a + b\n\ndef add(a, b):\n"
@@ -246,164 +238,3 @@ def test_training_without_torch_names_the_extra() -> None:
     if done.returncode == 2:
         assert "pip install 'forerun[train]'" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_a_closed_reader_is_no_traceback(model: str) -> None:
-    with subprocess.Popen(
-        command("generate", "-m", model, PROMPT, "-n", "2000", "--ignore-eos"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        process.stdout.read(1)
-        process.stdout.close()
-        errors = process.stderr.read()
-    assert "Traceback" not in errors
-    assert process.returncode == 1
-
-
-@pytest.mark.parametrize("delay_s", [0.3, 0.6, 1.0, 2.0])
-def test_ctrl_c_at_any_moment_leaves_nothing(model: str, delay_s: float) -> None:
-    with subprocess.Popen(
-        command("generate", "-m", model, PROMPT, "-n", "8000", "--ignore-eos", "-t", "1"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        time.sleep(delay_s)
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
-    if process.returncode == 0:
-        pytest.skip("this machine generated 8000 tokens before Ctrl-C came")
-    assert process.returncode == 130
-    assert "Traceback" not in errors
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
-
-
-class Terminal:
-    """A program on a terminal of its own, as a user has it."""
-
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        self.screen, line = pty.openpty()
-        self.before = termios.tcgetattr(self.screen)
-        self.process = subprocess.Popen(
-            command(*arguments),
-            stdin=line,
-            stdout=line,
-            stderr=line,
-            env=os.environ | {"TERM": "xterm", "NO_COLOR": ""} | environment,
-            start_new_session=True,
-        )
-        os.close(line)
-        self.shown = ""
-
-    def read_until(self, text: str, seconds: float = 60) -> None:
-        """Collect what is shown until `text` is, or the program ends."""
-        end = time.monotonic() + seconds
-        while text not in self.shown and time.monotonic() < end:
-            if not select.select([self.screen], [], [], 0.1)[0]:
-                continue
-            try:
-                self.shown += os.read(self.screen, 65536).decode("utf-8", "replace")
-            except OSError:  # the other side is closed
-                return
-        assert text in self.shown, self.shown
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        os.close(self.screen)
-
-
-@pytest.fixture
-def terminal() -> Iterator[Callable[..., Terminal]]:
-    opened: list[Terminal] = []
-
-    def open_terminal(*arguments: str, **environment: str) -> Terminal:
-        opened.append(Terminal(*arguments, **environment))
-        return opened[-1]
-
-    yield open_terminal
-    for one in opened:
-        one.close()
-
-
-@pytest.mark.parametrize(
-    ("environment", "mark"),
-    [({}, "\x1b[32;4m"), ({"NO_COLOR": "1"}, "\x1b[4m"), ({"TERM": "dumb"}, "")],
-)
-def test_accepted_drafts_are_marked_on_a_terminal(
-    terminal: Callable[..., Terminal], model: str, environment: dict[str, str], mark: str
-) -> None:
-    shown = terminal("generate", "-m", model, PROMPT * 3, "-n", "120", **environment)
-    shown.read_until("tokens/s")
-    if mark:
-        assert mark in shown.shown
-    else:
-        assert "\x1b[" not in shown.shown
-    assert shown.process.wait(20) == 0
-
-
-def test_ctrl_c_in_chat_gives_the_terminal_back(
-    terminal: Callable[..., Terminal], model: str
-) -> None:
-    chat = terminal("chat", "-m", model, "-n", "8000", "--ignore-eos", "-t", "1")
-    chat.read_until("> ")
-    os.write(chat.screen, b"hello\n")
-    chat.read_until("hello\r\n")
-    time.sleep(0.2)
-    os.killpg(chat.process.pid, signal.SIGINT)
-    assert chat.process.wait(20) == 130
-    chat.read_until("\x1b[?25h")
-    assert termios.tcgetattr(chat.screen) == chat.before
-    assert "Traceback" not in chat.shown
-
-
-def test_ctrl_d_ends_a_chat(terminal: Callable[..., Terminal], model: str) -> None:
-    chat = terminal("chat", "-m", model, "-n", "4")
-    chat.read_until("> ")
-    os.write(chat.screen, b"\x04")
-    assert chat.process.wait(20) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "lanes"),
-    [
-        ("target=0,draft=1", {"target": (0,), "draft": (1,)}),
-        ("target=0-2", {"target": (0, 1, 2)}),
-        (" draft=3 , target=1 ", {"draft": (3,), "target": (1,)}),
-    ],
-)
-def test_lanes_are_read(text: str, lanes: dict[str, tuple[int, ...]]) -> None:
-    assert parse_lanes(text) == lanes
-
-
-@pytest.mark.parametrize("text", ["", "target", "target=", "target=a", "target=0,target=1", "x=1"])
-def test_lanes_that_are_none(text: str) -> None:
-    with pytest.raises(OptionError, match="must be like target=0-1,draft=1"):
-        parse_lanes(text)
-
-
-def test_the_built_in_prompts() -> None:
-    prompts = read_prompts(BUILT_IN)
-    assert len({prompt.name for prompt in prompts}) == len(prompts) >= 24
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("", "has no prompts"),
-        ("{", r":1 is not JSON"),
-        ('{"prompt": "a"}\n{"text": "b"}', r':2 must be an object with a text "prompt"'),
-        ("[]", r":1 must be an object"),
-    ],
-)
-def test_prompt_files_that_are_none(tmp_path: Path, content: str, message: str) -> None:
-    path = tmp_path / "prompts.jsonl"
-    path.write_text(content)
-    with pytest.raises(OptionError, match=message):
-        read_prompts(path)
