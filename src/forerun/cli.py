@@ -20,7 +20,6 @@ def main() -> NoReturn:
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
-        _restore_terminal()
         code = INTERRUPTED
     except BrokenPipeError:
         # The reader has gone; point stdout at nothing so that the final flush cannot fail too.
@@ -28,6 +27,8 @@ def main() -> NoReturn:
         code = 1
     # All is given back; a late Ctrl-C must not turn the interpreter's own exit into a traceback.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if code == INTERRUPTED:
+        _restore_terminal()
     sys.exit(code)
 
 
