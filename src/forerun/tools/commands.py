@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 
-from forerun.errors import BackendError
 from forerun.tools.arguments import EngineArguments, SamplingArguments, grouped
 
 _Json = Annotated[
@@ -21,7 +20,6 @@ _Prompts = Annotated[
     typer.Option(help="JSONL file, one object with a `prompt` key a line.", show_default=False),
 ]
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
-_TRAIN_EXTRAS = {"torch", "matplotlib"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -192,13 +190,7 @@ def doctor(as_json: _Json = False) -> int:
 @app.command(context_settings=_PASS_ON)
 def train(context: typer.Context) -> int:
     """Train models and drafters (extra `train`); see forerun train --help."""
-    try:
-        from forerun.train.cli import train_app
-    except ModuleNotFoundError as error:
-        if error.name not in _TRAIN_EXTRAS:
-            raise
-        raise BackendError(
-            f"training needs the package {error.name}: pip install 'forerun[train]'"
-        ) from None
+    from forerun.train.cli import train_app
+
     code = train_app(context.args, prog_name="forerun train", standalone_mode=False)
     return code if isinstance(code, int) else 0
