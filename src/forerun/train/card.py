@@ -102,7 +102,7 @@ def _figures(measured: Mapping[str, Any]) -> str:
     lines = [
         "## Held-out figures",
         "",
-        f"On {measured['num_documents']} files ({measured['num_bytes'] / 1e6:.2f} MB) of packages"
+        f"On {measured['num_documents']} evenly chosen files ({measured['num_bytes'] / 1e6:.2f} MB) of packages"
         f" that are not in the training data: {', '.join(measured['packages'])}.",
         "",
         "| bits per byte | each file on its own | all files in one stream |",

@@ -34,6 +34,7 @@ BUCKETS = ((0, 512), (512, 1024), (1024, 2048), (2048, 4096))
 class Examination:
     """How much to measure; the defaults are the published figures."""
 
+    num_documents: int = 180
     window: int = 2048
     stride: int = 1024
     num_long_rows: int = 24
@@ -42,6 +43,12 @@ class Examination:
     num_new: int = 160
     batch_rows: int = 64
     seed: int = 1
+
+
+def chosen_documents(documents: Sequence[Document], plan: Examination) -> list[Document]:
+    """At most `num_documents`, evenly spaced, so that every large package is among them."""
+    step = max(1.0, len(documents) / plan.num_documents)
+    return [documents[int(at * step)] for at in range(int(len(documents) / step))]
 
 
 def compressed_bits_per_byte(documents: Sequence[Document]) -> dict[str, float]:

@@ -28,6 +28,7 @@ from forerun.train.batches import Batches
 from forerun.train.card import Training, write_card
 from forerun.train.corpus import (
     HELD_OUT,
+    Document,
     Limits,
     collect,
     default_roots,
@@ -42,6 +43,7 @@ from forerun.train.evaluate import (
     Examination,
     bits_by_position,
     bits_per_byte,
+    chosen_documents,
     completions,
     compressed_bits_per_byte,
     drafter_agreement,
@@ -135,27 +137,30 @@ def train_lm(
 
 def evaluate_family(model_dir: Path, corpus: Path) -> dict[str, Any]:
     """Every held-out figure of a model and, if there is one, of its `lm` drafter."""
-    documents = read_documents(corpus / "heldout.jsonl")
+    plan, every_document = Examination(), read_documents(corpus / "heldout.jsonl")
+    documents = chosen_documents(every_document, plan)
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-    stream, plan = _stream(corpus / "heldout.npy"), Examination()
-    target, num_bytes = load_decoder(model_dir), sum(len(d.text.encode()) for d in documents)
+    stream = _stream(corpus / "heldout.npy")
+    target = load_decoder(model_dir)
     measured: dict[str, Any] = {
         "packages": sorted({document.package for document in documents}, key=str.lower),
         "num_documents": len(documents),
-        "num_bytes": num_bytes,
+        "num_bytes": _num_bytes(documents),
         "window": plan.window,
         "prompt_len": plan.prompt_len,
         "num_new": plan.num_new,
         "compressors": compressed_bits_per_byte(documents),
         "target_bpb": bits_per_byte(target, tokenizer, documents, plan),
-        "bits_by_position": bits_by_position(target, stream, num_bytes / len(stream), plan),
-        "completions": completions(target, tokenizer, documents, plan),
+        "bits_by_position": bits_by_position(
+            target, stream, _num_bytes(every_document) / len(stream), plan
+        ),
+        "completions": completions(target, tokenizer, every_document, plan),
     }
     drafter_dir = model_dir / "drafters" / "lm"
     if drafter_dir.exists():
         drafter = load_decoder(drafter_dir)
         measured["drafter_bpb"] = bits_per_byte(drafter, tokenizer, documents, plan)
-        measured["agreement"] = drafter_agreement(target, drafter, tokenizer, documents, plan)
+        measured["agreement"] = drafter_agreement(target, drafter, tokenizer, every_document, plan)
     return measured
 
 
@@ -260,6 +265,10 @@ def _compiled(lesson: _Lesson) -> Objective:
         return step(model, windows)
 
     return chosen
+
+
+def _num_bytes(documents: list[Document]) -> int:
+    return sum(len(document.text.encode()) for document in documents)
 
 
 def _stream(path: Path) -> NDArray[np.uint16]:
