@@ -1,0 +1,55 @@
+"""Engines over tiny models: one target, a small model that often agrees with it, two backends."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from forerun import Engine, Speculation
+
+HAS_NATIVE = importlib.util.find_spec("forerun._native") is not None
+BACKENDS = [
+    "torch",
+    pytest.param(
+        "native", marks=pytest.mark.skipif(not HAS_NATIVE, reason="the native core is not built")
+    ),
+]
+KV_POSITIONS = 4096
+OpenEngine = Callable[..., Engine]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "torch":
+        pytest.importorskip("torch").set_num_threads(1)
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def target_dir(tiny_checkpoint_dir):
+    return tiny_checkpoint_dir("qwen3", 0)
+
+
+@pytest.fixture(scope="session")
+def lm_name(tiny_checkpoint_dir, target_dir) -> str:
+    """The lm drafter: the target's weights with a little noise, so it is right about half the
+    time."""
+    return f"lm:{tiny_checkpoint_dir('qwen3', 1, near=(target_dir, 0.04))}"
+
+
+@pytest.fixture
+def open_engine(backend: str, target_dir) -> Iterator[OpenEngine]:
+    """Opens engines on one backend and closes them all."""
+    engines: list[Engine] = []
+
+    def opened(drafter="none", shape="auto", model=target_dir, **options) -> Engine:
+        options.setdefault("kv_positions", KV_POSITIONS)
+        engine = Engine(model, speculate=Speculation(drafter, shape), backend=backend, **options)
+        engines.append(engine)
+        return engine
+
+    yield opened
+    for engine in engines:
+        engine.close()
