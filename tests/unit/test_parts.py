@@ -1,0 +1,110 @@
+"""The parser of the four names, and which drafter is found without one."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from forerun.drafters.lm import LM
+from forerun.drafters.lookup import Lookup
+from forerun.drafters.plain import Plain
+from forerun.engine.parts import AUTO_CHAIN, build_parts, parse_drafter, parse_shape
+from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
+from forerun.models.spec import read_spec
+from forerun.options import Speculation
+from forerun.shapes.chain import Chain
+from forerun.stats import Span
+
+
+class Target:
+    """A backend in name only: building parts runs nothing."""
+
+    def __init__(self, directory):
+        self.spec = read_spec(directory)
+        self.num_blocks = 4
+
+
+@pytest.fixture
+def model(tiny_checkpoint_dir, tmp_path):
+    directory = tmp_path / "model"
+    shutil.copytree(tiny_checkpoint_dir("qwen3", 0), directory)
+    return directory
+
+
+def build(directory, *names):
+    return build_parts(Speculation(*names), Target(directory), directory, Target, Span())
+
+
+def live(parts):
+    return parts.drafter._drafter
+
+
+@pytest.mark.parametrize("name", ["auto", "none", "lookup", "lm", "lm:/some/where:else"])
+def test_given_a_built_drafter_then_its_name_is_understood(name):
+    choice = parse_drafter(name)
+
+    assert ":".join(filter(None, (choice.name, choice.argument))) == name
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("dflash",), "drafter 'dflash' is not built yet; available: auto, none, lookup"),
+        (("router(lm,lookup)",), "not built yet"),
+        (("prediction:FILE",), "not built yet"),
+        (("magic",), "unknown drafter 'magic'; available"),
+        (("lm:",), "unknown drafter 'lm:'"),
+        (("lookup:3",), "unknown drafter"),
+        (("none", "tree:16"), "shape 'tree:16' is not built yet; available: auto, chain:K"),
+        (("none", "chain"), r"chain:K with K in \[1, 256\]"),
+        (("none", "chain:x"), "chain:K"),
+        (("none", "chain:0"), r"K in \[1, 256\], found 0"),
+        (("none", "chain:257"), "found 257"),
+        (("none", "auto", "rejection"), "rule 'rejection' is not built yet"),
+        (("none", "auto", "close enough"), "unknown rule"),
+        (("none", "auto", "auto", "ahead:24"), "schedule 'ahead:24' is not built yet"),
+        (("none", "auto", "auto", "later"), "unknown schedule"),
+    ],
+)
+def test_given_another_name_then_the_refusal_lists_what_there_is(model, names, message):
+    with pytest.raises(OptionError, match=message):
+        build(model, *names)
+
+
+def test_given_a_shape_then_it_is_the_one_written():
+    assert parse_shape("chain:5") == Chain(5)
+    assert parse_shape("auto") is None
+
+
+@pytest.mark.parametrize(("name", "kind"), [("none", Plain), ("lookup", Lookup), ("auto", Lookup)])
+def test_given_a_model_without_drafters_then_these_are_built(model, name, kind):
+    parts = build(model, name)
+
+    assert isinstance(live(parts), kind)
+
+
+def test_given_a_drafter_beside_the_model_then_auto_and_lm_take_it(model, tiny_checkpoint_dir):
+    shutil.copytree(tiny_checkpoint_dir("qwen3", 1), model / "drafters" / "lm")
+
+    for name in ("auto", "lm"):
+        parts = build(model, name)
+        assert isinstance(live(parts), LM)
+        assert parts.shape == Chain(AUTO_CHAIN["lm"])
+
+
+def test_given_a_drafter_of_another_vocabulary_then_it_is_refused_or_passed_over(
+    model, tiny_checkpoint_dir, caplog
+):
+    other = tiny_checkpoint_dir("qwen3", 1, vocab_size=300)
+    shutil.copytree(other, model / "drafters" / "lm")
+
+    with pytest.raises(IncompatibleSpeculation, match="has 300 tokens, the target 272"):
+        build(model, "lm")
+    assert isinstance(live(build(model, "auto")), Lookup)
+    assert "not used" in caplog.text
+
+
+def test_given_no_drafter_of_its_own_then_lm_says_where_it_looked(model):
+    with pytest.raises(ModelError, match=r"no drafter of its own at .*drafters/lm"):
+        build(model, "lm")
