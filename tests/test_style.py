@@ -92,3 +92,10 @@ def imported_by(path: Path) -> Iterator[str]:
             yield from (alias.name.split(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield (node.module or "").split(".")[0]
+
+
+@pytest.mark.parametrize("path", [*SOURCES, *NATIVE], ids=relative)
+def test_the_map_of_the_tree_has_every_file(path: Path) -> None:
+    text = (ROOT / "docs" / "structure.md").read_text(encoding="utf-8")
+    is_named = path.name == "__init__.py" or path.name in text
+    assert is_named or (path.parent.name == "kernels" and f"`{path.stem}`" in text)

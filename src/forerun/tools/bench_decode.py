@@ -2,7 +2,8 @@
 
 Both engines live in one process on the same cores and take turns, the first of a pair alternating,
 so that a slow minute of the machine hits both. A pair uses one prompt, one seed, one set of
-parameters; its tokens must be the same.
+parameters; its tokens must be the same. The first round of a run also reads the prompt, so that
+round and its tokens are left out of every figure, on both sides.
 """
 
 from __future__ import annotations
@@ -127,10 +128,11 @@ def _timed(engine: Engine, text: str, params: SamplingParams) -> Run:
 
 
 def _run_of(completion: Completion) -> Run:
-    """A completion's rounds as measured; the last may have drafted past the end of the text."""
-    left = len(completion.token_ids)
+    """A completion's rounds as measured, without the first; the last may have been cut short."""
+    first, *others = completion.stats.rounds
+    left = len(completion.token_ids) - first.num_accepted - 1
     rounds = []
-    for one in completion.stats.rounds:
+    for one in others:
         num_tokens = min(one.num_accepted + 1, left)
         left -= num_tokens
         rounds.append(Round(num_tokens, one.round_s, one.draft_s, one.engine_s))

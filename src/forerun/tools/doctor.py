@@ -5,6 +5,7 @@ Tries the parts one by one and says what is missing and what to install; loads n
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import util
 from typing import Any
@@ -44,10 +45,15 @@ def inspect_machine() -> dict[str, Any]:
 
 def _native() -> dict[str, Any]:
     try:
-        from forerun._native import available_paths
-    except ImportError as error:
+        from forerun import _native as core
+        from forerun.backends.native import default_cores
+    except (ImportError, ForerunError) as error:
         return {"available": False, "reason": str(error)}
-    return {"available": True, "paths": available_paths()}
+    paths = list(core.available_paths())
+    report = {"available": True, "path": paths[0], "paths": paths, "threads": len(default_cores())}
+    if core.amx_errno():
+        report["amx_refused"] = os.strerror(core.amx_errno())
+    return report
 
 
 def _embedded() -> str:
