@@ -51,10 +51,10 @@ void Model::rotate_and_store(const Batch& batch, int l, int worker, int phase) {
                   head = static_cast<int>(unit % s.num_kv_heads);
         std::vector<uint16_t> rounded(static_cast<size_t>(2 * s.head_dim));
         for (int n = batch.row_starts[row]; n < batch.row_starts[row + 1]; ++n) {
-          const Node& node = nodes_[static_cast<size_t>(n)];
+          const Node& self = node(n);
           float* qkv = &qkv_[static_cast<size_t>(n) * s.qkv_width()];
-          const float* cosine = &cosine_[static_cast<size_t>(node.position) * half];
-          const float* sine = &sine_[static_cast<size_t>(node.position) * half];
+          const float* cosine = &cosine_[static_cast<size_t>(self.position) * half];
+          const float* sine = &sine_[static_cast<size_t>(self.position) * half];
           for (int g = 0; g < s.group(); ++g) {
             float* query = qkv + (head * s.group() + g) * s.head_dim;
             if (s.qk_norm)
@@ -69,12 +69,12 @@ void Model::rotate_and_store(const Batch& batch, int l, int worker, int phase) {
             rounded[static_cast<size_t>(d)] = float_to_bf16(key[d]);
             rounded[static_cast<size_t>(s.head_dim + d)] = float_to_bf16(value[d]);
           }
-          if (!node.in_place) {
+          if (!self.in_place) {
             std::memcpy(node_kv(l, n, head), rounded.data(), rounded.size() * 2);
             continue;
           }
-          const int slot = node.position % kBlock;
-          const int block = batch.block_table[row * batch.table_width + node.position / kBlock];
+          const int slot = self.position % kBlock;
+          const int block = batch.block_table[row * batch.table_width + self.position / kBlock];
           place(kv_block(l, block, head), slot, rounded.data(), rounded.data() + s.head_dim,
                 slot == 0);
         }
@@ -96,28 +96,35 @@ void Model::attend(const Batch& batch, int layer, int worker, int phase) {
       tile -= tiles;
     }
     const int first = batch.row_starts[row] + static_cast<int>(tile) * per_tile;
-    attend_tile(batch, layer, worker, row, head, first,
-                std::min(per_tile, batch.row_starts[row + 1] - first));
+    const int count = std::min(per_tile, batch.row_starts[row + 1] - first);
+    int last_position = 0;
+    for (int n = first; n < first + count; ++n)
+      last_position = std::max(last_position, node(n).position);
+    const int num_blocks = last_position / kBlock + 1;
+    const int num_shared = node(first).in_place ? num_blocks : batch.committed[row] / kBlock;
+    attend_tile({layer, head, first, count, count * shape_.group(), num_blocks, num_shared,
+                 batch.block_table + row * batch.table_width},
+                batch, scratch_[static_cast<size_t>(worker)]);
   });
 }
 
 // The blocks of one tree node past the last full committed one: committed remainder, ancestors,
 // itself; zeros behind. Returns how many.
 int Model::gather_tail(const Batch& batch, int layer, int head, int n, uint8_t* tail) const {
-  const Node& node = nodes_[static_cast<size_t>(n)];
-  const int committed = batch.committed[node.row], first_block = committed / kBlock;
-  const int count = node.position / kBlock - first_block + 1;
+  const Node& self = node(n);
+  const int committed = batch.committed[self.row], first_block = committed / kBlock;
+  const int count = self.position / kBlock - first_block + 1;
   std::memset(tail, 0, static_cast<size_t>(count * head_block_bytes()));
   const int kept = committed % kBlock;
   if (kept > 0) {
-    const int block = batch.block_table[node.row * batch.table_width + first_block];
+    const int block = batch.block_table[self.row * batch.table_width + first_block];
     std::memcpy(tail, kv_block(layer, block, head), static_cast<size_t>(head_block_bytes()));
     // Slots past `kept` may hold rejected tokens; those up to this node are written below, the rest
     // carry weight zero and are finite.
   }
-  const int start = batch.row_starts[node.row];
+  const int start = batch.row_starts[self.row];
   for (int at = n;; at = start + batch.parents[at]) {
-    const int position = nodes_[static_cast<size_t>(at)].position;
+    const int position = node(at).position;
     const uint16_t* kv = node_kv(layer, at, head);
     place(tail + (position / kBlock - first_block) * head_block_bytes(), position % kBlock, kv,
           kv + shape_.head_dim, false);
@@ -125,110 +132,111 @@ int Model::gather_tail(const Batch& batch, int layer, int head, int n, uint8_t* 
   }
 }
 
-void Model::attend_tile(const Batch& batch, int layer, int worker, int row, int head, int first,
-                        int count) {
-  const Kernels& k = lane_->kernels();
-  const Shape& s = shape_;
-  Scratch& w = scratch_[static_cast<size_t>(worker)];
-  const int group = s.group(), rows = count * group, width = s.head_blocks() * kBlock;
-  const int row_bytes = k.row_block_bytes;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(s.head_dim));
-  const bool tree = !nodes_[static_cast<size_t>(first)].in_place;
-  const int32_t* table = batch.block_table + row * batch.table_width;
-
-  // Queries of the tile, node-major, so that one node's heads are neighbours.
-  for (int q = 0; q < rows; ++q)
-    std::memcpy(&w.normed[static_cast<size_t>(q) * s.head_dim],
-                &qkv_[static_cast<size_t>(first + q / group) * s.qkv_width() +
-                      (head * group + q % group) * s.head_dim],
-                static_cast<size_t>(s.head_dim) * 4);
-  k.pack_rows(w.normed.data(), s.head_dim, rows, s.head_dim, w.query.data());
-
-  int last_position = 0;
-  for (int n = first; n < first + count; ++n)
-    last_position = std::max(last_position, nodes_[static_cast<size_t>(n)].position);
-  const int num_blocks = last_position / kBlock + 1;
-  const int num_shared = tree ? batch.committed[row] / kBlock : num_blocks;
-  const int64_t tail_bytes = num_tail_blocks_ * head_block_bytes();
-  if (tree)
-    for (int n = 0; n < count; ++n)
-      gather_tail(batch, layer, head, first + n, w.tail.data() + n * tail_bytes);
-
-  std::fill_n(w.sum.begin(), static_cast<size_t>(rows) * width, 0.0f);
-  std::fill_n(w.totals.begin(), rows, 0.0f);
-  std::fill_n(w.maxima.begin(), rows, -INFINITY);
-  const int64_t query_stride = static_cast<int64_t>(rows) * row_bytes;
-  constexpr int kChunkBlocks = kChunkKeys / kBlock;
-
-  for (int start = 0; start < num_blocks; start += kChunkBlocks) {
-    const int in_chunk = std::min(kChunkBlocks, num_blocks - start);
-    // Visits every (block, range of query rows) whose keys lie together: body(block in chunk,
-    // first row, rows, memory).
-    const auto visit = [&](auto&& body) {
-      for (int i = 0; i < in_chunk; ++i) {
-        const int block = start + i;
-        if (block < num_shared) {
-          body(i, 0, rows, kv_block(layer, table[block], head));
-          continue;
-        }
-        for (int n = 0; n < count; ++n)
-          if (block <= nodes_[static_cast<size_t>(first + n)].position / kBlock)
-            body(i, n * group, group,
-                 w.tail.data() + n * tail_bytes + (block - num_shared) * head_block_bytes());
-      }
-    };
-    visit([&](int i, int from, int num, const uint8_t* keys) {
-      k.panel(w.query.data() + from * row_bytes, query_stride, num, s.head_blocks(), keys,
-              &w.scores[static_cast<size_t>(from * kChunkKeys + i * kBlock)], kChunkKeys, false);
-    });
-    float chunk_maxima[kMaxRows], chunk_totals[kMaxRows];
-    bool has_keys[kMaxRows];
-    for (int q = 0; q < rows; ++q) {
-      const int keys =
-          std::clamp(nodes_[static_cast<size_t>(first + q / group)].position + 1 - start * kBlock,
-                     0, in_chunk * kBlock);
-      float* p = &w.weights[static_cast<size_t>(q * kChunkKeys)];
-      has_keys[q] = keys > 0;
-      if (has_keys[q])
-        chunk_totals[q] = k.softmax(&w.scores[static_cast<size_t>(q * kChunkKeys)], scale, keys,
-                                    in_chunk * kBlock, p, &chunk_maxima[q]);
-      else
-        std::fill_n(p, in_chunk * kBlock, 0.0f);
+// Visits every (block, range of query rows) of a chunk whose keys lie together:
+// body(block in chunk, first row, rows, memory of the block).
+template <typename Body>
+void Model::visit_blocks(const Tile& tile, const Chunk& chunk, const Scratch& w,
+                         Body&& body) const {
+  const int group = shape_.group();
+  for (int i = 0; i < chunk.num_blocks; ++i) {
+    const int block = chunk.first_block + i;
+    if (block < tile.num_shared) {
+      body(i, 0, tile.num_rows, kv_block(tile.layer, tile.table[block], tile.head));
+      continue;
     }
-    k.pack_rows(w.weights.data(), kChunkKeys, rows, in_chunk * kBlock, w.probabilities.data());
-    std::fill_n(w.chunk.begin(), static_cast<size_t>(rows) * width, 0.0f);
-    visit([&](int i, int from, int num, const uint8_t* block) {
-      const uint8_t* values = block + head_block_bytes() / 2;
-      for (int d = 0; d < s.head_blocks(); ++d)
-        k.panel(w.probabilities.data() + i * query_stride + from * row_bytes, query_stride, num, 1,
-                values + d * kPanelBlockBytes,
-                &w.chunk[static_cast<size_t>(from * width + d * kPanelColumns)], width, true);
-    });
-    for (int q = 0; q < rows; ++q) {
-      if (!has_keys[q]) continue;
-      const float top = std::max(w.maxima[static_cast<size_t>(q)], chunk_maxima[q]);
-      const float keep = k.exp_one(w.maxima[static_cast<size_t>(q)] - top),
-                  take = k.exp_one(chunk_maxima[q] - top);
-      k.blend(&w.chunk[static_cast<size_t>(q * width)], take, keep, width,
-              &w.sum[static_cast<size_t>(q * width)]);
-      w.totals[static_cast<size_t>(q)] =
-          w.totals[static_cast<size_t>(q)] * keep + chunk_totals[q] * take;
-      w.maxima[static_cast<size_t>(q)] = top;
+    for (int n = 0; n < tile.num_nodes; ++n) {
+      if (block > node(tile.first + n).position / kBlock) continue;
+      const int64_t at = n * num_tail_blocks_ + block - tile.num_shared;
+      body(i, n * group, group, w.tail.data() + at * head_block_bytes());
     }
   }
+}
+
+void Model::attend_tile(const Tile& tile, const Batch& batch, Scratch& w) {
+  const int width = shape_.head_blocks() * kBlock;
+  pack_queries(tile, w);
+  if (!node(tile.first).in_place)
+    for (int n = 0; n < tile.num_nodes; ++n)
+      gather_tail(batch, tile.layer, tile.head, tile.first + n,
+                  w.tail.data() + n * num_tail_blocks_ * head_block_bytes());
+  std::fill_n(w.sum.begin(), static_cast<size_t>(tile.num_rows) * width, 0.0f);
+  std::fill_n(w.totals.begin(), tile.num_rows, 0.0f);
+  std::fill_n(w.maxima.begin(), tile.num_rows, -INFINITY);
+  constexpr int kChunkBlocks = kChunkKeys / kBlock;
+  for (int first = 0; first < tile.num_blocks; first += kChunkBlocks)
+    attend_chunk(tile, {first, std::min(kChunkBlocks, tile.num_blocks - first)}, w);
+  for (int q = 0; q < tile.num_rows; ++q) {
+    float* out = head_of(attended_, shape_.query_width(), tile, q);
+    const float* sum = &w.sum[static_cast<size_t>(q * width)];
+    for (int d = 0; d < shape_.head_dim; ++d) out[d] = sum[d] / w.totals[static_cast<size_t>(q)];
+  }
+}
+
+// Queries of the tile, node-major, so that one node's heads are neighbours.
+void Model::pack_queries(const Tile& tile, Scratch& w) {
+  const int head_dim = shape_.head_dim;
+  for (int q = 0; q < tile.num_rows; ++q)
+    std::memcpy(&w.normed[static_cast<size_t>(q) * head_dim],
+                head_of(qkv_, shape_.qkv_width(), tile, q), static_cast<size_t>(head_dim) * 4);
+  lane_->kernels().pack_rows(w.normed.data(), head_dim, tile.num_rows, head_dim, w.query.data());
+}
+
+// Scores, weights and weighted values of up to 512 keys, merged into what came before.
+void Model::attend_chunk(const Tile& tile, const Chunk& chunk, Scratch& w) {
+  const Kernels& k = lane_->kernels();
+  const int rows = tile.num_rows, row_bytes = k.row_block_bytes,
+            num_keys = chunk.num_blocks * kBlock;
+  const int head_blocks = shape_.head_blocks(), width = head_blocks * kBlock;
+  const int64_t stride = static_cast<int64_t>(rows) * row_bytes;
+  visit_blocks(tile, chunk, w, [&](int i, int from, int num, const uint8_t* keys) {
+    k.panel(w.query.data() + from * row_bytes, stride, num, head_blocks, keys,
+            &w.scores[static_cast<size_t>(from * kChunkKeys + i * kBlock)], kChunkKeys, false);
+  });
+  weigh(tile, chunk, w);
+  k.pack_rows(w.weights.data(), kChunkKeys, rows, num_keys, w.probabilities.data());
+  std::fill_n(w.chunk.begin(), static_cast<size_t>(rows) * width, 0.0f);
+  visit_blocks(tile, chunk, w, [&](int i, int from, int num, const uint8_t* block) {
+    const uint8_t* values = block + head_block_bytes() / 2;
+    const uint8_t* weights = w.probabilities.data() + i * stride + from * row_bytes;
+    for (int d = 0; d < head_blocks; ++d)
+      k.panel(weights, stride, num, 1, values + d * kPanelBlockBytes,
+              &w.chunk[static_cast<size_t>(from * width + d * kPanelColumns)], width, true);
+  });
   for (int q = 0; q < rows; ++q) {
-    float* out = &attended_[static_cast<size_t>(first + q / group) * s.query_width() +
-                            (head * group + q % group) * s.head_dim];
-    for (int d = 0; d < s.head_dim; ++d)
-      out[d] = w.sum[static_cast<size_t>(q * width + d)] / w.totals[static_cast<size_t>(q)];
+    const size_t at = static_cast<size_t>(q);
+    if (!w.has_keys[at]) continue;
+    const float top = std::max(w.maxima[at], w.chunk_maxima[at]);
+    const float keep = k.exp_one(w.maxima[at] - top), take = k.exp_one(w.chunk_maxima[at] - top);
+    k.blend(&w.chunk[at * width], take, keep, width, &w.sum[at * width]);
+    w.totals[at] = w.totals[at] * keep + w.chunk_totals[at] * take;
+    w.maxima[at] = top;
+  }
+}
+
+// Softmax weights relative to the chunk's own maximum; a query sees the keys up to its position.
+void Model::weigh(const Tile& tile, const Chunk& chunk, Scratch& w) {
+  const Kernels& k = lane_->kernels();
+  const float scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
+  const int width = chunk.num_blocks * kBlock;
+  for (int q = 0; q < tile.num_rows; ++q) {
+    const size_t at = static_cast<size_t>(q);
+    const int position = node(tile.first + q / shape_.group()).position;
+    const int num_keys = std::clamp(position + 1 - chunk.first_block * kBlock, 0, width);
+    float* weights = &w.weights[at * kChunkKeys];
+    w.has_keys[at] = num_keys > 0;
+    if (num_keys == 0) {
+      std::fill_n(weights, width, 0.0f);
+      continue;
+    }
+    w.chunk_totals[at] =
+        k.softmax(&w.scores[at * kChunkKeys], scale, num_keys, width, weights, &w.chunk_maxima[at]);
   }
 }
 
 void Model::commit(const Batch& batch, const int32_t* paths, const int32_t* starts) {
   bool any = false;
   for (int b = 0; b < batch.num_rows; ++b)
-    any = any ||
-          (starts[b] < starts[b + 1] && !nodes_[static_cast<size_t>(batch.row_starts[b])].in_place);
+    any = any || (starts[b] < starts[b + 1] && !node(batch.row_starts[b]).in_place);
   if (!any) return;  // chains wrote theirs in place
   lane_->reset_phases(1);
   lane_->run([&](int worker) {
@@ -236,7 +244,7 @@ void Model::commit(const Batch& batch, const int32_t* paths, const int32_t* star
       const int layer = static_cast<int>(l);
       for (int b = 0; b < batch.num_rows; ++b) {
         const int first = batch.row_starts[b];
-        if (starts[b] == starts[b + 1] || nodes_[static_cast<size_t>(first)].in_place) continue;
+        if (starts[b] == starts[b + 1] || node(first).in_place) continue;
         for (int i = starts[b]; i < starts[b + 1]; ++i)
           for (int head = 0; head < shape_.num_kv_heads; ++head) {
             const int position = batch.committed[b] + i - starts[b], slot = position % kBlock;

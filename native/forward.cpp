@@ -1,4 +1,4 @@
-// The model, top to bottom. Every operator is one statement of run_layers.
+// The model, top to bottom: run_layers is its table of contents.
 #include <algorithm>
 
 #include "model.h"
@@ -20,71 +20,92 @@ void Model::forward(const Batch& batch) {
 }
 
 void Model::run_layers(const Batch& batch, int worker) {
-  const Kernels& k = lane_->kernels();
-  const Shape& s = shape_;
-  const int num_nodes = batch.num_nodes;
   int phase = 0;
   embed(batch, worker, phase++);
-  for (int l = 0; l < s.num_layers; ++l) {
-    const Layer& layer = layers_[static_cast<size_t>(l)];
-    const Packed normed = pack_rows(worker, num_nodes, s.hidden, [&](int node, float* out) {
-      k.rms_norm(&x_[static_cast<size_t>(node) * s.hidden], layer.attention_norm.data(), s.hidden,
-                 s.norm_eps, out);
-      return out;
-    });
-    product(worker, phase++, layer.qkv, normed, [&](int64_t p, int node, const float* c) {
-      const int first = static_cast<int>(p) * kPanelColumns;
-      const int count = std::min(kPanelColumns, s.qkv_width() - first);
-      float* out = &qkv_[static_cast<size_t>(node) * s.qkv_width() + first];
-      std::memcpy(out, c, static_cast<size_t>(count) * 4);
-      if (s.qkv_bias) k.add(&layer.qkv_bias[static_cast<size_t>(first)], count, out);
-    });
-    lane_->barrier(worker);
-    rotate_and_store(batch, l, worker, phase++);
-    lane_->barrier(worker);
-    attend(batch, l, worker, phase++);
-    lane_->barrier(worker);
-    const auto add_to_residual = [&](int64_t p, int node, const float* c) {
-      const int first = static_cast<int>(p) * kPanelColumns;
-      k.add(c, std::min(kPanelColumns, s.hidden - first),
-            &x_[static_cast<size_t>(node) * s.hidden + first]);
-    };
-    const Packed attended = pack_rows(worker, num_nodes, s.query_width(), [&](int node, float*) {
-      return &attended_[static_cast<size_t>(node) * s.query_width()];
-    });
-    product(worker, phase++, layer.output, attended, add_to_residual);
-    lane_->barrier(worker);
-    const Packed ffn_input = pack_rows(worker, num_nodes, s.hidden, [&](int node, float* out) {
-      k.rms_norm(&x_[static_cast<size_t>(node) * s.hidden], layer.ffn_norm.data(), s.hidden,
-                 s.norm_eps, out);
-      return out;
-    });
-    product(worker, phase++, layer.gate_up, ffn_input, [&](int64_t p, int node, const float* c) {
-      const int first = static_cast<int>(p) * kTileColumns;
-      k.silu_mul(c, c + kTileColumns, std::min(kTileColumns, s.ffn - first),
-                 &activated_[static_cast<size_t>(node) * s.ffn + first]);
-    });
-    lane_->barrier(worker);
-    const Packed activated = pack_rows(worker, num_nodes, s.ffn, [&](int node, float*) {
-      return &activated_[static_cast<size_t>(node) * s.ffn];
-    });
-    product(worker, phase++, layer.down, activated, add_to_residual);
-    lane_->barrier(worker);
-    for (int tap = 0; tap < batch.num_taps && worker == 0; ++tap)
-      for (int node = 0; node < num_nodes && batch.taps[tap] == l; ++node)
-        std::memcpy(&taps_[(static_cast<size_t>(node) * batch.num_taps + tap) * s.hidden],
-                    &x_[static_cast<size_t>(node) * s.hidden], static_cast<size_t>(s.hidden) * 4);
-    if (batch.num_taps > 0) lane_->barrier(worker);
+  for (int l = 0; l < shape_.num_layers; ++l, phase += kPhasesPerLayer) {
+    self_attention(batch, l, worker, phase);
+    feed_forward(batch, l, worker, phase + 4);
+    copy_taps(batch, l, worker);
   }
-  if (batch.num_logits == 0) return;
-  const Packed last = pack_rows(worker, batch.num_logits, s.hidden, [&](int row, float* out) {
-    k.rms_norm(&x_[static_cast<size_t>(batch.logit_nodes[row]) * s.hidden], final_norm_.data(),
-               s.hidden, s.norm_eps, out);
-    return out;
+  if (batch.num_logits > 0) project(batch, worker, phase);
+}
+
+void Model::self_attention(const Batch& batch, int l, int worker, int phase) {
+  const Kernels& k = lane_->kernels();
+  const Shape& s = shape_;
+  const Layer& layer = layers_[static_cast<size_t>(l)];
+  const Packed input = pack_normed(worker, batch.num_nodes, layer.attention_norm, nullptr);
+  product(worker, phase, layer.qkv, input, [&](int64_t p, int node, const float* c) {
+    const int first = static_cast<int>(p) * kPanelColumns;
+    const int count = std::min(kPanelColumns, s.qkv_width() - first);
+    float* out = &qkv_[static_cast<size_t>(node) * s.qkv_width() + first];
+    std::memcpy(out, c, static_cast<size_t>(count) * 4);
+    if (s.qkv_bias) k.add(&layer.qkv_bias[static_cast<size_t>(first)], count, out);
   });
+  lane_->barrier(worker);
+  rotate_and_store(batch, l, worker, phase + 1);
+  lane_->barrier(worker);
+  attend(batch, l, worker, phase + 2);
+  lane_->barrier(worker);
+  const Packed attended = pack_rows(worker, batch.num_nodes, s.query_width(), [&](int n, float*) {
+    return &attended_[static_cast<size_t>(n) * s.query_width()];
+  });
+  add_product(worker, phase + 3, layer.output, attended);
+  lane_->barrier(worker);
+}
+
+void Model::feed_forward(const Batch& batch, int l, int worker, int phase) {
+  const Kernels& k = lane_->kernels();
+  const Shape& s = shape_;
+  const Layer& layer = layers_[static_cast<size_t>(l)];
+  const Packed input = pack_normed(worker, batch.num_nodes, layer.ffn_norm, nullptr);
+  product(worker, phase, layer.gate_up, input, [&](int64_t p, int node, const float* c) {
+    const int first = static_cast<int>(p) * kTileColumns;
+    k.silu_mul(c, c + kTileColumns, std::min(kTileColumns, s.ffn - first),
+               &activated_[static_cast<size_t>(node) * s.ffn + first]);
+  });
+  lane_->barrier(worker);
+  const Packed activated = pack_rows(worker, batch.num_nodes, s.ffn, [&](int n, float*) {
+    return &activated_[static_cast<size_t>(n) * s.ffn];
+  });
+  add_product(worker, phase + 1, layer.down, activated);
+  lane_->barrier(worker);
+}
+
+void Model::copy_taps(const Batch& batch, int l, int worker) {
+  if (batch.num_taps == 0) return;
+  const size_t hidden = static_cast<size_t>(shape_.hidden);
+  for (int tap = 0; tap < batch.num_taps && worker == 0; ++tap)
+    for (size_t n = 0; n < nodes_.size() && batch.taps[tap] == l; ++n)
+      std::memcpy(&taps_[(n * batch.num_taps + tap) * hidden], &x_[n * hidden], hidden * 4);
+  lane_->barrier(worker);
+}
+
+void Model::project(const Batch& batch, int worker, int phase) {
+  const Packed last = pack_normed(worker, batch.num_logits, final_norm_, batch.logit_nodes);
   product(worker, phase, head_, last, [&](int64_t p, int row, const float* c) {
     std::memcpy(&logits_[static_cast<size_t>(row * logits_stride() + p * kPanelColumns)], c,
                 kPanelColumns * 4);
+  });
+}
+
+// Rows of the residual stream (all, or the chosen nodes), normed and rounded.
+Model::Packed Model::pack_normed(int worker, int rows, const std::vector<float>& norm,
+                                 const int32_t* nodes) {
+  const size_t hidden = static_cast<size_t>(shape_.hidden);
+  return pack_rows(worker, rows, shape_.hidden, [&](int row, float* out) {
+    const size_t n = static_cast<size_t>(nodes ? nodes[row] : row);
+    lane_->kernels().rms_norm(&x_[n * hidden], norm.data(), shape_.hidden, shape_.norm_eps, out);
+    return out;
+  });
+}
+
+void Model::add_product(int worker, int phase, const Matrix& matrix, const Packed& a) {
+  const int hidden = shape_.hidden;
+  product(worker, phase, matrix, a, [&](int64_t p, int node, const float* c) {
+    const int first = static_cast<int>(p) * kPanelColumns;
+    lane_->kernels().add(c, std::min(kPanelColumns, hidden - first),
+                         &x_[static_cast<size_t>(node) * hidden + first]);
   });
 }
 

@@ -98,14 +98,32 @@ class Model {
     }
     int64_t stride(int g) const { return static_cast<int64_t>(rows_in(g)) * row_bytes; }
   };
+  // Query rows (nodes x heads of one K/V head) that are computed together.
+  struct Tile {
+    int layer, head, first, num_nodes, num_rows;
+    int num_blocks, num_shared;  // of logical positions; those all rows read in place
+    const int32_t* table;
+  };
+  struct Chunk {
+    int first_block, num_blocks;
+  };
   struct Scratch {  // of one worker
     std::vector<float> normed, scores, weights, chunk, sum, maxima, totals;
+    float chunk_maxima[kMaxRows], chunk_totals[kMaxRows];
+    bool has_keys[kMaxRows];
     Arena packed, query, probabilities, tail;
   };
 
   int64_t rope_bytes() const { return static_cast<int64_t>(cosine_.size()) * 8; }
   int64_t packed_bytes(int rows) const;
   int64_t head_block_bytes() const { return 2LL * shape_.head_blocks() * kPanelBlockBytes; }
+  const Node& node(int n) const { return nodes_[static_cast<size_t>(n)]; }
+  // Query row q of a tile inside an array of `width` floats a node.
+  float* head_of(std::vector<float>& array, int width, const Tile& tile, int q) const {
+    const int head = tile.head * shape_.group() + q % shape_.group();
+    const size_t row = static_cast<size_t>(tile.first + q / shape_.group());
+    return &array[row * width + head * shape_.head_dim];
+  }
   uint8_t* kv_block(int layer, int block, int head) const;
   uint16_t* node_kv(int layer, int node, int head) const;
   void place(uint8_t* block, int slot, const uint16_t* key, const uint16_t* value,
@@ -116,16 +134,26 @@ class Model {
   void reserve(const Batch& batch);
   void run_layers(const Batch& batch, int worker);
   void embed(const Batch& batch, int worker, int phase);
+  void self_attention(const Batch& batch, int layer, int worker, int phase);
+  void feed_forward(const Batch& batch, int layer, int worker, int phase);
+  void copy_taps(const Batch& batch, int layer, int worker);
+  void project(const Batch& batch, int worker, int phase);
   // Packs all rows of x (stride floats), each through `prepare` if given: by every worker for
   // itself when they are few, shared between two barriers otherwise.
   template <typename Prepare>
   Packed pack_rows(int worker, int rows, int inputs, Prepare&& prepare);
+  Packed pack_normed(int worker, int rows, const std::vector<float>& norm, const int32_t* nodes);
+  void add_product(int worker, int phase, const Matrix& matrix, const Packed& a);
   template <typename Epilogue>
   void product(int worker, int phase, const Matrix& matrix, const Packed& a, Epilogue&& epilogue);
   void rotate_and_store(const Batch& batch, int layer, int worker, int phase);
   void attend(const Batch& batch, int layer, int worker, int phase);
-  void attend_tile(const Batch& batch, int layer, int worker, int row, int head, int first,
-                   int count);
+  void attend_tile(const Tile& tile, const Batch& batch, Scratch& w);
+  void pack_queries(const Tile& tile, Scratch& w);
+  void attend_chunk(const Tile& tile, const Chunk& chunk, Scratch& w);
+  void weigh(const Tile& tile, const Chunk& chunk, Scratch& w);
+  template <typename Body>
+  void visit_blocks(const Tile& tile, const Chunk& chunk, const Scratch& w, Body&& body) const;
   int gather_tail(const Batch& batch, int layer, int head, int node, uint8_t* tail) const;
 
   Shape shape_;
