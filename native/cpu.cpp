@@ -5,11 +5,16 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdint>
+#include <cstring>
 #include <fstream>
 #include <sstream>
 #include <stdexcept>
+
+#include "lane.h"
+#include "mode.h"
 
 namespace forerun {
 namespace {
@@ -47,20 +52,66 @@ CpuFeatures detect() {
   return found;
 }
 
+// Whether a path gives the reference's bits on a small product of awkward numbers. A CPU, a
+// hypervisor or a compiler that breaks an instruction must cost speed, not tokens.
+bool agrees(const Kernels& table) {
+  constexpr int kRows = 19, kBlocks = 3;  // two row groups, blocks that accumulate
+  const Kernels& reference = *portable_kernels();
+  std::vector<float> x(kRows * kBlocks * kBlock), results[2];
+  std::vector<uint16_t> weights(kBlocks * kPanelBlockBytes / 2);
+  uint32_t state = 1;
+  const auto next = [&] {
+    state = state * 1664525u + 1013904223u;
+    // Sign, exponents from 2^-70 to 2^57 and full mantissas: sums cancel, products underflow.
+    const uint32_t bits =
+        (state & 0x80000000u) | (57u + (state >> 20 & 127u)) << 23 | (state & 0x7fffffu);
+    float value;
+    std::memcpy(&value, &bits, 4);
+    return value;
+  };
+  for (float& value : x) value = next();
+  for (uint16_t& value : weights) value = float_to_bf16(next());
+  const CanonicalMode mode;
+  for (const Kernels* k : {&reference, &table}) {
+    Arena a(static_cast<size_t>(kRows * kBlocks * k->row_block_bytes)),
+        panel(kBlocks * kPanelBlockBytes);
+    for (int input = 0; input < kBlocks * kBlock; ++input)
+      for (int column = 0; column < kPanelColumns; ++column)
+        panel.as<uint16_t>()[panel_offset(input, column, k->order)] =
+            weights[static_cast<size_t>(input * kPanelColumns + column)];
+    k->pack_rows(x.data(), kBlocks * kBlock, kRows, kBlocks * kBlock, a.data());
+    std::vector<float>& c = results[k == &table];
+    c.assign(kRows * kPanelColumns, 0.0f);
+    k->begin();
+    k->panel(a.data(), kRows * k->row_block_bytes, kRows, kBlocks, panel.data(), c.data(),
+             kPanelColumns, false);
+    k->end();
+  }
+  return &reference == &table ||
+         std::memcmp(results[0].data(), results[1].data(), results[0].size() * 4) == 0;
+}
+
 struct Path {
   const char* name;
   const Kernels* table;
   bool usable;
 };
 
-std::vector<Path> all_paths() {
+std::vector<Path> find_paths() {
   const CpuFeatures& cpu = cpu_features();
-  return {{"amx", amx_kernels(), cpu.amx},
-          {"avx512-bf16", avx512_bf16_kernels(), cpu.avx512_bf16},
-          {"avx512", avx512_kernels(), cpu.avx512},
-          {"avx2", avx2_kernels(), cpu.avx2},
-          {"portable", portable_kernels(), true},
-          {"amx-emulated", amx_emulated_kernels(), true}};
+  std::vector<Path> paths = {{"amx", amx_kernels(), cpu.amx},
+                             {"avx512-bf16", avx512_bf16_kernels(), cpu.avx512_bf16},
+                             {"avx512", avx512_kernels(), cpu.avx512},
+                             {"avx2", avx2_kernels(), cpu.avx2},
+                             {"portable", portable_kernels(), true},
+                             {"amx-emulated", amx_emulated_kernels(), true}};
+  for (Path& path : paths) path.usable = path.table && path.usable && agrees(*path.table);
+  return paths;
+}
+
+const std::vector<Path>& all_paths() {
+  static const std::vector<Path> paths = find_paths();
+  return paths;
 }
 
 // cpu.max of one cgroup v2 directory, or quota and period of v1; 0 when unlimited.
@@ -88,14 +139,14 @@ const CpuFeatures& cpu_features() {
 std::vector<std::string> available_paths() {
   std::vector<std::string> names;
   for (const Path& path : all_paths())
-    if (path.table && path.usable) names.push_back(path.name);
+    if (path.usable) names.push_back(path.name);
   return names;
 }
 
 const Kernels& kernels_by_name(const std::string& name) {
   std::string known;
   for (const Path& path : all_paths()) {
-    if (!path.table || !path.usable) continue;
+    if (!path.usable) continue;
     if (name == "auto" || name == path.name) return *path.table;
     known += std::string(known.empty() ? "" : ", ") + path.name;
   }

@@ -15,6 +15,7 @@
 #include <stdexcept>
 
 #include "cpu.h"
+#include "mode.h"
 
 namespace forerun {
 namespace {
@@ -33,18 +34,6 @@ void futex(std::atomic<uint32_t>& word, int operation, uint32_t value) {
   syscall(SYS_futex, reinterpret_cast<uint32_t*>(&word), operation | FUTEX_PRIVATE_FLAG, value,
           nullptr, nullptr, 0);
 }
-
-// Round to nearest even, denormals read and written as zero: part of the canonical arithmetic.
-class CanonicalMode {
- public:
-  CanonicalMode() : saved_(_mm_getcsr()) { _mm_setcsr(0x9fc0); }
-  ~CanonicalMode() { _mm_setcsr(saved_); }
-  CanonicalMode(const CanonicalMode&) = delete;
-  CanonicalMode& operator=(const CanonicalMode&) = delete;
-
- private:
-  unsigned saved_;
-};
 
 void pin_to(int core) {
   cpu_set_t set;
