@@ -204,7 +204,7 @@ def test_products_and_sums_below_the_normal_numbers_are_zero(isa: str, seed: int
     # given weights over the whole range of floats
     checkpoint = wide_range_checkpoint([40, 64, 96][seed % 3], seed)
     tokens = np.random.default_rng(seed).integers(0, 75, 20).tolist()
-    with opened(checkpoint, isa=isa) as backend:
+    with opened(checkpoint, isa=isa, threads=1 + seed % 2) as backend:
         taps, logits = head_of(backend, tokens)
     # then the bits are those of the definition, and no denormal is among them
     require_same_bits(logits, expected_logits(checkpoint, taps), isa)

@@ -240,6 +240,9 @@ def test_many_rounds_of_trees_equal_plain_decoding() -> None:
 # --- where K/V lies, and what lay there before ---------------------------------------------------
 
 
+FLOAT_MAX = float(np.finfo(np.float32).max)
+
+
 def loud_checkpoint(spec: ModelSpec, loudest: float) -> MemoryCheckpoint:
     """A model in which token 0 alone has K and V of about `loudest`: only its embedding has a
     first element, and only the first input of K and V is that heavy."""
@@ -258,9 +261,9 @@ def loud_checkpoint(spec: ModelSpec, loudest: float) -> MemoryCheckpoint:
 
 
 @pytest.mark.parametrize("isa", PATHS)
-@pytest.mark.parametrize("loudest", [1e4, 2e38])
+@pytest.mark.parametrize("loudest", [1e4, 2e38, 1e39])
 def test_what_an_earlier_owner_left_in_a_block_changes_nothing(isa: str, loudest: float) -> None:
-    # given two blocks full of another text's keys and values, ordinary or as large as floats go
+    # given two blocks full of another text's keys and values: ordinary, huge, infinite
     spec = tiny_spec(vocab=50, head_dim=80, num_layers=1, tied=False)
     checkpoint = loud_checkpoint(spec, loudest)
     tokens = [1 + t % 49 for t in some_tokens(spec, 40, 2)]
@@ -274,8 +277,10 @@ def test_what_an_earlier_owner_left_in_a_block_changes_nothing(isa: str, loudest
         text = Text(backend, [6, 4])
         found = [text.read(tokens[:5]), text.read(tokens[5:31])]
         grown = text.grow(nodes, parents)[1]
-        # ... with rejected nodes as loud as the earlier owner's
-        text.grow([nodes[0], 0, 0, 0], chain(4))
+        # ... with rejected siblings, and a rejected chain, as loud as the earlier owner's
+        text.grow([nodes[0], 0, 0, 0], [-1, 0, 1, 0])
+        if loudest < FLOAT_MAX:
+            text.grow([nodes[0], 0, 0, 0], chain(4))
         found.append(text.decode(nodes))
     # then its bits are those of a fresh backend
     require_same_bits(np.concatenate(found), expected, isa)
