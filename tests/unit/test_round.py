@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from forerun.engine.detokenize import Detokenizer
 from forerun.engine.parts import Parts
 from forerun.engine.sequence import Sequence
 from forerun.options import SamplingParams
+from forerun.protocols import ForwardBatch, Selection
 from forerun.rules.match import Match
 from forerun.schedules.sequential import Sequential
 from forerun.shapes.chain import Chain
@@ -52,10 +54,22 @@ def draft_of(tokens, parents):
     return Draft(TokenTree(np.array(tokens, np.int32), np.array(parents, np.int32)), Draw.POINT)
 
 
+def assembled(rows, drafts, parts):
+    draft_rows = round_module._draft_rows(rows, 8)
+    return Assembled(*round_module._assemble(rows, draft_rows, drafts, parts))
+
+
+class Assembled(NamedTuple):
+    batch: ForwardBatch
+    selection: Selection
+    starts: list
+    bases: list
+
+
 def general(row, draft, parts):
     """The general way, which a second row brings about; what belongs to the first row of it."""
     mate = row_of(2, [8, 9], 1)
-    both = round_module._assemble([row, mate], [draft, draft_of([9], [-1])], parts)
+    both = assembled([row, mate], [draft, draft_of([9], [-1])], parts)
     return both, both.starts[1]
 
 
@@ -67,7 +81,7 @@ def test_given_one_row_then_its_arrays_are_those_of_the_general_case(
     row = row_of(1, [3, 3, 3, 4], 3, repetition_penalty=penalty)
     draft = draft_of(tokens, parents)
 
-    one = round_module._assemble([row], [draft], parts)
+    one = assembled([row], [draft], parts)
     both, num = general(row, draft, parts)
 
     for name in ("token_ids", "parents", "logit_nodes"):
@@ -87,7 +101,7 @@ def test_given_one_row_then_its_arrays_are_those_of_the_general_case(
 def test_given_a_prompt_s_tail_then_the_draft_hangs_below_its_last_token(parts):
     row = row_of(1, [3, 3, 3, 4], 1)
 
-    made = round_module._assemble([row], [draft_of(*FORK)], parts)
+    made = assembled([row], [draft_of(*FORK)], parts)
 
     assert made.batch.token_ids.tolist() == [3, 3, 4, 1, 2, 3, 5]
     assert made.batch.parents.tolist() == [-1, 0, 1, 2, 2, 4, 3]
@@ -99,7 +113,7 @@ def test_given_a_prompt_s_tail_then_the_draft_hangs_below_its_last_token(parts):
 def test_given_penalties_then_each_choice_sees_the_drafted_tokens_above_it(parts):
     row = row_of(1, [3, 3, 3, 4], 3, presence_penalty=1.0)
 
-    made = round_module._assemble([row], [draft_of(*FORK)], parts).selection
+    made = assembled([row], [draft_of(*FORK)], parts).selection
 
     ends = made.path_starts.tolist()
     paths = [made.path_tokens[start:end].tolist() for start, end in itertools.pairwise(ends)]

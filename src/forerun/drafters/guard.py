@@ -58,11 +58,12 @@ class Guard:
         if self._failed:
             self._failed.clear()
         asked = [row for row in rows if row.sequence_id in self._admitted]
-        if self.is_disabled or not asked:
+        if self._num_in_a_row >= MAX_FAILURES or not asked:
             return [plain_draft(row.tokens[-1]) for row in rows]
+        checked = []
         try:
-            offered = self._drafter.propose(asked)
-            checked = [self._checked(row, one) for row, one in zip(asked, offered, strict=True)]
+            for row, draft in zip(asked, self._drafter.propose(asked), strict=True):
+                checked.append(self._checked(row, draft))
         except Exception as error:  # noqa: BLE001  a drafter may raise anything
             self._failed.update(row.sequence_id for row in asked)
             self._fail("propose", error)

@@ -80,13 +80,16 @@ class LM:
         plan = self._plan(drafting)
         with self._span:
             proposed = self._backend.propose(plan)
-        drafts: dict[int, Draft] = {}
+        drafts: list[Draft] = []
         for row, tokens in zip(drafting, proposed.tolist(), strict=True):
             progress = self._progress[row.sequence_id]
             progress.committed, progress.drafted = len(row.tokens), tokens
             tree = TokenTree.made_chain([row.tokens[-1], *tokens[: row.max_drafted]])
-            drafts[row.sequence_id] = Draft(tree, Draw.COUPLED)
-        return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
+            drafts.append(Draft(tree, Draw.COUPLED))
+        if len(drafting) == len(rows):
+            return drafts
+        made = dict(zip((row.sequence_id for row in drafting), drafts, strict=True))
+        return [made.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """The next proposal compares tokens itself."""
@@ -133,18 +136,20 @@ class LM:
 
     def _plan(self, rows: Sequence[DraftRow]) -> ProposalPlan:
         catch_up: list[int] = []
-        starts, committed, most = [0], [], 0
+        samplers, starts, committed, most = [], [0], [], 1
         for row in rows:
             seen = self._progress[row.sequence_id].committed
             catch_up += row.tokens[seen:]
             starts.append(len(catch_up))
             committed.append(seen)
-            most = max(most, row.max_drafted)
+            samplers.append(row.sampler)
+            if row.max_drafted > most:
+                most = row.max_drafted
         return ProposalPlan(
             np.array(catch_up, np.int32),
             np.array(starts, np.int32),
             np.array(committed, np.int32),
             self._slots.table([row.sequence_id for row in rows]),
-            [row.sampler for row in rows],
+            samplers,
             min(self._num_steps, most),
         )

@@ -38,7 +38,8 @@ class Queue:
 
     def step(self) -> list[Piece]:
         """Let in who fits, then run one round: what every row gained."""
-        self._admit()
+        if self._waiting:
+            self._admit()
         rows, meter = self._running, self._meter
         meter.restart()
         with meter.round:

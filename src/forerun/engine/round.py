@@ -13,7 +13,7 @@ from collections.abc import Sequence as Rows
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -29,39 +29,40 @@ from forerun.tree import Tokens
 _EMPTY = np.zeros(0, np.int32)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Assembled:
-    """A round as arrays. Row b wants `starts[b]:starts[b + 1]` of the logits; its node `bases[b]`
-    is the pending token."""
-
-    batch: ForwardBatch
-    selection: Selection
-    starts: list[int]
-    bases: list[int]
+# One pass as arrays. Row b wants `starts[b]:starts[b + 1]` of the logits, and its node `bases[b]`
+# is the pending token: (batch, selection, starts, bases).
+_Pass: TypeAlias = tuple[ForwardBatch, Selection, list[int], list[int]]
 
 
 def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Commit | None]:
     """One round of all rows: what each gained, or None for a row that failed."""
+    # Between two passes the caches hold weights, so every function called here is fetched from
+    # memory: what follows is flat on purpose.
     with meter.draft:
-        drafts = parts.drafter.propose([_draft_row(row, parts) for row in rows])
-    assembled = _assemble(rows, drafts, parts)
-    batch, starts = assembled.batch, assembled.starts
+        draft_rows = _draft_rows(rows, parts.shape.max_drafted)
+        drafts = parts.drafter.propose(draft_rows)
+    batch, selection, starts, bases = _assemble(rows, draft_rows, drafts, parts)
     with meter.verify:
         logits = parts.target.forward(batch).logits
-        choices = _select(parts, logits, assembled.selection)
-    verdicts = [
-        _judge(row, draft, choices[starts[index] : starts[index + 1]], parts)
-        for index, (row, draft) in enumerate(zip(rows, drafts, strict=True))
-    ]
-    paths = _paths(verdicts, assembled.bases)
+        choices = _select(parts, logits, selection)
+    verdicts, paths = [], []
+    for index, draft in enumerate(drafts):
+        own = choices if len(rows) == 1 else choices[starts[index] : starts[index + 1]]
+        verdict = parts.rule.judge(draft, own)
+        base = bases[index]
+        path = verdict.path if base == 0 else [*range(base), *[base + at for at in verdict.path]]
+        verdicts.append(verdict)
+        paths.append(path if verdict.bonus >= 0 else ())
     with meter.verify:
         parts.target.commit(batch, paths)
     commits: list[Commit | None] = []
     for row, draft, verdict, start in zip(rows, drafts, verdicts, starts, strict=False):
-        commit = None if verdict is None else _keep(row, draft, verdict, meter)
-        commits.append(commit)
-        if commit is None or verdict is None:
+        if verdict.bonus < 0:
+            _fail(row, verdict)
+            commits.append(None)
             continue
+        commit = _keep(row, draft, verdict, meter)
+        commits.append(commit)
         if row.params.logprobs is not None:
             _note_logprobs(row, commit, np.array(verdict.path, np.int32) + start, logits, parts)
         with meter.draft:
@@ -69,17 +70,22 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     return commits
 
 
-def _draft_row(row: Sequence, parts: Parts) -> DraftRow:
-    # A round emits one token more than it drafts, and must not pass the row's limit.
-    room = row.limit - len(row.tokens) - 1
-    most = min(parts.shape.max_drafted, room)
-    return DraftRow(row.id, row.tokens, row.prompt_len, row.sampler(), most)
+def _draft_rows(rows: Rows[Sequence], most: int) -> list[DraftRow]:
+    draft_rows = []
+    for row in rows:
+        # A round emits one token more than it drafts, and must not pass the row's limit.
+        room = row.limit - len(row.tokens) - 1
+        fits = min(room, most)
+        draft_rows.append(DraftRow(row.id, row.tokens, row.prompt_len, row.sampler(), fits))
+    return draft_rows
 
 
-def _assemble(rows: Rows[Sequence], drafts: Rows[Draft], parts: Parts) -> _Assembled:
+def _assemble(
+    rows: Rows[Sequence], draft_rows: Rows[DraftRow], drafts: Rows[Draft], parts: Parts
+) -> _Pass:
     """Every row's nodes one after another, as the arrays of one forward pass."""
     if len(rows) == 1 and rows[0].committed_len == len(rows[0].tokens) - 1:
-        return _assemble_one(rows[0], drafts[0], parts)
+        return _assemble_one(rows[0], draft_rows[0], drafts[0], parts)
     token_ids: list[int] = []
     parents: list[int] = []
     logit_nodes: list[int] = []
@@ -88,12 +94,12 @@ def _assemble(rows: Rows[Sequence], drafts: Rows[Draft], parts: Parts) -> _Assem
     for row, draft in zip(rows, drafts, strict=True):
         known = row.tokens[row.committed_len :]
         base, first = len(known) - 1, len(token_ids) + len(known) - 1
-        depths = _depths(draft)
+        tree_parents = draft.tree.parents.tolist()
         token_ids += known + draft.tree.tokens.tolist()[1:]
         parents += range(-1, base)
-        parents += [parent + base for parent in draft.tree.parents.tolist()[1:]]
+        parents += [parent + base for parent in tree_parents[1:]]
         logit_nodes += range(first, len(token_ids))
-        positions += [len(row.tokens) + depth for depth in depths]
+        positions += _positions(len(row.tokens), tree_parents)
         row_starts.append(len(token_ids))
         starts.append(len(positions))
         bases.append(base)
@@ -108,15 +114,15 @@ def _assemble(rows: Rows[Sequence], drafts: Rows[Draft], parts: Parts) -> _Assem
     selection = Selection(
         np.array(positions, np.int64),
         np.repeat(np.arange(len(rows), dtype=np.int32), np.diff(starts)),
-        [row.sampler() for row in rows],
+        [one.sampler for one in draft_rows],
         *_penalty_paths(rows, drafts, len(positions)),
     )
-    return _Assembled(batch, selection, starts, bases)
+    return batch, selection, starts, bases
 
 
-def _assemble_one(row: Sequence, draft: Draft, parts: Parts) -> _Assembled:
+def _assemble_one(row: Sequence, draft_row: DraftRow, draft: Draft, parts: Parts) -> _Pass:
     """The common case, out of ready-made arrays: one row with nothing to read but its draft."""
-    tree, length = draft.tree, len(row.tokens)
+    tree = draft.tree
     num_nodes = len(tree.tokens)
     fixed = _fixed(num_nodes)
     batch = ForwardBatch(
@@ -127,13 +133,14 @@ def _assemble_one(row: Sequence, draft: Draft, parts: Parts) -> _Assembled:
         parts.slots.table([row.id]),
         fixed.nodes,
     )
-    positions = np.array([length + depth for depth in _depths(draft)], np.int64)
-    if row.params.has_penalties:
+    positions = np.array(_positions(len(row.tokens), tree.parents.tolist()), np.int64)
+    if row.has_penalties:
         path_starts, path_tokens = _penalty_paths([row], [draft], num_nodes)
     else:
         path_starts, path_tokens = fixed.no_paths, _EMPTY
-    selection = Selection(positions, fixed.zeros, [row.sampler()], path_starts, path_tokens)
-    return _Assembled(batch, selection, [0, num_nodes], [0])
+    samplers = [draft_row.sampler]
+    selection = Selection(positions, fixed.zeros, samplers, path_starts, path_tokens)
+    return batch, selection, [0, num_nodes], [0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -153,24 +160,25 @@ def _fixed(num_nodes: int) -> _Fixed:
     return _Fixed(np.array([0, num_nodes], np.int32), nodes, zeros[1:], zeros)
 
 
-def _depths(draft: Draft) -> list[int]:
-    depths = [0]
-    for parent in draft.tree.parents.tolist()[1:]:
-        depths.append(depths[parent] + 1)
-    return depths
+def _positions(first: int, parents: list[int]) -> list[int]:
+    """Where the token chosen at each node goes: one after the node itself."""
+    positions = [first]
+    for parent in parents[1:]:
+        positions.append(positions[parent] + 1)
+    return positions
 
 
 def _penalty_paths(
     rows: Rows[Sequence], drafts: Rows[Draft], num_choices: int
 ) -> tuple[Tokens, Tokens]:
     """Drafted tokens above each choice, for rows whose penalties depend on them."""
-    if not any(row.params.has_penalties for row in rows):
+    if not any(row.has_penalties for row in rows):
         return np.zeros(num_choices + 1, np.int32), _EMPTY
     path_tokens: list[int] = []
     ends = [0]
     for row, draft in zip(rows, drafts, strict=True):
         for node in range(len(draft.tree)):
-            if row.params.has_penalties:
+            if row.has_penalties:
                 path_tokens += draft.tree.tokens[draft.tree.path(node)[1:]].tolist()
             ends.append(len(path_tokens))
     return np.array(ends, np.int32), np.array(path_tokens, np.int32)
@@ -203,10 +211,7 @@ def _single(selection: Selection, index: int) -> Selection:
     )
 
 
-def _judge(row: Sequence, draft: Draft, choices: Tokens, parts: Parts) -> Verdict | None:
-    verdict = parts.rule.judge(draft, choices)
-    if verdict.bonus >= 0:
-        return verdict
+def _fail(row: Sequence, verdict: Verdict) -> None:
     position = len(row.tokens) + verdict.num_accepted
     row.fail(
         BackendError(
@@ -214,15 +219,6 @@ def _judge(row: Sequence, draft: Draft, choices: Tokens, parts: Parts) -> Verdic
             " bias and masks left none"
         )
     )
-    return None
-
-
-def _paths(verdicts: Rows[Verdict | None], bases: list[int]) -> list[list[int]]:
-    """Node ids to keep within each row: all known ones, then the draft's path below them."""
-    return [
-        [] if verdict is None else [*range(base), *[base + node for node in verdict.path]]
-        for verdict, base in zip(verdicts, bases, strict=True)
-    ]
 
 
 def _keep(row: Sequence, draft: Draft, verdict: Verdict, meter: RoundMeter) -> Commit:

@@ -59,8 +59,17 @@ class Sequence:
     text: str = ""
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
-    _sampler: Sampler | None = None
-    _sampler_len: int = 0
+    has_penalties: bool = field(init=False)
+    _sampler: Sampler = field(init=False)
+    _sampler_len: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.has_penalties = self.params.has_penalties
+        self._sampler_len = self.prompt_len
+        self._sampler = Sampler(self.params, self.seed)
+        if self.has_penalties:
+            prompt_ids = np.unique(np.array(self.tokens[: self.prompt_len], np.int32))
+            self._sampler = Sampler(self.params, self.seed, prompt_ids)
 
     @property
     def num_generated(self) -> int:
@@ -68,17 +77,14 @@ class Sequence:
 
     def sampler(self) -> Sampler:
         """How the next tokens are chosen, given those known now."""
-        known = self._sampler
-        if known is None:
-            known = self._sampler = self._first_sampler()
-        elif self.params.has_penalties and self._sampler_len != len(self.tokens):
+        if self.has_penalties and self._sampler_len != len(self.tokens):
             counts = Counter(self.tokens[self.prompt_len :])
             ids = np.fromiter(counts.keys(), np.int32, len(counts))
             values = np.fromiter(counts.values(), np.int32, len(counts))
-            known = Sampler(self.params, self.seed, known.prompt_ids, ids, values)
-            self._sampler = known
-        self._sampler_len = len(self.tokens)
-        return known
+            known = self._sampler.prompt_ids
+            self._sampler = Sampler(self.params, self.seed, known, ids, values)
+            self._sampler_len = len(self.tokens)
+        return self._sampler
 
     def finish(self, reason: str) -> None:
         """End with a reason: `stop`, `length`, `cancelled` or `error`."""
@@ -89,9 +95,3 @@ class Sequence:
         """End because of an error of its own."""
         self.error = error
         self.finish("error")
-
-    def _first_sampler(self) -> Sampler:
-        if not self.params.has_penalties:
-            return Sampler(self.params, self.seed)
-        prompt_ids = np.unique(np.array(self.tokens[: self.prompt_len], np.int32))
-        return Sampler(self.params, self.seed, prompt_ids)
