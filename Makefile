@@ -84,7 +84,7 @@ $(SANITIZED)/.made: $(MADE)/test pyproject.toml CMakeLists.txt $(NATIVE) $(shell
 
 asan: $(SANITIZED)/.made
 	cd tests && LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
-	  ../$(SANITIZED)/venv/bin/python -m pytest -p no:cacheprovider native
+	  ../$(SANITIZED)/venv/bin/python -m pytest -p no:cacheprovider --capture=sys native
 
 clean:
 	rm -rf $(VENV) build
