@@ -6,6 +6,7 @@ Imports nothing before it has to: most of what is felt as start-up is imports.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,9 @@ USAGE_ERROR, INTERRUPTED = 2, 130
 
 def main() -> NoReturn:
     """Entry point of the console script."""
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
@@ -48,7 +52,9 @@ def run(arguments: list[str]) -> int:
         return _fail(_usage_sentence(error)) if str(error) else USAGE_ERROR
     except typer.Abort:
         raise KeyboardInterrupt from None
-    except ForerunError as error:
+    except BrokenPipeError:
+        raise
+    except (ForerunError, OSError) as error:
         return _fail(str(error))
     if code == INTERRUPTED:
         raise KeyboardInterrupt

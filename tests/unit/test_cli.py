@@ -114,6 +114,19 @@ def test_plain_text_is_only_the_text(model: str) -> None:
     assert "tokens/s" in done.stderr
 
 
+def test_bytes_that_are_no_text_are_replaced(model: str) -> None:
+    done = subprocess.run(
+        command("generate", "-m", model, "-", "-n", "30", "-t", "2"),
+        input=b"caf\xc3\xa9 \xff",
+        capture_output=True,
+        timeout=60,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+
+
 def test_a_file_of_prompts_is_one_batch(model: str, tmp_path: Path) -> None:
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "import os"}\n\n{"prompt": "def f(", "name": "f"}\n')

@@ -156,6 +156,14 @@ def test_a_template_file_comes_before_the_config(model_dir: Path) -> None:
     assert load(model_dir).render_chat(MESSAGES) == "file"
 
 
+def test_templates_that_are_none(model_dir: Path) -> None:
+    write_tokenizer_config(model_dir, chat_template=["a", {"name": "other", "template": "b"}])
+    assert load(model_dir).template is None
+    (model_dir / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ModelError, match=r"chat_template\.jinja cannot be read"):
+        load(model_dir)
+
+
 def test_a_model_without_a_template_says_so(tokenizer: Tokenizer) -> None:
     with pytest.raises(ModelError, match="no chat template"):
         tokenizer.render_chat(MESSAGES)

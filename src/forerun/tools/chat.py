@@ -75,9 +75,20 @@ class _Conversation:
         self.messages.append({"role": "user", "content": message})
         tokenizer = self._engine.tokenizer
         if not self._has_template:
-            return self._engine.stream("".join(one["content"] for one in self.messages), params)
+            return self._engine.stream(self._plain_text(), params)
         text = tokenizer.render_chat(self.messages)
         return self._engine.stream(tokenizer.encode(text, add_special_tokens=False), params)
+
+    def _plain_text(self) -> str:
+        """All that was written so far; what is typed begins and ends its own lines."""
+        text = ""
+        for message in self.messages:
+            if message["role"] == "assistant":
+                text += message["content"]
+            else:
+                line_end = "" if text.endswith("\n") or not text else "\n"
+                text += f"{line_end}{message['content']}\n"
+        return text
 
     def note(self, answer: str) -> None:
         """Keep what was answered."""
