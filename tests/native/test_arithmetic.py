@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from builders import (
 )
 from numpy.typing import NDArray
 
+from forerun import _native
 from forerun.backends.native import NativeBackend
 
 Doubles = NDArray[np.float64]
@@ -146,7 +148,7 @@ def wide_range_checkpoint(hidden: int, seed: int) -> MemoryCheckpoint:
     head = np.exp2(rng.uniform(-133, 55, (75, hidden))) * rng.choice([-1.0, 1.0], (75, hidden))
     head[rng.random(head.shape) < 0.1] = -0.0
     head[0] = -0.0
-    head[1:20] = np.exp2(rng.uniform(-133, -120, (19, hidden)))  # these sums stay tiny
+    head[1::3] = np.exp2(rng.uniform(-133, -120, (25, hidden)))  # these sums stay tiny
     norm[: hidden // 2] = np.exp2(rng.uniform(-20, -8, hidden // 2))
     return random_checkpoint(spec, seed).changed(
         model__norm__weight=norm, lm_head__weight=head.astype(np.float32)
@@ -154,6 +156,21 @@ def wide_range_checkpoint(hidden: int, seed: int) -> MemoryCheckpoint:
 
 
 # --- tests ---------------------------------------------------------------------------------------
+
+
+def test_no_path_of_this_cpu_is_missing() -> None:
+    # A path whose start-up check fails is left out in silence; here it must not be.
+    flags = set(Path("/proc/cpuinfo").read_text().split("flags", 1)[1].split("\n", 1)[0].split())
+    needs = {
+        "avx2": {"avx2", "fma"},
+        "avx512": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma"},
+        "avx512-bf16": {"avx512f", "avx512dq", "avx512bw", "avx512vl", "fma", "avx512_bf16"},
+        "portable": set(),
+        "amx-emulated": set(),
+    }
+    if _native.amx_errno() == 0:  # else the system refused its use
+        needs["amx"] = {"amx_tile", "amx_bf16", *needs["avx512"]}
+    assert set(PATHS) == {path for path, needed in needs.items() if needed <= flags}
 
 
 def exact_float32(value: Fraction) -> np.float32:

@@ -130,26 +130,28 @@ def test_idle_lanes_sleep(threads: int, checkpoint: MemoryCheckpoint, tokens: li
 def test_python_runs_during_a_forward_pass() -> None:
     # given a pass that takes a while, on one core
     spec = tiny_spec(hidden=128, ffn=512, num_layers=4)
-    count, stop = [0], threading.Event()
+    gaps, stop = [0.0], threading.Event()
 
     def tick() -> None:
+        last = time.perf_counter()
         while not stop.is_set():
-            count[0] += 1
+            now = time.perf_counter()
+            gaps[0], last = max(gaps[0], now - last), now
 
     with opened(random_checkpoint(spec, 1), isa="portable") as backend:
         batch = batch_of([Row([1] * 256, chain(256), 0, range(8))])
-        counter = threading.Thread(target=tick)
-        counter.start()
+        ticker = threading.Thread(target=tick)
+        ticker.start()
         try:
-            before, started = count[0], time.perf_counter()
+            started = time.perf_counter()
             backend.forward(batch)
-            seconds, ticks = time.perf_counter() - started, count[0] - before
+            seconds = time.perf_counter() - started
         finally:
             stop.set()
-            counter.join()
-    # then another Python thread goes on counting
-    assert seconds > 0.02
-    assert ticks > 1000
+            ticker.join()
+    # then another Python thread never waits for long
+    assert seconds > 0.1
+    assert gaps[0] < seconds / 2
 
 
 def test_the_calling_threads_cores_are_restored(
