@@ -144,6 +144,20 @@ def test_stop_strings_are_cut(model: str) -> None:
     assert one_object(forerun(*options, "--stop", stop))["text"] == whole[: whole.index(stop)]
 
 
+def test_generating_loads_nothing_heavy(model: str) -> None:
+    arguments = ["generate", "-m", model, "x", "-n", "2"]
+    watched = ("torch", "transformers", "matplotlib", "rich.table", "huggingface_hub", "jinja2")
+    script = (
+        "import sys\nfrom forerun.cli import run\n"
+        f"code = run({arguments!r})\n"
+        f"sys.exit(code or ' '.join(set({watched!r}) & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_wrong_options_are_sentences(model: str) -> None:
     assert "No such option: --speed" in refusal(forerun("generate", "x", "--speed"))
     assert "give either a PROMPT" in refusal(forerun("generate"))
