@@ -11,11 +11,13 @@ from rich.table import Table
 def show_forward(report: dict[str, Any]) -> None:
     """`bench forward`: milliseconds, floor, and how far above it."""
     timed = "step" if report["propose"] else "pass"
-    table = _table(
+    console = Console()
+    console.print(
         f"{report['model']}, {report['parameters'] / 1e6:.0f}M parameters, bf16 ·"
         f" {report['threads']} threads, {report['isa']} · {report['machine']}",
-        ["tokens", "context", f"{timed} ms", "floor ms", "× floor", "× first", "GB/s"],
+        soft_wrap=True,
     )
+    table = _table("tokens", "context", f"{timed} ms", "floor ms", "× floor", "× first", "GB/s")
     first: dict[int, float] = {}
     for row in report["rows"]:
         base = first.setdefault(row["context"], row["median_s"])
@@ -28,16 +30,18 @@ def show_forward(report: dict[str, Any]) -> None:
             f"{row['median_s'] / base:.2f}",
             f"{row['bandwidth_bytes_per_s'] / 1e9:.1f}",
         )
-    Console().print(table)
+    console.print(table)
 
 
 def show_decode(report: dict[str, Any]) -> None:
     """`bench decode`: one line a prompt, then all together against the baseline."""
-    table = _table(
+    console = Console()
+    console.print(
         f"{report['model']} · {report['drafter']}, {report['shape']} ·"
         f" temperature {report['temperature']:g} · {report['machine']}",
-        ["prompt", "tokens", "plain/s", "spec./s", "ratio", "a round", "loops", "same"],
+        soft_wrap=True,
     )
+    table = _table("prompt", "tokens", "plain/s", "spec./s", "ratio", "a round", "loops", "same")
     for one in report["prompts"]:
         table.add_row(
             one["name"],
@@ -49,9 +53,8 @@ def show_decode(report: dict[str, Any]) -> None:
             f"{one['loop_share']:.0%}",
             "yes" if one["identical"] else "NO",
         )
-    console = Console()
     console.print(table)
-    console.print(_verdict(report))
+    console.print(_verdict(report), soft_wrap=True)
 
 
 def _verdict(report: dict[str, Any]) -> str:
@@ -67,8 +70,8 @@ def _verdict(report: dict[str, Any]) -> str:
     )
 
 
-def _table(title: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+def _table(*columns: str) -> Table:
+    table = Table()
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index == 0 else "right")
     return table
