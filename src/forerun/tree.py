@@ -69,7 +69,8 @@ class TokenTree:
     @property
     def is_chain(self) -> bool:
         """Whether no node has two children and node order is path order."""
-        return bool(np.all(self.parents == np.arange(-1, len(self) - 1)))
+        chain = _chain_parents(len(self.tokens))
+        return self.parents is chain or bool(np.array_equal(self.parents, chain))
 
     def depths(self) -> Tokens:
         """`[N]` distance from node 0."""

@@ -97,6 +97,12 @@ def test_given_an_over_long_proposal_then_it_is_cut_to_the_shape():
     assert draft.tree.tokens.tolist() == [5, 1, 2, 3]
 
 
+def test_given_a_fork_where_the_shape_is_a_chain_then_its_first_branch_is_taken():
+    draft = guarded(Offers(raw_tree([5, 1, 2, 3], [-1, 0, 0, 1]))).propose([row()])[0]
+
+    assert draft.tree.tokens.tolist() == [5, 1, 3]
+
+
 def test_given_more_than_the_row_has_room_for_then_it_is_thrown_away():
     guard = guarded(Offers(raw_tree([5, 1, 2, 3])))
 

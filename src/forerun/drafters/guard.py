@@ -101,14 +101,11 @@ class Guard:
             self._fail("close", error)
 
     def _checked(self, row: DraftRow, draft: Draft) -> Draft:
-        tree = draft.tree
-        if len(tree.tokens) > 1 + row.max_drafted:
-            tree = self._shape.limit(tree)
-            if len(tree.tokens) > 1 + row.max_drafted:
-                raise DrafterError(
-                    f"{len(tree) - 1} tokens were proposed where {row.max_drafted} fit"
-                )
+        tree = self._shape.limit(draft.tree)
+        if tree is not draft.tree:
             draft = Draft(tree, draft.draw)
+        if len(tree.tokens) > 1 + row.max_drafted:
+            raise DrafterError(f"{len(tree) - 1} tokens were proposed where {row.max_drafted} fit")
         tokens = tree.tokens.tolist()
         if tokens[0] != row.tokens[-1]:
             raise DrafterError(f"node 0 must be the pending token {row.tokens[-1]}, is {tokens[0]}")

@@ -23,7 +23,7 @@ class Chain:
     def limit(self, tree: TokenTree) -> TokenTree:
         """The first `max_drafted` tokens along the first child of every node."""
         if tree.is_chain:
-            fits = len(tree) <= self.max_drafted + 1
+            fits = len(tree.tokens) <= self.max_drafted + 1
             return tree if fits else TokenTree.chain(tree.tokens[: self.max_drafted + 1])
         nodes = [0]
         for node, parent in enumerate(tree.parents.tolist()):
