@@ -105,6 +105,23 @@ def test_given_a_drafter_of_another_vocabulary_then_it_is_refused_or_passed_over
     assert "not used" in caplog.text
 
 
+@pytest.mark.parametrize("has_its_tokenizer", [True, False])
+def test_given_a_bare_lm_then_the_embedded_one_serves_models_of_its_tokenizer(
+    model, tiny_checkpoint_dir, tmp_path, monkeypatch, has_its_tokenizer
+):
+    family = tmp_path / "family"
+    shutil.copytree(tiny_checkpoint_dir("qwen3", 2), family)
+    shutil.copytree(tiny_checkpoint_dir("qwen3", 1), family / "drafters" / "lm")
+    monkeypatch.setattr("forerun.engine.parts.resolve_model", lambda _: family)
+    if has_its_tokenizer:
+        assert isinstance(live(build(model, "lm")), LM)
+        return
+
+    (family / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="no drafter of its own"):
+        build(model, "lm")
+
+
 def test_given_no_drafter_of_its_own_then_lm_says_where_it_looked(model):
     with pytest.raises(ModelError, match=r"no drafter of its own at .*drafters/lm"):
         build(model, "lm")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from forerun.drafters.lm import LM
 from forerun.drafters.lookup import Lookup
 from forerun.drafters.plain import Plain
 from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
-from forerun.models.resolve import resolve_model
+from forerun.models.resolve import EMBEDDED_NAME, resolve_model
 from forerun.models.spec import read_spec
 from forerun.options import Speculation
 from forerun.protocols import Backend, Drafter, Rule, Schedule, Shape
@@ -149,11 +150,17 @@ def _discovered(target: Backend, directory: Path) -> _Choice:
 
 
 def _drafter_directory(drafter: _Choice, directory: Path) -> Path:
+    """A bare name means the model's own drafter, else the embedded model's if it fits."""
     if drafter.argument is not None:
         return resolve_model(drafter.argument)
     own = directory / "drafters" / drafter.name
     if own.is_dir():
         return own
+    with suppress(ModelError, OSError):
+        family = resolve_model(EMBEDDED_NAME)
+        tokenizer = "tokenizer.json"
+        if (family / tokenizer).read_bytes() == (directory / tokenizer).read_bytes():
+            return family / "drafters" / drafter.name
     raise ModelError(
         f"the model has no drafter of its own at {own}: write {drafter.name}:DIR, or use lookup"
     )
