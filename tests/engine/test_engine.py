@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -277,6 +278,18 @@ def test_given_two_streams_in_turns_then_each_is_as_if_alone(open_engine, lm_nam
                 taken[place].append(piece)
 
     assert taken == alone
+
+
+def test_given_two_threads_then_their_rounds_take_turns(open_engine, lm_name):
+    engine = open_engine(lm_name)
+    params = SamplingParams(max_tokens=20, temperature=0.8, **ENDLESS)
+    prompts = ["first one", "second one", "third", "and a fourth"]
+    alone = [engine.generate(prompt, params)[0].token_ids for prompt in prompts]
+
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        made = list(pool.map(lambda prompt: engine.generate(prompt, params)[0].token_ids, prompts))
+
+    assert made == alone
 
 
 def test_given_open_streams_that_hold_all_memory_then_another_is_refused_with_both_numbers(

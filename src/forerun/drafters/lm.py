@@ -25,6 +25,8 @@ from forerun.protocols import BLOCK_LEN, Backend, DraftRow, ProposalPlan
 from forerun.stats import Span
 from forerun.tree import TokenTree
 
+_COUPLED = Draw.COUPLED  # looked up once: an enum's member is found by a slow call
+
 LONGEST_CATCH_UP = 32  # unseen tokens a proposal reads itself; more are read in chunks before it
 
 
@@ -85,7 +87,7 @@ class LM:
             progress = self._progress[row.sequence_id]
             progress.committed, progress.drafted = len(row.tokens), tokens
             tree = TokenTree.made_chain([row.tokens[-1], *tokens[: row.max_drafted]])
-            drafts.append(Draft(tree, Draw.COUPLED))
+            drafts.append(Draft(tree, _COUPLED))
         if len(drafting) == len(rows):
             return drafts
         made = dict(zip((row.sequence_id for row in drafting), drafts, strict=True))

@@ -21,6 +21,8 @@ from forerun.drafters.plain import plain_draft
 from forerun.protocols import DraftRow
 from forerun.tree import TokenTree
 
+_POINT = Draw.POINT  # looked up once: an enum's member is found by a slow call
+
 MAX_DEPTH = 16  # longer matches foretell no better, and loops would make any trie that deep
 MIN_PROBABILITY = 0.1  # a path less likely than this is not worth a node (the paper's value)
 _ROOT = 0
@@ -152,4 +154,4 @@ class Lookup:
         if row.max_drafted < 1:
             return plain_draft(pending)
         drafted = self._indexes[row.sequence_id].propose(row.max_drafted)
-        return Draft(TokenTree.made_chain([pending, *drafted]), Draw.POINT)
+        return Draft(TokenTree.made_chain([pending, *drafted]), _POINT)

@@ -8,10 +8,12 @@ from forerun.draft import Commit, Draft, Draw
 from forerun.protocols import DraftRow
 from forerun.tree import TokenTree
 
+_POINT = Draw.POINT  # looked up once: an enum's member is found by a slow call
+
 
 def plain_draft(pending: int) -> Draft:
     """The pending token alone."""
-    return Draft(TokenTree.made_chain([pending]), Draw.POINT)
+    return Draft(TokenTree.made_chain([pending]), _POINT)
 
 
 class Plain:

@@ -49,10 +49,9 @@ class Queue:
         for row in rows:
             row.tally.rounds.append(stats)
             row.tally.num_failures += self._parts.drafter.failed(row.id)
-        for row in rows:
-            if row.status is Status.FINISHED:
+            if row.finish_reason is not None:
                 self._give_back(row)
-        self._running = [row for row in rows if row.status is Status.RUNNING]
+        self._running = [row for row in rows if row.finish_reason is None]
         return pieces
 
     def release(self) -> None:
@@ -105,26 +104,21 @@ def _settle(row: Sequence, commit: Commit | None) -> Piece:
     """Turn a round's tokens into text; end the row at its first stop, dropping what came after."""
     if commit is None:
         return Piece((), (), (), row.index, row.finish_reason)
+    tokens, detokenizer = commit.tokens, row.detokenizer
     texts: list[str] = []
-    for token in commit.tokens:
-        texts.append(row.detokenizer.push(token))
-        if token in row.stop_ids or row.detokenizer.is_stopped:
+    for token in tokens:
+        texts.append(detokenizer.push(token))
+        if token in row.stop_ids or detokenizer.is_stopped:
             row.finish("stop")
             break
-    num_dropped = len(commit.tokens) - len(texts)
-    if num_dropped:
-        del row.tokens[-num_dropped:]
-        row.tally.num_accepted -= num_dropped - 1  # the bonus is among them
-    elif row.status is Status.RUNNING and len(row.tokens) >= row.limit:
+    if len(texts) < len(tokens):
+        del row.tokens[len(texts) - len(tokens) :]
+        row.tally.num_accepted -= len(tokens) - len(texts) - 1  # the bonus is among them
+    elif row.finish_reason is None and len(row.tokens) >= row.limit:
         row.finish("length")
-    if row.status is Status.FINISHED:
-        texts[-1] += row.detokenizer.finish()
+    if row.finish_reason is not None:
+        texts[-1] += detokenizer.finish()
     row.text += "".join(texts)
-    drafted = [True] * (len(commit.tokens) - 1) + [False]
-    return Piece(
-        commit.tokens[: len(texts)],
-        tuple(texts),
-        tuple(drafted[: len(texts)]),
-        row.index,
-        row.finish_reason,
-    )
+    is_drafted = (True,) * (len(tokens) - 1) + (False,)
+    num = len(texts)
+    return Piece(tokens[:num], tuple(texts), is_drafted[:num], row.index, row.finish_reason)
