@@ -49,7 +49,7 @@ $(MADE)/test: $(MADE)/forerun $(MADE)/torch
 build: $(MADE)/forerun
 
 demo: $(MADE)/forerun
-	@$(BIN)/forerun demo
+	@$(BIN)/forerun demo --temperature 0.5 --seed 1 --max-tokens 120
 
 bench: $(MADE)/forerun
 	$(BIN)/forerun bench forward --random 260M --num-tokens 1,16,32 --context 64
