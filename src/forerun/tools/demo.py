@@ -29,7 +29,8 @@ def run(engine: EngineArguments, sampling: SamplingArguments, *, as_json: bool) 
         if not as_json:
             write(ink.dim(prompt))
             write_pieces(speculative.stream(prompt, params), ink)
-            write(f"\n\n{ink.mark_accepted('accepted draft')} · the target's own token\n")
+            legend = f"{ink.mark_accepted('accepted draft')} · the target's own token\n"
+            write("\n\n" + (legend if ink.accepted else ""))
         plain = stack.enter_context(engine.open(PLAIN))
         group = measure_pairs(plain, speculative, prompt, params, _NUM_PAIRS)
     report = figures([group])
