@@ -39,73 +39,76 @@ void Model::place(uint8_t* block, int slot, const uint16_t* key, const uint16_t*
   }
 }
 
-// Norm and rotation in fp32, then the one rounding to bf16; a unit is one row's one K/V head.
-void Model::rotate_and_store(const Batch& batch, int l, int worker, int phase) {
+// A value that overflowed would pass a weight of zero and reach rows that may not see its token (a
+// rejected draft may be any token). Moved into the key, it reaches exactly those that do: scores
+// behind the mask are never read.
+static void confine(uint16_t* key, uint16_t* value, int head_dim) {
+  for (int d = 0; d < head_dim; ++d) {
+    if ((value[d] & 0x7f80u) != 0x7f80u) continue;
+    value[d] = 0;
+    key[0] = 0x7fc0u;  // not a number
+  }
+}
+
+// Norm and rotation in fp32, then the one rounding to bf16, for all nodes of a row's K/V head.
+void Model::rotate_and_store(const Batch& batch, int l, int worker, int row, int head) {
   const Kernels& k = lane_->kernels();
   const Shape& s = shape_;
   const Layer& layer = layers_[static_cast<size_t>(l)];
   const int half = s.head_dim / 2;
-  lane_->share(
-      worker, phase, static_cast<int64_t>(batch.num_rows) * s.num_kv_heads, [&](int64_t unit) {
-        const int row = static_cast<int>(unit / s.num_kv_heads),
-                  head = static_cast<int>(unit % s.num_kv_heads);
-        std::vector<uint16_t> rounded(static_cast<size_t>(2 * s.head_dim));
-        for (int n = batch.row_starts[row]; n < batch.row_starts[row + 1]; ++n) {
-          const Node& self = node(n);
-          float* qkv = &qkv_[static_cast<size_t>(n) * s.qkv_width()];
-          const float* cosine = &cosine_[static_cast<size_t>(self.position) * half];
-          const float* sine = &sine_[static_cast<size_t>(self.position) * half];
-          for (int g = 0; g < s.group(); ++g) {
-            float* query = qkv + (head * s.group() + g) * s.head_dim;
-            if (s.qk_norm)
-              k.rms_norm(query, layer.query_norm.data(), s.head_dim, s.norm_eps, query);
-            k.rotate(query, cosine, sine, half);
-          }
-          float* key = qkv + s.query_width() + head * s.head_dim;
-          if (s.qk_norm) k.rms_norm(key, layer.key_norm.data(), s.head_dim, s.norm_eps, key);
-          k.rotate(key, cosine, sine, half);
-          const float* value = key + s.key_width();
-          for (int d = 0; d < s.head_dim; ++d) {
-            rounded[static_cast<size_t>(d)] = float_to_bf16(key[d]);
-            rounded[static_cast<size_t>(s.head_dim + d)] = float_to_bf16(value[d]);
-          }
-          if (!self.in_place) {
-            std::memcpy(node_kv(l, n, head), rounded.data(), rounded.size() * 2);
-            continue;
-          }
-          const int slot = self.position % kBlock;
-          const int block = batch.block_table[row * batch.table_width + self.position / kBlock];
-          place(kv_block(l, block, head), slot, rounded.data(), rounded.data() + s.head_dim,
-                slot == 0);
-        }
-      });
+  std::vector<uint16_t>& rounded = scratch_[static_cast<size_t>(worker)].rounded;
+  for (int n = batch.row_starts[row]; n < batch.row_starts[row + 1]; ++n) {
+    const Node& self = node(n);
+    const float* cosine = &cosine_[static_cast<size_t>(self.position) * half];
+    const float* sine = &sine_[static_cast<size_t>(self.position) * half];
+    float* query = family(n, head);
+    for (int g = 0; g < s.group(); ++g, query += s.head_dim) {
+      if (s.qk_norm) k.rms_norm(query, layer.query_norm.data(), s.head_dim, s.norm_eps, query);
+      k.rotate(query, cosine, sine, half);
+    }
+    float* key = query;
+    if (s.qk_norm) k.rms_norm(key, layer.key_norm.data(), s.head_dim, s.norm_eps, key);
+    k.rotate(key, cosine, sine, half);
+    for (int d = 0; d < 2 * s.head_dim; ++d)
+      rounded[static_cast<size_t>(d)] = float_to_bf16(key[d]);
+    confine(rounded.data(), rounded.data() + s.head_dim, s.head_dim);
+    if (!self.in_place) {
+      std::memcpy(node_kv(l, n, head), rounded.data(), rounded.size() * 2);
+      continue;
+    }
+    const int slot = self.position % kBlock;
+    const int block = batch.block_table[row * batch.table_width + self.position / kBlock];
+    place(kv_block(l, block, head), slot, rounded.data(), rounded.data() + s.head_dim, slot == 0);
+  }
 }
 
-void Model::attend(const Batch& batch, int layer, int worker, int phase) {
-  const int per_tile = std::max(1, kMaxRows / shape_.group());
-  int64_t num_tiles = 0;
+int64_t Model::num_tiles(const Batch& batch) const {
+  const int per_tile = kMaxRows / shape_.group();
+  int64_t count = 0;
   for (int b = 0; b < batch.num_rows; ++b)
-    num_tiles += ceil_div(batch.row_starts[b + 1] - batch.row_starts[b], per_tile);
-  lane_->share(worker, phase, num_tiles * shape_.num_kv_heads, [&](int64_t unit) {
-    int64_t tile = unit / shape_.num_kv_heads;
-    const int head = static_cast<int>(unit % shape_.num_kv_heads);
-    int row = 0;
-    for (;; ++row) {
-      const int64_t tiles = ceil_div(batch.row_starts[row + 1] - batch.row_starts[row], per_tile);
-      if (tile < tiles) break;
-      tile -= tiles;
-    }
-    const int first = batch.row_starts[row] + static_cast<int>(tile) * per_tile;
-    const int count = std::min(per_tile, batch.row_starts[row + 1] - first);
-    int last_position = 0;
-    for (int n = first; n < first + count; ++n)
-      last_position = std::max(last_position, node(n).position);
-    const int num_blocks = last_position / kBlock + 1;
-    const int num_shared = node(first).in_place ? num_blocks : batch.committed[row] / kBlock;
-    attend_tile({layer, head, first, count, count * shape_.group(), num_blocks, num_shared,
-                 batch.block_table + row * batch.table_width},
-                batch, scratch_[static_cast<size_t>(worker)]);
-  });
+    count += ceil_div(batch.row_starts[b + 1] - batch.row_starts[b], per_tile);
+  return count;
+}
+
+// Tile number `tile` of the batch: as many nodes of one row as fit with all their query heads.
+void Model::attend(const Batch& batch, int layer, int worker, int64_t tile, int head) {
+  const int per_tile = kMaxRows / shape_.group();
+  int row = 0;
+  for (;; ++row) {
+    const int64_t tiles = ceil_div(batch.row_starts[row + 1] - batch.row_starts[row], per_tile);
+    if (tile < tiles) break;
+    tile -= tiles;
+  }
+  const int first = batch.row_starts[row] + static_cast<int>(tile) * per_tile;
+  const int count = std::min(per_tile, batch.row_starts[row + 1] - first);
+  int last_position = 0;
+  for (int n = first; n < first + count; ++n)
+    last_position = std::max(last_position, node(n).position);
+  const int num_blocks = last_position / kBlock + 1;
+  const int num_shared = node(first).in_place ? num_blocks : batch.committed[row] / kBlock;
+  attend_tile({layer, head, first, count, count * shape_.group(), num_blocks, num_shared,
+               batch.block_table + row * batch.table_width},
+              batch, scratch_[static_cast<size_t>(worker)]);
 }
 
 // The blocks of one tree node past the last full committed one: committed remainder, ancestors,
@@ -153,7 +156,7 @@ void Model::visit_blocks(const Tile& tile, const Chunk& chunk, const Scratch& w,
 }
 
 void Model::attend_tile(const Tile& tile, const Batch& batch, Scratch& w) {
-  const int width = shape_.head_blocks() * kBlock;
+  const int group = shape_.group(), width = shape_.head_blocks() * kBlock;
   pack_queries(tile, w);
   if (!node(tile.first).in_place)
     for (int n = 0; n < tile.num_nodes; ++n)
@@ -166,7 +169,8 @@ void Model::attend_tile(const Tile& tile, const Batch& batch, Scratch& w) {
   for (int first = 0; first < tile.num_blocks; first += kChunkBlocks)
     attend_chunk(tile, {first, std::min(kChunkBlocks, tile.num_blocks - first)}, w);
   for (int q = 0; q < tile.num_rows; ++q) {
-    float* out = head_of(attended_, shape_.query_width(), tile, q);
+    const int n = tile.first + q / group, head = tile.head * group + q % group;
+    float* out = &attended_[static_cast<size_t>(n) * shape_.query_width() + head * shape_.head_dim];
     const float* sum = &w.sum[static_cast<size_t>(q * width)];
     for (int d = 0; d < shape_.head_dim; ++d) out[d] = sum[d] / w.totals[static_cast<size_t>(q)];
   }
@@ -174,10 +178,11 @@ void Model::attend_tile(const Tile& tile, const Batch& batch, Scratch& w) {
 
 // Queries of the tile, node-major, so that one node's heads are neighbours.
 void Model::pack_queries(const Tile& tile, Scratch& w) {
-  const int head_dim = shape_.head_dim;
+  const int head_dim = shape_.head_dim, group = shape_.group();
   for (int q = 0; q < tile.num_rows; ++q)
     std::memcpy(&w.normed[static_cast<size_t>(q) * head_dim],
-                head_of(qkv_, shape_.qkv_width(), tile, q), static_cast<size_t>(head_dim) * 4);
+                family(tile.first + q / group, tile.head) + q % group * head_dim,
+                static_cast<size_t>(head_dim) * 4);
   lane_->kernels().pack_rows(w.normed.data(), head_dim, tile.num_rows, head_dim, w.query.data());
 }
 

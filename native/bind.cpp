@@ -37,11 +37,34 @@ std::vector<T> copy(const Array<T>& array) {
 
 std::string text(int64_t n) { return std::to_string(n); }
 
+// count + 1 offsets that begin at 0, never fall and end at `size`.
+void require_spans(const Array<int32_t>& starts, size_t count, size_t size,
+                   const std::string& what) {
+  const int32_t* first = starts.data();
+  require(starts.size() == count + 1 && first[0] == 0 && std::is_sorted(first, first + count + 1) &&
+              static_cast<size_t>(first[count]) == size,
+          what + " must rise from 0 to " + text(static_cast<int64_t>(size)));
+}
+
+void require_tokens(const std::vector<Sampler*>& samplers, int64_t vocab) {
+  for (const Sampler* s : samplers)
+    for (const auto* ids : {&s->bias_ids, &s->allowed, &s->prompt_ids, &s->output_ids})
+      for (const int32_t t : *ids)
+        require(t >= 0 && t < vocab,
+                "token " + text(t) + " of a sampler is outside the vocabulary of " + text(vocab));
+}
+
 // An owned numpy array.
 template <typename T, typename... Dims>
 auto owned(T* data, Dims... dims) {
   nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
   return nb::ndarray<nb::numpy, T>(data, {static_cast<size_t>(dims)...}, owner);
+}
+
+// What keeps a result of a forward pass alive while Python looks at it.
+nb::capsule kept(const Model::Floats& values) {
+  return nb::capsule(new Model::Floats(values),
+                     [](void* p) noexcept { delete static_cast<Model::Floats*>(p); });
 }
 
 SourceType source_type(const std::string& name) {
@@ -86,6 +109,7 @@ void pack(Model& model, const std::string& role, int layer, const std::vector<Ra
                        static_cast<int64_t>(arrays[i].shape(1))});
   }
   const nb::gil_scoped_release release;
+  const Model::InUse use(model);
   model.pack(role_of(role), layer, sources);
 }
 
@@ -98,7 +122,7 @@ void check_rows(const Model& model, const Batch& b) {
   std::vector<int> positions(static_cast<size_t>(b.num_nodes));
   for (int row = 0; row < b.num_rows; ++row) {
     const int first = b.row_starts[row], last = b.row_starts[row + 1];
-    require(first < last && b.committed[row] >= 0, "a row without nodes");
+    require(first < last && last <= b.num_nodes && b.committed[row] >= 0, "a row without nodes");
     int deepest = 0;
     for (int n = first; n < last; ++n) {
       const int token = b.tokens[n], parent = b.parents[n];
@@ -114,13 +138,17 @@ void check_rows(const Model& model, const Batch& b) {
     require(deepest < shape.max_context,
             "position " + text(deepest) + " is past the context of " + text(shape.max_context));
     require(deepest / kBlock < b.table_width,
-            "block_table is too narrow for position " + text(deepest));
+            text(deepest + 1) + " positions need " + text(deepest / kBlock + 1) +
+                " K/V blocks, the row has " + text(b.table_width));
     for (int i = 0; i <= deepest / kBlock; ++i) {
       const int block = b.block_table[row * b.table_width + i];
       require(block >= 0 && block < model.num_blocks(),
               "block " + text(block) + " of " + text(model.num_blocks()));
     }
   }
+  for (int i = 0; i < b.num_taps; ++i)
+    require(b.taps[i] >= 0 && b.taps[i] < shape.num_layers,
+            "tapped layer " + text(b.taps[i]) + " of " + text(shape.num_layers));
   for (int i = 0; i < b.num_logits; ++i)
     require(b.logit_nodes[i] >= 0 && b.logit_nodes[i] < b.num_nodes,
             "a logit node outside the batch");
@@ -149,27 +177,27 @@ Batch make_batch(const Model& model, const Array<int32_t>& tokens, const Array<i
   return batch;
 }
 
-nb::object forward(nb::object self, const Array<int32_t>& tokens, const Array<int32_t>& parents,
+nb::object forward(Model& model, const Array<int32_t>& tokens, const Array<int32_t>& parents,
                    const Array<int32_t>& row_starts, const Array<int32_t>& committed,
                    const Table& block_table, const Array<int32_t>& logit_nodes,
                    const Array<int32_t>& taps) {
-  Model& model = nb::cast<Model&>(self);
   const Batch batch =
       make_batch(model, tokens, parents, row_starts, committed, block_table, logit_nodes, taps);
   {
     const nb::gil_scoped_release release;
+    const Model::InUse use(model);
     model.forward(batch);
   }
   const size_t num_logits = static_cast<size_t>(batch.num_logits),
                vocab = static_cast<size_t>(model.shape().vocab);
   const int64_t strides[2] = {model.logits_stride(), 1};
   const size_t shape[2] = {num_logits, vocab};
-  const Floats logits(model.logits(), 2, shape, self, strides);
+  const Floats logits(model.logits()->data(), 2, shape, kept(model.logits()), strides);
   if (batch.num_taps == 0) return nb::make_tuple(logits, nb::none());
   const size_t width =
       static_cast<size_t>(batch.num_taps) * static_cast<size_t>(model.shape().hidden);
   const size_t taps_shape[2] = {static_cast<size_t>(batch.num_nodes), width};
-  return nb::make_tuple(logits, Floats(model.taps(), 2, taps_shape, self));
+  return nb::make_tuple(logits, Floats(model.taps()->data(), 2, taps_shape, kept(model.taps())));
 }
 
 void commit(Model& model, const Array<int32_t>& tokens, const Array<int32_t>& parents,
@@ -178,9 +206,8 @@ void commit(Model& model, const Array<int32_t>& tokens, const Array<int32_t>& pa
   const Array<int32_t> none;
   const Batch batch =
       make_batch(model, tokens, parents, row_starts, committed, block_table, none, none);
-  require(starts.size() == committed.size() + 1 &&
-              starts(starts.size() - 1) == static_cast<int32_t>(paths.size()),
-          "path starts must span the paths");
+  require_spans(starts, committed.size(), paths.size(), "path starts");
+  require(model.computed(batch), "commit takes the batch of the last forward");
   for (int b = 0; b < batch.num_rows; ++b)
     for (int i = starts(b); i < starts(b + 1); ++i) {
       const int node = paths(i), before = i == starts(b) ? -1 : paths(i - 1);
@@ -189,6 +216,7 @@ void commit(Model& model, const Array<int32_t>& tokens, const Array<int32_t>& pa
               "a path must run from node 0 along parents");
     }
   const nb::gil_scoped_release release;
+  const Model::InUse use(model);
   model.commit(batch, paths.data(), starts.data());
 }
 
@@ -203,21 +231,15 @@ RowArguments row_arguments(const LogitRows& logits, const Array<int64_t>& positi
   const size_t count = logits.shape(0);
   const int64_t vocab = static_cast<int64_t>(logits.shape(1));
   require(logits.stride(1) == 1, "logits must be contiguous along the vocabulary");
-  require(
-      positions.size() == count && sampler_of.size() == count && path_starts.size() == count + 1,
-      "one position, sampler and path per row of logits");
+  require(positions.size() == count && sampler_of.size() == count && vocab > 0,
+          "one position and sampler per row of logits");
+  require_spans(path_starts, count, path_tokens.size(), "path_starts");
   for (size_t r = 0; r < count; ++r)
     require(sampler_of(r) >= 0 && static_cast<size_t>(sampler_of(r)) < samplers.size(),
             "a sampler index");
-  require(path_starts(count) <= static_cast<int32_t>(path_tokens.size()),
-          "path_starts past path_tokens");
   for (size_t i = 0; i < path_tokens.size(); ++i)
     require(path_tokens(i) >= 0 && path_tokens(i) < vocab, "a path token outside the vocabulary");
-  for (const Sampler* s : samplers)
-    for (const auto* ids : {&s->bias_ids, &s->allowed, &s->prompt_ids, &s->output_ids})
-      for (const int32_t t : *ids)
-        require(t >= 0 && t < vocab,
-                "token " + text(t) + " of a sampler is outside the vocabulary of " + text(vocab));
+  require_tokens(samplers, vocab);
   RowArguments made{{samplers.begin(), samplers.end()}, {}};
   made.rows = {logits.data(),
                logits.stride(0),
@@ -321,6 +343,7 @@ NB_MODULE(_native, m) {
              int32_t* tokens = new int32_t[static_cast<size_t>(a.rows.count) + 1];
              auto result = owned(tokens, a.rows.count);
              const nb::gil_scoped_release release;
+             const Model::InUse use(model);
              select_rows(model.lane(), a.rows, tokens);
              return result;
            })
@@ -335,9 +358,10 @@ NB_MODULE(_native, m) {
              bool sound;
              {
                const nb::gil_scoped_release release;
+               const Model::InUse use(model);
                sound = law_rows(model.lane(), a.rows, out);
              }
-             require(sound, "a logit is NaN");
+             require(sound, "a logit is NaN, or no token is left to choose from");
              return result;
            })
       .def("logprobs",
@@ -358,15 +382,15 @@ NB_MODULE(_native, m) {
                          const Array<int32_t>& committed, const Table& block_table,
                          const std::vector<Sampler*>& samplers, int num_steps) {
         const size_t num_rows = committed.size();
-        require(num_steps > 0 && samplers.size() == num_rows && starts.size() == num_rows + 1 &&
+        require(num_rows > 0 && num_steps > 0 && samplers.size() == num_rows &&
                     block_table.shape(0) == num_rows,
                 "array sizes of a proposal do not fit together");
+        require_spans(starts, num_rows, catch_up.size(), "starts");
+        require_tokens(samplers, model.shape().vocab);
         // The last step of every row, as a batch of chains: checks tokens, blocks, positions.
         std::vector<int32_t> tokens, parents, row_starts{0};
         for (size_t b = 0; b < num_rows; ++b) {
-          require(
-              starts(b) < starts(b + 1) && starts(b + 1) <= static_cast<int32_t>(catch_up.size()),
-              "a row without tokens");
+          require(starts(b) < starts(b + 1), "a row without tokens");
           for (int i = starts(b); i < starts(b + 1) + num_steps - 1; ++i) {
             parents.push_back(i - starts(b) - 1);
             tokens.push_back(i < starts(b + 1) ? catch_up(static_cast<size_t>(i)) : 0);
@@ -381,6 +405,7 @@ NB_MODULE(_native, m) {
         int32_t* out = new int32_t[num_rows * static_cast<size_t>(num_steps)];
         auto result = owned(out, num_rows, num_steps);
         const nb::gil_scoped_release release;
+        const Model::InUse use(model);
         propose(model,
                 {static_cast<int>(num_rows), num_steps, static_cast<int>(block_table.shape(1)),
                  catch_up.data(), starts.data(), committed.data(), block_table.data(), who.data()},

@@ -1,18 +1,20 @@
 // The model, top to bottom: run_layers is its table of contents.
 #include <algorithm>
 
+#include "mode.h"
 #include "model.h"
 
 namespace forerun {
 namespace {
 
-constexpr int kPrivateRows =
-    16;  // up to here every worker packs for itself: cheaper than a barrier
+// Up to so many rows every worker packs for itself: cheaper than a barrier.
+constexpr int kPrivateRows = 16;
 constexpr int kPhasesPerLayer = 6;
 
 }  // namespace
 
 void Model::forward(const Batch& batch) {
+  const CanonicalMode mode;  // the rotation tables are part of the arithmetic
   plan(batch);
   reserve(batch);
   lane_->reset_phases(shape_.num_layers * kPhasesPerLayer + 2);
@@ -31,43 +33,76 @@ void Model::run_layers(const Batch& batch, int worker) {
 }
 
 void Model::self_attention(const Batch& batch, int l, int worker, int phase) {
-  const Kernels& k = lane_->kernels();
-  const Shape& s = shape_;
   const Layer& layer = layers_[static_cast<size_t>(l)];
+  const int heads = shape_.num_kv_heads;
+  const int64_t tiles = num_tiles(batch);
   const Packed input = pack_normed(worker, batch.num_nodes, layer.attention_norm, nullptr);
-  product(worker, phase, layer.qkv, input, [&](int64_t p, int node, const float* c) {
-    const int first = static_cast<int>(p) * kPanelColumns;
-    const int count = std::min(kPanelColumns, s.qkv_width() - first);
-    float* out = &qkv_[static_cast<size_t>(node) * s.qkv_width() + first];
-    std::memcpy(out, c, static_cast<size_t>(count) * 4);
-    if (s.qkv_bias) k.add(&layer.qkv_bias[static_cast<size_t>(first)], count, out);
-  });
+  if (heads_stay_together(batch)) {
+    const int panels = shape_.family_width() / kPanelColumns;
+    lane_->share(worker, phase, heads, [&](int64_t head) {
+      for (int64_t p = head * panels; p < (head + 1) * panels; ++p) project_panel(l, p, input);
+      for (int row = 0; row < batch.num_rows; ++row)
+        rotate_and_store(batch, l, worker, row, static_cast<int>(head));
+      for (int64_t tile = 0; tile < tiles; ++tile)
+        attend(batch, l, worker, tile, static_cast<int>(head));
+    });
+  } else {
+    lane_->share(worker, phase, layer.qkv.num_panels,
+                 [&](int64_t p) { project_panel(l, p, input); });
+    lane_->barrier(worker);
+    lane_->share(worker, phase + 1, static_cast<int64_t>(batch.num_rows) * heads,
+                 [&](int64_t unit) {
+                   rotate_and_store(batch, l, worker, static_cast<int>(unit / heads),
+                                    static_cast<int>(unit % heads));
+                 });
+    lane_->barrier(worker);
+    lane_->share(worker, phase + 2, tiles * heads, [&](int64_t unit) {
+      attend(batch, l, worker, unit / heads, static_cast<int>(unit % heads));
+    });
+  }
   lane_->barrier(worker);
-  rotate_and_store(batch, l, worker, phase + 1);
-  lane_->barrier(worker);
-  attend(batch, l, worker, phase + 2);
-  lane_->barrier(worker);
-  const Packed attended = pack_rows(worker, batch.num_nodes, s.query_width(), [&](int n, float*) {
-    return &attended_[static_cast<size_t>(n) * s.query_width()];
-  });
+  const Packed attended = pack_rows(
+      worker, batch.num_nodes, shape_.query_width(),
+      [&](int n, float*) { return &attended_[static_cast<size_t>(n) * shape_.query_width()]; });
   add_product(worker, phase + 3, layer.output, attended);
   lane_->barrier(worker);
 }
 
+// One worker takes a K/V head from projection to attention (fewer barriers, and nothing of it
+// crosses cores) where heads divide well among workers; never a question of bits.
+bool Model::heads_stay_together(const Batch& batch) const {
+  const int heads = shape_.num_kv_heads, threads = lane_->num_threads();
+  return batch.num_nodes <= kMaxRows && (heads % threads == 0 || heads >= 4 * threads);
+}
+
+void Model::project_panel(int l, int64_t p, const Packed& input) {
+  const Layer& layer = layers_[static_cast<size_t>(l)];
+  panel_product(p, layer.qkv, input, [&](int node, const float* c) {
+    float* out = &qkv_[static_cast<size_t>(node) * shape_.qkv_width() + p * kPanelColumns];
+    std::memcpy(out, c, kPanelColumns * 4);
+    if (shape_.qkv_bias)
+      lane_->kernels().add(&layer.qkv_bias[static_cast<size_t>(p * kPanelColumns)], kPanelColumns,
+                           out);
+  });
+}
+
 void Model::feed_forward(const Batch& batch, int l, int worker, int phase) {
   const Kernels& k = lane_->kernels();
-  const Shape& s = shape_;
   const Layer& layer = layers_[static_cast<size_t>(l)];
   const Packed input = pack_normed(worker, batch.num_nodes, layer.ffn_norm, nullptr);
+  const Packed activated = packed_in(activated_, batch.num_nodes, shape_.ffn);
   product(worker, phase, layer.gate_up, input, [&](int64_t p, int node, const float* c) {
-    const int first = static_cast<int>(p) * kTileColumns;
-    k.silu_mul(c, c + kTileColumns, std::min(kTileColumns, s.ffn - first),
-               &activated_[static_cast<size_t>(node) * s.ffn + first]);
+    const int count = std::min<int>(kTileColumns, shape_.ffn - static_cast<int>(p) * kTileColumns);
+    float values[kTileColumns] = {};
+    k.silu_mul(c, c + kTileColumns, count, values);
+    uint8_t* block = activated.row_block(node, p / 2);
+    k.pack_half(values, static_cast<int>(p % 2), block);
+    if (p % 2 == 0 && p + 1 == layer.gate_up.num_panels) {
+      const float zeros[kTileColumns] = {};
+      k.pack_half(zeros, 1, block);
+    }
   });
   lane_->barrier(worker);
-  const Packed activated = pack_rows(worker, batch.num_nodes, s.ffn, [&](int n, float*) {
-    return &activated_[static_cast<size_t>(n) * s.ffn];
-  });
   add_product(worker, phase + 1, layer.down, activated);
   lane_->barrier(worker);
 }
@@ -77,14 +112,14 @@ void Model::copy_taps(const Batch& batch, int l, int worker) {
   const size_t hidden = static_cast<size_t>(shape_.hidden);
   for (int tap = 0; tap < batch.num_taps && worker == 0; ++tap)
     for (size_t n = 0; n < nodes_.size() && batch.taps[tap] == l; ++n)
-      std::memcpy(&taps_[(n * batch.num_taps + tap) * hidden], &x_[n * hidden], hidden * 4);
+      std::memcpy(&(*taps_)[(n * batch.num_taps + tap) * hidden], &x_[n * hidden], hidden * 4);
   lane_->barrier(worker);
 }
 
 void Model::project(const Batch& batch, int worker, int phase) {
   const Packed last = pack_normed(worker, batch.num_logits, final_norm_, batch.logit_nodes);
   product(worker, phase, head_, last, [&](int64_t p, int row, const float* c) {
-    std::memcpy(&logits_[static_cast<size_t>(row * logits_stride() + p * kPanelColumns)], c,
+    std::memcpy(&(*logits_)[static_cast<size_t>(row * logits_stride() + p * kPanelColumns)], c,
                 kPanelColumns * 4);
   });
 }
@@ -114,8 +149,7 @@ Model::Packed Model::pack_rows(int worker, int rows, int inputs, Prepare&& prepa
   const Kernels& k = lane_->kernels();
   Scratch& scratch = scratch_[static_cast<size_t>(worker)];
   const bool own = rows <= kPrivateRows || lane_->num_threads() == 1;
-  Packed packed{own ? scratch.packed.data() : shared_packed_.data(), rows, k.row_block_bytes,
-                ceil_div(inputs, kBlock)};
+  const Packed packed = packed_in(own ? scratch.packed : shared_packed_, rows, inputs);
   const auto pack_group = [&](int g) {
     // All rows of a group are packed together: their blocks alternate in memory.
     const int count = packed.rows_in(g);
@@ -136,18 +170,27 @@ Model::Packed Model::pack_rows(int worker, int rows, int inputs, Prepare&& prepa
   return packed;
 }
 
+Model::Packed Model::packed_in(const Arena& arena, int rows, int inputs) const {
+  return {arena.data(), rows, lane_->kernels().row_block_bytes, ceil_div(inputs, kBlock)};
+}
+
 template <typename Epilogue>
 void Model::product(int worker, int phase, const Matrix& matrix, const Packed& a,
                     Epilogue&& epilogue) {
-  const Kernels& k = lane_->kernels();
   lane_->share(worker, phase, matrix.num_panels, [&](int64_t p) {
-    alignas(64) float c[kMaxRows * kPanelColumns];
-    for (int g = 0; g < a.num_groups(); ++g) {
-      k.panel(a.group(g), a.stride(g), a.rows_in(g), matrix.num_blocks, matrix.panel(p), c,
-              kPanelColumns, false);
-      for (int r = 0; r < a.rows_in(g); ++r) epilogue(p, g * kMaxRows + r, c + r * kPanelColumns);
-    }
+    panel_product(p, matrix, a, [&](int row, const float* c) { epilogue(p, row, c); });
   });
+}
+
+// All rows of 32 outputs: epilogue(row, the 32 sums).
+template <typename Epilogue>
+void Model::panel_product(int64_t p, const Matrix& matrix, const Packed& a, Epilogue&& epilogue) {
+  alignas(64) float c[kMaxRows * kPanelColumns];
+  for (int g = 0; g < a.num_groups(); ++g) {
+    lane_->kernels().panel(a.group(g), a.stride(g), a.rows_in(g), matrix.num_blocks,
+                           matrix.panel(p), c, kPanelColumns, false);
+    for (int r = 0; r < a.rows_in(g); ++r) epilogue(g * kMaxRows + r, c + r * kPanelColumns);
+  }
 }
 
 void Model::embed(const Batch& batch, int worker, int phase) {
@@ -169,27 +212,34 @@ void Model::embed(const Batch& batch, int worker, int phase) {
 }
 
 // Rows, positions, and whether a row may write its K/V in place.
-void Model::plan(const Batch& batch) {
-  nodes_.assign(static_cast<size_t>(batch.num_nodes), {});
-  num_tail_blocks_ = 1;
+std::vector<Model::Node> Model::planned(const Batch& batch) const {
+  std::vector<Node> nodes(static_cast<size_t>(batch.num_nodes));
   for (int b = 0; b < batch.num_rows; ++b) {
     const int first = batch.row_starts[b], last = batch.row_starts[b + 1];
     bool chain = true;
     for (int n = first; n < last; ++n) {
       const int parent = batch.parents[n];
       chain = chain && parent == n - first - 1;
-      const int position = parent < 0 ? batch.committed[b]
-                                      : nodes_[static_cast<size_t>(first + parent)].position + 1;
-      nodes_[static_cast<size_t>(n)] = {b, position, false};
-      const int tail = position / kBlock - batch.committed[b] / kBlock + 1;
-      num_tail_blocks_ = std::max(num_tail_blocks_, tail);
+      const int position =
+          parent < 0 ? batch.committed[b] : nodes[static_cast<size_t>(first + parent)].position + 1;
+      nodes[static_cast<size_t>(n)] = {b, position, false};
     }
-    for (int n = first; n < last; ++n) {
-      nodes_[static_cast<size_t>(n)].in_place = chain;
-      extend_rotation(nodes_[static_cast<size_t>(n)].position + 1);
-    }
+    for (int n = first; n < last; ++n) nodes[static_cast<size_t>(n)].in_place = chain;
+  }
+  return nodes;
+}
+
+void Model::plan(const Batch& batch) {
+  nodes_ = planned(batch);
+  num_tail_blocks_ = 1;
+  for (const Node& node : nodes_) {
+    const int tail = node.position / kBlock - batch.committed[node.row] / kBlock + 1;
+    num_tail_blocks_ = std::max(num_tail_blocks_, tail);
+    extend_rotation(node.position + 1);
   }
 }
+
+bool Model::computed(const Batch& batch) const { return nodes_ == planned(batch); }
 
 int64_t Model::packed_bytes(int rows) const {
   const Shape& s = shape_;
@@ -201,6 +251,7 @@ int64_t Model::packed_bytes(int rows) const {
 void Model::reserve(const Batch& batch) {
   const Shape& s = shape_;
   const size_t nodes = static_cast<size_t>(batch.num_nodes);
+  const int rows = std::max(batch.num_nodes, batch.num_logits);  // a node may be asked for twice
   const auto grow = [](std::vector<float>& buffer, size_t size) {
     if (buffer.size() < size) buffer.resize(size);
   };
@@ -210,10 +261,14 @@ void Model::reserve(const Batch& batch) {
   grow(x_, nodes * s.hidden);
   grow(qkv_, nodes * s.qkv_width());
   grow(attended_, nodes * s.query_width());
-  grow(activated_, nodes * s.ffn);
-  grow(logits_, static_cast<size_t>(batch.num_logits * logits_stride()));
-  grow(taps_, nodes * batch.num_taps * s.hidden);
-  grow_arena(shared_packed_, packed_bytes(batch.num_nodes));
+  const auto renew = [](Floats& buffer, size_t size) {
+    if (!buffer || buffer.use_count() > 1 || buffer->size() < size)
+      buffer = std::make_shared<std::vector<float>>(size);
+  };
+  renew(logits_, static_cast<size_t>(batch.num_logits * logits_stride()));
+  renew(taps_, nodes * batch.num_taps * s.hidden);
+  grow_arena(shared_packed_, packed_bytes(rows));
+  grow_arena(activated_, packed_bytes(batch.num_nodes));
   const bool trees =
       std::any_of(nodes_.begin(), nodes_.end(), [](const Node& n) { return !n.in_place; });
   if (trees)
@@ -221,6 +276,7 @@ void Model::reserve(const Batch& batch) {
                              s.head_dim * 2);
   const int width = s.head_blocks() * kBlock, row_bytes = lane_->kernels().row_block_bytes;
   for (Scratch& w : scratch_) {
+    w.rounded.resize(static_cast<size_t>(2 * s.head_dim));
     grow(w.normed, static_cast<size_t>(kMaxRows) * std::max(s.hidden, s.head_dim));
     grow(w.scores, kMaxRows * kChunkKeys);
     grow(w.weights, kMaxRows * kChunkKeys);
@@ -228,7 +284,7 @@ void Model::reserve(const Batch& batch) {
     grow(w.sum, static_cast<size_t>(kMaxRows) * width);
     grow(w.maxima, kMaxRows);
     grow(w.totals, kMaxRows);
-    grow_arena(w.packed, packed_bytes(lane_->num_threads() == 1 ? batch.num_nodes : kPrivateRows));
+    grow_arena(w.packed, packed_bytes(lane_->num_threads() == 1 ? rows : kPrivateRows));
     grow_arena(w.query, static_cast<int64_t>(kMaxRows) * s.head_blocks() * row_bytes);
     grow_arena(w.probabilities, static_cast<int64_t>(kMaxRows) * (kChunkKeys / kBlock) * row_bytes);
     if (trees) grow_arena(w.tail, kMaxRows * num_tail_blocks_ * head_block_bytes());

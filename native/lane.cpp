@@ -13,6 +13,8 @@
 #include <algorithm>
 #include <new>
 #include <stdexcept>
+#include <system_error>
+#include <utility>
 
 #include "cpu.h"
 #include "mode.h"
@@ -61,6 +63,22 @@ class Pinned {
   cpu_set_t saved_;
 };
 
+// Threads made while this lives never catch the process's signals: those belong to the main thread.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &saved_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &saved_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t saved_;
+};
+
 }  // namespace
 
 Arena::Arena(size_t bytes) : size_(bytes), mapped_(bytes + kHugePage) {
@@ -68,6 +86,7 @@ Arena::Arena(size_t bytes) : size_(bytes), mapped_(bytes + kHugePage) {
     mapped_ = 0;
     return;
   }
+  if (mapped_ < bytes) throw std::bad_alloc();
   mapping_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping_ == MAP_FAILED) {
@@ -103,13 +122,15 @@ Lane::Lane(std::vector<int> cores, int num_threads, const std::string& path)
       process_(getpid()) {
   if (num_threads_ < 1) throw std::invalid_argument("a lane needs at least one thread");
   arrived_ = std::make_unique<Signal[]>(static_cast<size_t>(num_threads_));
-  // Workers must not catch the process's signals: they belong to the main thread.
-  sigset_t all, saved;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &saved);
-  for (int worker = 1; worker < num_threads_; ++worker)
-    threads_.emplace_back([this, worker] { work(worker); });
-  pthread_sigmask(SIG_SETMASK, &saved, nullptr);
+  const SignalsBlocked blocked;
+  try {
+    for (int worker = 1; worker < num_threads_; ++worker)
+      threads_.emplace_back([this, worker] { work(worker); });
+  } catch (const std::system_error& error) {
+    stop();
+    throw std::runtime_error("cannot start " + std::to_string(num_threads_ - 1) +
+                             " threads: " + error.what());
+  }
 }
 
 Lane::~Lane() {
@@ -117,6 +138,10 @@ Lane::~Lane() {
     for (std::thread& thread : threads_) thread.detach();
     return;
   }
+  stop();
+}
+
+void Lane::stop() {
   stop_.store(true, std::memory_order_release);
   publish(start_);
   for (std::thread& thread : threads_) thread.join();
@@ -196,11 +221,19 @@ void Lane::work(int worker) {
     await(start_, seen);
     seen = seen + 1;
     if (stop_.load(std::memory_order_acquire)) return;
-    kernels_.begin();
-    job_(context_, worker);
-    kernels_.end();
-    barrier(worker);
+    perform(worker);
   }
+}
+
+void Lane::perform(int worker) {
+  kernels_.begin();
+  try {
+    job_(context_, worker);
+  } catch (...) {
+    if (!failed_.test_and_set()) failure_ = std::current_exception();
+  }
+  kernels_.end();
+  barrier(worker);
 }
 
 void Lane::run_erased(Erased job, void* context) {
@@ -211,10 +244,10 @@ void Lane::run_erased(Erased job, void* context) {
   job_ = job;
   context_ = context;
   if (num_threads_ > 1) publish(start_);
-  kernels_.begin();
-  job(context, 0);
-  kernels_.end();
-  barrier(0);
+  perform(0);
+  if (!failure_) return;
+  failed_.clear();
+  std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
 }  // namespace forerun

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <string>
 #include <thread>
@@ -48,7 +49,8 @@ class Lane {
   const std::vector<int>& cores() const { return cores_; }
 
   // Run job(worker) on every worker at once and wait for all. Not reentrant. The floating point
-  // mode is the canonical one inside and restored afterwards.
+  // mode is the canonical one inside and restored afterwards. The first exception of a job is
+  // thrown again here; a job with barriers inside must not throw.
   template <typename Job>
   void run(Job&& job) {
     run_erased([](void* context, int worker) { (*static_cast<Job*>(context))(worker); }, &job);
@@ -89,6 +91,8 @@ class Lane {
 
   void run_erased(Erased job, void* context);
   void work(int worker);
+  void perform(int worker);
+  void stop();
   void await(Signal& signal, uint32_t seen);
   void publish(Signal& signal);
 
@@ -99,6 +103,8 @@ class Lane {
   Erased job_ = nullptr;
   void* context_ = nullptr;
   std::atomic<bool> stop_{false};
+  std::atomic_flag failed_;
+  std::exception_ptr failure_;         // of the running job, read behind its last barrier
   Signal start_;                       // epoch of jobs
   std::unique_ptr<Signal[]> arrived_;  // per worker: barriers passed
   Signal released_;                    // barriers released by worker 0

@@ -1,8 +1,10 @@
 // One decoder on one lane: packed weights, K/V blocks, workspace.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
 #include <vector>
 
 #include "arith.h"
@@ -18,8 +20,12 @@ struct Shape {
 
   int group() const { return num_heads / num_kv_heads; }
   int query_width() const { return num_heads * head_dim; }
-  int key_width() const { return num_kv_heads * head_dim; }
-  int qkv_width() const { return query_width() + 2 * key_width(); }
+  // Columns of one K/V head's queries, key and value, which stand together so that one worker can
+  // take a head from projection to attention; padded to whole panels.
+  int family_width() const {
+    return static_cast<int>(ceil_div((group() + 2) * head_dim, kPanelColumns)) * kPanelColumns;
+  }
+  int qkv_width() const { return num_kv_heads * family_width(); }
   int head_blocks() const { return static_cast<int>(ceil_div(head_dim, kBlock)); }
 };
 
@@ -56,6 +62,21 @@ struct Batch {
 
 class Model {
  public:
+  // Held during every call from outside: one at a time, whichever thread asks.
+  class InUse {
+   public:
+    explicit InUse(Model& model) : flag_(model.in_use_) {
+      if (flag_.test_and_set(std::memory_order_acquire))
+        throw std::runtime_error("this model is computing in another thread: one call at a time");
+    }
+    ~InUse() { flag_.clear(std::memory_order_release); }
+    InUse(const InUse&) = delete;
+    InUse& operator=(const InUse&) = delete;
+
+   private:
+    std::atomic_flag& flag_;
+  };
+
   Model(Shape shape, std::shared_ptr<Lane> lane, int num_blocks);
 
   enum class Role { kQkv, kOutput, kGateUp, kDown, kHead, kEmbedding };
@@ -66,12 +87,15 @@ class Model {
   // Computes every node once. Afterwards logits() holds num_logits rows of logits_stride() floats
   // and taps() num_nodes rows of num_taps * hidden floats.
   void forward(const Batch& batch);
+  // Whether the last forward was of these rows and nodes.
+  bool computed(const Batch& batch) const;
   // Keeps the K/V of path nodes; `paths[starts[b] .. starts[b+1])` are node ids of row b.
   void commit(const Batch& batch, const int32_t* paths, const int32_t* starts);
 
-  const float* logits() const { return logits_.data(); }
+  using Floats = std::shared_ptr<std::vector<float>>;
+  const Floats& logits() const { return logits_; }
   int64_t logits_stride() const { return head_.num_panels * kPanelColumns; }
-  const float* taps() const { return taps_.data(); }
+  const Floats& taps() const { return taps_; }
   const Shape& shape() const { return shape_; }
   Lane& lane() { return *lane_; }
   int num_blocks() const { return num_blocks_; }
@@ -83,6 +107,7 @@ class Model {
   struct Node {
     int row, position;
     bool in_place;  // its row is a chain: K/V goes straight to the canonical blocks
+    bool operator==(const Node&) const = default;
   };
   // bf16 rows ready for products: groups of 32 rows, each [K block][row][bytes].
   struct Packed {
@@ -95,6 +120,11 @@ class Model {
     int num_groups() const { return (num_rows + kMaxRows - 1) / kMaxRows; }
     uint8_t* group(int g) const {
       return data + static_cast<int64_t>(g) * kMaxRows * num_blocks * row_bytes;
+    }
+    // The packed block of one row's inputs 32 block … 32 block + 31.
+    uint8_t* row_block(int row, int64_t block) const {
+      const int g = row / kMaxRows;
+      return group(g) + block * stride(g) + row % kMaxRows * row_bytes;
     }
     int64_t stride(int g) const { return static_cast<int64_t>(rows_in(g)) * row_bytes; }
   };
@@ -109,6 +139,7 @@ class Model {
   };
   struct Scratch {  // of one worker
     std::vector<float> normed, scores, weights, chunk, sum, maxima, totals;
+    std::vector<uint16_t> rounded;  // key and value of one token
     float chunk_maxima[kMaxRows], chunk_totals[kMaxRows];
     bool has_keys[kMaxRows];
     Arena packed, query, probabilities, tail;
@@ -118,17 +149,16 @@ class Model {
   int64_t packed_bytes(int rows) const;
   int64_t head_block_bytes() const { return 2LL * shape_.head_blocks() * kPanelBlockBytes; }
   const Node& node(int n) const { return nodes_[static_cast<size_t>(n)]; }
-  // Query row q of a tile inside an array of `width` floats a node.
-  float* head_of(std::vector<float>& array, int width, const Tile& tile, int q) const {
-    const int head = tile.head * shape_.group() + q % shape_.group();
-    const size_t row = static_cast<size_t>(tile.first + q / shape_.group());
-    return &array[row * width + head * shape_.head_dim];
+  // Queries, key and value of a node's K/V head.
+  float* family(int n, int head) {
+    return &qkv_[static_cast<size_t>(n) * shape_.qkv_width() + head * shape_.family_width()];
   }
   uint8_t* kv_block(int layer, int block, int head) const;
   uint16_t* node_kv(int layer, int node, int head) const;
   void place(uint8_t* block, int slot, const uint16_t* key, const uint16_t* value,
              bool clear) const;
 
+  std::vector<Node> planned(const Batch& batch) const;
   void plan(const Batch& batch);
   void extend_rotation(int num_positions);
   void reserve(const Batch& batch);
@@ -142,12 +172,18 @@ class Model {
   // itself when they are few, shared between two barriers otherwise.
   template <typename Prepare>
   Packed pack_rows(int worker, int rows, int inputs, Prepare&& prepare);
+  Packed packed_in(const Arena& arena, int rows, int inputs) const;
   Packed pack_normed(int worker, int rows, const std::vector<float>& norm, const int32_t* nodes);
   void add_product(int worker, int phase, const Matrix& matrix, const Packed& a);
   template <typename Epilogue>
   void product(int worker, int phase, const Matrix& matrix, const Packed& a, Epilogue&& epilogue);
-  void rotate_and_store(const Batch& batch, int layer, int worker, int phase);
-  void attend(const Batch& batch, int layer, int worker, int phase);
+  template <typename Epilogue>
+  void panel_product(int64_t panel, const Matrix& matrix, const Packed& a, Epilogue&& epilogue);
+  void project_panel(int layer, int64_t panel, const Packed& input);
+  bool heads_stay_together(const Batch& batch) const;
+  void rotate_and_store(const Batch& batch, int layer, int worker, int row, int head);
+  void attend(const Batch& batch, int layer, int worker, int64_t tile, int head);
+  int64_t num_tiles(const Batch& batch) const;
   void attend_tile(const Tile& tile, const Batch& batch, Scratch& w);
   void pack_queries(const Tile& tile, Scratch& w);
   void attend_chunk(const Tile& tile, const Chunk& chunk, Scratch& w);
@@ -156,6 +192,7 @@ class Model {
   void visit_blocks(const Tile& tile, const Chunk& chunk, const Scratch& w, Body&& body) const;
   int gather_tail(const Batch& batch, int layer, int head, int node, uint8_t* tail) const;
 
+  std::atomic_flag in_use_;
   Shape shape_;
   std::shared_ptr<Lane> lane_;
   int num_blocks_;
@@ -167,8 +204,9 @@ class Model {
 
   std::vector<Node> nodes_;
   std::vector<Scratch> scratch_;
-  std::vector<float> x_, qkv_, attended_, activated_, logits_, taps_;
-  Arena shared_packed_;
+  std::vector<float> x_, qkv_, attended_;
+  Floats logits_, taps_;             // replaced, not reused, while somebody holds them
+  Arena shared_packed_, activated_;  // activated_: packed as the down projection reads it
   int num_tail_blocks_ = 1;
 };
 

@@ -39,9 +39,8 @@ bool law_rows(Lane& lane, const Rows& rows, float* probabilities) {
   std::atomic<bool> sound{true};
   each_row(lane, rows.count, [&](int64_t r, SelectScratch& scratch) {
     const Path path = path_of(rows, r);
-    if (!law(lane.kernels(), rows.logits + r * rows.stride, rows.vocab,
-             *rows.samplers[rows.sampler_of[r]], path.tokens, path.length, scratch,
-             probabilities + r * rows.vocab))
+    if (!law(rows.logits + r * rows.stride, rows.vocab, *rows.samplers[rows.sampler_of[r]],
+             path.tokens, path.length, scratch, probabilities + r * rows.vocab))
       sound = false;
   });
   return sound;
@@ -76,14 +75,14 @@ void propose(Model& model, const Proposal& plan, int32_t* tokens) {
               nullptr};
   for (int step = 0; step < num_steps; ++step) {
     model.forward(batch);
-    select_rows(
-        model.lane(),
-        {model.logits(), model.logits_stride(), model.shape().vocab, num_rows, positions.data(),
-         sampler_of.data(), plan.samplers, path_starts.data(), path_tokens.data()},
-        step_tokens.data());
+    select_rows(model.lane(),
+                {model.logits()->data(), model.logits_stride(), model.shape().vocab, num_rows,
+                 positions.data(), sampler_of.data(), plan.samplers, path_starts.data(),
+                 path_tokens.data()},
+                step_tokens.data());
     for (int b = 0; b < num_rows; ++b) {
-      const bool failed = step > 0 && tokens[b * num_steps + step - 1] == kNotANumber;
-      tokens[b * num_steps + step] = failed ? kNotANumber : step_tokens[static_cast<size_t>(b)];
+      const bool failed = step > 0 && tokens[b * num_steps + step - 1] == kNoToken;
+      tokens[b * num_steps + step] = failed ? kNoToken : step_tokens[static_cast<size_t>(b)];
     }
     if (step + 1 == num_steps) break;
     if (step == 0) {  // from here on one node a row

@@ -19,7 +19,7 @@ struct Rows {
 };
 
 void select_rows(Lane& lane, const Rows& rows, int32_t* tokens);
-// False when any row has a NaN.
+// False when any row has no token to choose.
 bool law_rows(Lane& lane, const Rows& rows, float* probabilities);
 
 struct Proposal {
@@ -29,7 +29,7 @@ struct Proposal {
 };
 
 // tokens [num_rows num_steps]: each is the argmax of log q + g with the target's noise of its
-// position; kNotANumber from the first NaN of a row on.
+// position; kNoToken from the first step without a token on.
 void propose(Model& model, const Proposal& plan, int32_t* tokens);
 
 }  // namespace forerun

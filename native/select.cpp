@@ -5,6 +5,8 @@
 #include <cstring>
 #include <limits>
 
+#include "mode.h"
+
 namespace forerun {
 namespace {
 
@@ -68,16 +70,33 @@ void edit(const float* logits, int64_t vocab, const Sampler& s, const int32_t* p
     for (; i < seen.size() && seen[i].first == token; ++i) count += seen[i].second;
     double& value = z[static_cast<size_t>(token)];
     if (s.repetition != 1.0) value = value > 0 ? value / s.repetition : value * s.repetition;
-    if (count > 0) value = value - s.presence - s.frequency * static_cast<double>(count);
+    if (count > 0) value -= s.frequency * static_cast<double>(count) + s.presence;
   }
-}
-
-bool any_nan(const std::vector<double>& z) {
-  return std::any_of(z.begin(), z.end(), [](double v) { return v != v; });
 }
 
 int64_t best_of(const std::vector<double>& z) {
   return std::max_element(z.begin(), z.end()) - z.begin();  // the first, that is the lowest id
+}
+
+// Scores in double after edits and temperature, -inf where removed; at temperature 0 one score of
+// 0. False when a value is NaN or nothing is left to choose from.
+bool score(const float* logits, int64_t vocab, const Sampler& s, const int32_t* path,
+           int64_t path_length, std::vector<double>& z) {
+  const auto is_nan = [](double v) { return v != v; };
+  if (std::any_of(logits, logits + vocab, is_nan)) return false;  // also where a mask would hide it
+  edit(logits, vocab, s, path, path_length, z);
+  if (std::any_of(z.begin(), z.end(), is_nan)) return false;
+  const size_t best = static_cast<size_t>(best_of(z));
+  if (z[best] == kNever) return false;
+  if (s.temperature == 0.0) {
+    std::fill(z.begin(), z.end(), kNever);
+    z[best] = 0.0;
+    return true;
+  }
+  for (double& value : z) value /= s.temperature;
+  if (z[best] == -kNever)  // what overflows shares the law
+    for (double& value : z) value = value == -kNever ? 0.0 : kNever;
+  return true;
 }
 
 // Ids that top-k, top-p and min-p keep, best first (score, then lowest id).
@@ -96,10 +115,7 @@ void truncate(const std::vector<double>& scores, const Sampler& s, std::vector<i
   if (kept.empty()) return;
   const double top =
       scores[static_cast<size_t>(*std::min_element(kept.begin(), kept.end(), before))];
-  const auto weight = [&](int32_t t) {
-    const double score = scores[static_cast<size_t>(t)];
-    return score == top ? 1.0 : exact_exp(score - top);  // also where top is infinite
-  };
+  const auto weight = [&](int32_t t) { return exact_exp(scores[static_cast<size_t>(t)] - top); };
   size_t count = kept.size();
   if (s.top_p < 1.0) {
     std::sort(kept.begin(), kept.end());
@@ -171,7 +187,7 @@ int32_t choose(const Kernels& kernels, const float* logits, int64_t vocab, const
                int64_t position, const int32_t* path, int64_t path_length, SelectScratch& scratch) {
   bool has_nan = false;
   const int64_t top = kernels.argmax(logits, vocab, &has_nan);
-  if (has_nan) return kNotANumber;
+  if (has_nan || logits[top] == -INFINITY) return kNoToken;
   if (s.temperature == 0.0 && !s.edits_logits()) return static_cast<int32_t>(top);
   if (s.temperature > 0.0) {
     scratch.words.resize(static_cast<size_t>(vocab));
@@ -182,27 +198,20 @@ int32_t choose(const Kernels& kernels, const float* logits, int64_t vocab, const
     if (!s.edits_logits() && !s.truncates() && finite && s.temperature >= 1e-3)
       return choose_plain(kernels, logits, vocab, s.temperature, top, scratch);
   }
-  edit(logits, vocab, s, path, path_length, scratch.scores);
-  if (any_nan(scratch.scores)) return kNotANumber;
+  if (!score(logits, vocab, s, path, path_length, scratch.scores)) return kNoToken;
   if (s.temperature == 0.0) return static_cast<int32_t>(best_of(scratch.scores));
-  for (double& z : scratch.scores) z /= s.temperature;
   truncate(scratch.scores, s, scratch.kept);
   return best_with_noise(scratch.kept, scratch.scores, scratch.words);
 }
 
-bool law(const Kernels& kernels, const float* logits, int64_t vocab, const Sampler& s,
-         const int32_t* path, int64_t path_length, SelectScratch& scratch, float* probabilities) {
-  bool has_nan = false;
-  kernels.argmax(logits, vocab, &has_nan);
-  if (has_nan) return false;
+bool law(const float* logits, int64_t vocab, const Sampler& s, const int32_t* path,
+         int64_t path_length, SelectScratch& scratch, float* probabilities) {
   std::fill_n(probabilities, vocab, 0.0f);
-  edit(logits, vocab, s, path, path_length, scratch.scores);
-  if (any_nan(scratch.scores)) return false;
+  if (!score(logits, vocab, s, path, path_length, scratch.scores)) return false;
   if (s.temperature == 0.0) {
     probabilities[best_of(scratch.scores)] = 1.0f;
     return true;
   }
-  for (double& z : scratch.scores) z /= s.temperature;
   truncate(scratch.scores, s, scratch.kept);
   std::sort(scratch.kept.begin(), scratch.kept.end());
   double top = kNever, total = 0.0;
@@ -216,6 +225,7 @@ bool law(const Kernels& kernels, const float* logits, int64_t vocab, const Sampl
 }
 
 void log_softmax(const float* logits, int64_t vocab, float* out) {
+  const CanonicalMode mode;
   const double top = *std::max_element(logits, logits + vocab);
   double total = 0.0;
   for (int64_t t = 0; t < vocab; ++t) total += exact_exp(logits[t] - top);

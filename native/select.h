@@ -35,15 +35,15 @@ struct SelectScratch {
   std::vector<double> scores;
 };
 
-constexpr int32_t kNotANumber = -1;  // returned instead of a token when a logit is NaN
+constexpr int32_t kNoToken = -1;  // when a logit is NaN, or nothing is left to choose from
 constexpr uint32_t kVerdictPurpose = 0;
 
 int32_t choose(const Kernels& kernels, const float* logits, int64_t vocab, const Sampler& sampler,
                int64_t position, const int32_t* path, int64_t path_length, SelectScratch& scratch);
 
-// The law `choose` draws from, one-hot at temperature 0; false when a logit is NaN.
-bool law(const Kernels& kernels, const float* logits, int64_t vocab, const Sampler& sampler,
-         const int32_t* path, int64_t path_length, SelectScratch& scratch, float* probabilities);
+// The law `choose` draws from, one-hot at temperature 0; false where `choose` has no token.
+bool law(const float* logits, int64_t vocab, const Sampler& sampler, const int32_t* path,
+         int64_t path_length, SelectScratch& scratch, float* probabilities);
 
 // Raw log-softmax, in double.
 void log_softmax(const float* logits, int64_t vocab, float* out);

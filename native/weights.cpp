@@ -65,10 +65,22 @@ void pack_panel(const Row* rows, int64_t inputs, int64_t num_blocks, PairOrder o
         }
 }
 
-std::vector<Row> concatenated(const std::vector<Source>& sources) {
+std::vector<Row> all_rows(const Source& source) {
   std::vector<Row> rows;
-  for (const Source& source : sources)
-    for (int64_t i = 0; i < source.rows; ++i) rows.push_back({&source, i});
+  for (int64_t i = 0; i < source.rows; ++i) rows.push_back({&source, i});
+  return rows;
+}
+
+// Queries, key and value of each K/V head together, padded to whole panels.
+std::vector<Row> by_family(const Shape& shape, const Source& q, const Source& k, const Source& v) {
+  std::vector<Row> rows;
+  const int head_dim = shape.head_dim, queries = shape.group() * head_dim;
+  for (int head = 0; head < shape.num_kv_heads; ++head) {
+    for (int i = 0; i < queries; ++i) rows.push_back({&q, head * queries + i});
+    for (const Source* source : {&k, &v})
+      for (int i = 0; i < head_dim; ++i) rows.push_back({source, head * head_dim + i});
+    rows.resize(static_cast<size_t>((head + 1) * shape.family_width()));
+  }
   return rows;
 }
 
@@ -151,8 +163,10 @@ void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
     });
     return;
   }
-  std::vector<Row> rows =
-      role == Role::kGateUp ? interleaved(sources[0], sources[1]) : concatenated(sources);
+  std::vector<Row> rows = role == Role::kQkv
+                              ? by_family(shape_, sources.at(0), sources.at(1), sources.at(2))
+                          : role == Role::kGateUp ? interleaved(sources.at(0), sources.at(1))
+                                                  : all_rows(sources.at(0));
   while (rows.size() % kPanelColumns) rows.push_back({});
   const int64_t inputs = sources[0].columns;
   Matrix matrix;
@@ -191,6 +205,7 @@ void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
   }
 }
 
+// `values` of kQkvBias are all queries', then all keys', then all values'.
 void Model::set_vector(Vector role, int layer, std::vector<float> values) {
   if (role == Vector::kFinalNorm) {
     final_norm_ = std::move(values);
@@ -204,9 +219,17 @@ void Model::set_vector(Vector role, int layer, std::vector<float> values) {
     case Vector::kFfnNorm:
       target.ffn_norm = std::move(values);
       break;
-    case Vector::kQkvBias:
-      target.qkv_bias = std::move(values);
+    case Vector::kQkvBias: {
+      const int64_t q = shape_.query_width(), kv = shape_.num_kv_heads * shape_.head_dim;
+      const auto part = [&](int64_t at, int64_t rows) {
+        return Source{&values.at(static_cast<size_t>(at)), SourceType::kF32, rows, 1};
+      };
+      target.qkv_bias.clear();
+      const Source queries = part(0, q), keys = part(q, kv), rest = part(q + kv, kv);
+      for (const Row& row : by_family(shape_, queries, keys, rest))
+        target.qkv_bias.push_back(row.source ? row.source->at(row.index, 0) : 0.0f);
       break;
+    }
     case Vector::kQueryNorm:
       target.query_norm = std::move(values);
       break;

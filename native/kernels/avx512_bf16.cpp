@@ -34,6 +34,15 @@ static void pack_rows(const float* x, int64_t stride, int rows, int inputs, void
     }
 }
 
+static void pack_half(const float* x, int half, void* row_block) {
+  uint32_t *out = static_cast<uint32_t*>(row_block) + 8 * half, bits[16];
+  for (int i = 0; i < 16; ++i) bits[i] = to_bf16(x[i]);
+  for (int i = 0; i < 4; ++i) {
+    out[2 * i] = bits[4 * i] << 16 | bits[4 * i + 2];
+    out[2 * i + 1] = bits[4 * i + 1] << 16 | bits[4 * i + 3];
+  }
+}
+
 static inline __m512bh as_bf16(__m512i x) { return reinterpret_cast<__m512bh>(x); }
 
 // One K block of R rows and T neighbouring tiles. Invariant: after step i, even[t][r] and odd[t][r]

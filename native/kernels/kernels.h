@@ -28,6 +28,9 @@ struct Kernels {
   // Round `rows` fp32 rows of `inputs` values (row stride in floats) to bf16 and pack them.
   void (*pack_rows)(const float* x, int64_t stride, int rows, int inputs, void* packed);
 
+  // Round and pack 16 neighbouring inputs of one row: half 0 or 1 of its 32-input block.
+  void (*pack_half)(const float* x, int half, void* row_block);
+
   // c[row][0..31] (+)= packed rows x panel; rows <= 32; `a_stride` bytes between K blocks of a.
   void (*panel)(const void* a, int64_t a_stride, int rows, int64_t num_blocks, const uint8_t* panel,
                 float* c, int64_t ldc, bool accumulate);

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from forerun.errors import OptionError
 
 MAX_LOGPROBS = 20
+LEAST_TEMPERATURE = 1e-6  # smaller ones only make scores overflow: ask for 0
 
 
 def _no_bias() -> Mapping[int, float]:
@@ -49,6 +50,11 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         _within("temperature", self.temperature, 0.0, 100.0)
+        if 0.0 < self.temperature < LEAST_TEMPERATURE:
+            raise OptionError(
+                f"temperature must be 0 (greedy) or at least {LEAST_TEMPERATURE}, found"
+                f" {self.temperature!r}"
+            )
         _within("top_k", self.top_k, 0, 2**31 - 1)
         _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _within("min_p", self.min_p, 0.0, 1.0)

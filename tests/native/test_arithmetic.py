@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from builders import (
     Floats,
     MemoryCheckpoint,
     Row,
+    Text,
     batch_of,
     bf16_bits,
     chain,
@@ -300,6 +302,20 @@ def test_the_callers_rounding_mode_does_not_matter(
     assert kept
     require_same_bits(found[0], expected[0], "taps")
     require_same_bits(found[1], expected[1], "logits")
+
+
+def test_a_caller_that_rounds_up_does_not_bend_the_rotation_tables(
+    environment: FloatingEnvironment,
+) -> None:
+    # given tables that are made, and extended past a step, while the caller rounds up
+    spec = replace(tiny_spec(num_layers=1), max_position=4096)
+    checkpoint, tokens = random_checkpoint(spec, 1), [token % 97 for token in range(1100)]
+    with opened(checkpoint, num_blocks=40) as backend:
+        expected = Text(backend, range(40)).read(tokens)
+    with opened(checkpoint, num_blocks=40) as backend, environment.upward():
+        found = Text(backend, range(40)).read(tokens)
+    # then positions are turned by the same angles
+    require_same_bits(found, expected, "1100 positions")
 
 
 @pytest.mark.parametrize("flush", [True, False])

@@ -133,7 +133,6 @@ def test_rows_that_run_backwards(backend: NativeBackend) -> None:
         backend.forward(batch)
 
 
-@pytest.mark.xfail(strict=True, reason="taps of an unknown layer are whatever memory held")
 @pytest.mark.parametrize("layer", [1, -1])
 def test_taps_of_layers_that_are_not_there(backend: NativeBackend, layer: int) -> None:
     with pytest.raises(REFUSED, match="layer"):
@@ -210,7 +209,9 @@ def test_selections_that_do_not_fit(backend: NativeBackend) -> None:
         ({"catch_up": ints(1, 97)}, "token 97"),
         ({"committed": ints(126)}, "128"),
         ({"block_table": ints(0, 9, 1, 2)[None], "committed": ints(31)}, "block 9 of 4"),
-        ({"catch_up_starts": ints(0, 0)}, "without tokens"),
+        ({"catch_up_starts": ints(0, 0)}, "rise from 0 to 2"),
+        ({"catch_up_starts": ints(1, 2)}, "rise from 0"),
+        ({"samplers": [Sampler(SamplingParams(logit_bias={97: 1.0}), 1)]}, "token 97"),
         ({"num_steps": 0}, "proposal"),
         ({"samplers": []}, "proposal"),
     ],
@@ -227,3 +228,24 @@ def test_bad_proposals(backend: NativeBackend, change: dict[str, Any], words: st
     assert backend.propose(plan).shape == (1, 2)
     with pytest.raises(REFUSED, match=words):
         backend.propose(replace(plan, **change))
+
+
+def test_a_node_may_be_asked_for_many_times(backend: NativeBackend) -> None:
+    # given far more rows of logits than nodes
+    batch = replace(GOOD, logit_nodes=np.zeros(5000, np.int32))
+    # then each is the node's own
+    found = np.array(backend.forward(batch).logits)
+    assert (found == found[0]).all()
+
+
+def test_old_logits_outlive_the_next_forward(backend: NativeBackend) -> None:
+    kept = backend.forward(GOOD).logits
+    before = np.array(kept)
+    backend.forward(replace(GOOD, logit_nodes=np.zeros(9000, np.int32)))
+    np.testing.assert_array_equal(kept, before)
+
+
+def test_commit_refuses_a_batch_that_was_not_computed(backend: NativeBackend) -> None:
+    backend.forward(GOOD)
+    with pytest.raises(REFUSED, match="last forward"):
+        backend.commit(replace(GOOD, committed=GOOD.committed + 1), [[0]])

@@ -287,7 +287,6 @@ def test_what_an_earlier_owner_left_in_a_block_changes_nothing(isa: str, loudest
     require_same_bits(grown, tree_expected, f"{isa}, tree")
 
 
-@pytest.mark.xfail(strict=True, reason="a weight of zero times an infinite value is NaN")
 def test_a_token_whose_values_overflow_does_not_reach_back() -> None:
     # given a model whose token 0 overflows to infinite values
     spec = tiny_spec(vocab=50, head_dim=80, num_layers=1, tied=False)

@@ -122,7 +122,6 @@ class NativeBackend:
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """Compute all nodes once; logits are a view, valid until the next forward."""
-        self._refuse_past_context(batch)
         logits, taps = self._model.forward(
             batch.token_ids,
             batch.parents,
@@ -186,15 +185,6 @@ class NativeBackend:
         self._samplers.clear()
         if hasattr(self, "_model"):
             del self._model, self._lane
-
-    def _refuse_past_context(self, batch: ForwardBatch) -> None:
-        # A row's positions are below committed + its nodes; the core checks each one exactly.
-        most = int((batch.committed + np.diff(batch.row_starts)).max())
-        if most > batch.block_table.shape[1] * BLOCK_LEN:
-            raise CapacityError(
-                f"{most} positions need {-(-most // BLOCK_LEN)} K/V blocks, the row has"
-                f" {batch.block_table.shape[1]}"
-            )
 
     def _who(self, selection: Selection) -> tuple[Any, ...]:
         return (
