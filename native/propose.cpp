@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 
+#include "mode.h"
+
 namespace forerun {
 namespace {
 
@@ -17,6 +19,12 @@ Path path_of(const Rows& rows, int64_t r) {
 
 template <typename Body>
 void each_row(Lane& lane, int64_t count, Body&& body) {
+  if (count == 1) {  // not worth waking anybody
+    const CanonicalMode mode;
+    thread_local SelectScratch scratch;
+    body(0, scratch);
+    return;
+  }
   lane.reset_phases(1);
   lane.run([&](int worker) {
     thread_local SelectScratch scratch;

@@ -1,10 +1,13 @@
 // AMX-BF16. The compiler's tile intrinsics name no memory (GCC 12 even drops the stores that fill
 // the configuration), so every tile operation is our own asm with a memory clobber.
+#include <immintrin.h>
+
 #include "../arith.h"
 #include "kernels.h"
 
 namespace forerun::amx {
 
+#include "noise512.inc"
 #include "ops.inc"
 
 struct TileConfig;

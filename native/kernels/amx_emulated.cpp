@@ -6,6 +6,7 @@
 
 namespace forerun::amx_emulated {
 
+#include "noise.inc"
 #include "ops.inc"
 
 struct TileConfig;

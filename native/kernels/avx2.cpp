@@ -6,6 +6,7 @@
 
 namespace forerun::avx2 {
 
+#include "noise.inc"
 #include "ops.inc"
 
 // Invariant: lane i of (a, b) is column i (i < 8 in a) of the tile row it came from.

@@ -6,6 +6,7 @@
 
 namespace forerun::avx512 {
 
+#include "noise512.inc"
 #include "ops.inc"
 
 // Invariant: lane i is column i of the tile row it came from.

@@ -12,6 +12,7 @@
 
 namespace forerun::avx512_bf16 {
 
+#include "noise512.inc"
 #include "ops.inc"
 
 constexpr int kRowBytes = kBlock * 2;

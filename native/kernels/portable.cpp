@@ -4,6 +4,7 @@
 
 namespace forerun::portable {
 
+#include "noise.inc"
 #include "ops.inc"
 
 struct Vec {

@@ -37,6 +37,7 @@ except ImportError as error:  # built without a compiler, or for another machine
     ) from error
 
 _MAX_GROUP = 32  # query heads per K/V head that one attention tile holds
+_ONE_CORE_BYTES = 4 << 20
 _NO_TOKENS = np.zeros(0, np.int32)
 
 
@@ -68,7 +69,7 @@ class NativeBackend:
         available = available_bytes()
         if needed_bytes(spec, num_blocks) > available:
             raise _no_room(spec, num_blocks, available)
-        chosen = default_cores() if cores is None else cores
+        chosen = _cores_for(spec) if cores is None else cores
         try:
             self._lane = _native.Lane(list(chosen), len(chosen), isa or "auto")
             self._model = _native.Model(
@@ -212,6 +213,12 @@ def default_cores() -> tuple[int, ...]:
     cores = list(_native.affinity_cores())
     quota = _native.quota_cores()
     return tuple(cores[:quota] if quota else cores)
+
+
+def _cores_for(spec: ModelSpec) -> tuple[int, ...]:
+    # Weights that rest in one core's cache: sharing activations costs more than it brings.
+    cores = default_cores()
+    return cores[:1] if 2 * spec.num_parameters < _ONE_CORE_BYTES else cores
 
 
 def needed_bytes(spec: ModelSpec, num_blocks: int) -> int:
