@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from forerun.errors import (
@@ -18,6 +17,7 @@ from forerun.errors import (
 from forerun.options import SamplingParams, Speculation
 
 if TYPE_CHECKING:
+    __version__: str
     from forerun.engine.engine import Completion, Engine, Piece
 
 __all__ = [
@@ -37,18 +37,24 @@ __all__ = [
     "__version__",
 ]
 
-try:
-    __version__ = version("forerun")
-except PackageNotFoundError:  # run from a source tree
-    __version__ = "0.0.0"
-
 _LAZY = {"Completion", "Engine", "Piece"}
 
 
 def __getattr__(name: str) -> object:
     """Load the engine when it is asked for: the command line must answer `--help` at once."""
+    if name == "__version__":
+        return _version()
     if name in _LAZY:
         from forerun.engine import engine
 
         return getattr(engine, name)
     raise AttributeError(f"module 'forerun' has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("forerun")
+    except PackageNotFoundError:  # run from a source tree
+        return "0.0.0"

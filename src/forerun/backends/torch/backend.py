@@ -93,18 +93,28 @@ class TorchBackend:
     @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """Compute all nodes once; their K/V stays provisional until `commit`."""
-        if batch.tap_layers:
-            raise BackendError("the torch backend taps no layers yet")
+        self._refuse_unknown_layers(batch)
         paths = row_paths(batch, self._device)
         x, rotations = self._enter(batch)
         self._provisional = _Provisional(batch, [], [])
+        tapped: dict[int, NDArray[np.float32]] = {}
         for index in range(self._spec.num_layers):
             x = self._layer(index, x, rotations, paths)
+            if index in batch.tap_layers:
+                tapped[index] = x.flatten(0, 1)[: len(batch.token_ids)].float().cpu().numpy()
         nodes = torch.from_numpy(batch.logit_nodes.astype(np.int64)).to(self._device)
         wanted = slices(x.flatten(0, 1)[nodes])
         logits = [self._decoder.head(one)[0] for one in wanted]
         whole = torch.cat(logits) if logits else x.new_zeros((0, self._spec.vocab))
-        return ForwardOutput(whole[: len(nodes)].float())
+        taps = [tapped[layer] for layer in batch.tap_layers]
+        return ForwardOutput(
+            whole[: len(nodes)].float(), np.concatenate(taps, axis=1) if taps else None
+        )
+
+    def _refuse_unknown_layers(self, batch: ForwardBatch) -> None:
+        for layer in batch.tap_layers:
+            if not 0 <= layer < self._spec.num_layers:
+                raise BackendError(f"tapped layer {layer} of {self._spec.num_layers}")
 
     @torch.inference_mode()
     def commit(self, batch: ForwardBatch, paths: Sequence[Sequence[int]]) -> None:
