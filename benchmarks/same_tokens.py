@@ -73,9 +73,7 @@ def main() -> int:
     return 1 if wrong else 0
 
 
-def _report(
-    name: str, reference: list[Completion], found: list[Completion], started: float
-) -> int:
+def _report(name: str, reference: list[Completion], found: list[Completion], started: float) -> int:
     wrong = [
         index
         for index, (a, b) in enumerate(zip(reference, found, strict=True))
