@@ -253,14 +253,84 @@ RowArguments row_arguments(const LogitRows& logits, const Array<int64_t>& positi
   return made;
 }
 
-}  // namespace
+auto choose_tokens(Model& model, const LogitRows& logits, const Array<int64_t>& positions,
+                   const Array<int32_t>& sampler_of, const std::vector<Sampler*>& samplers,
+                   const Array<int32_t>& path_starts, const Array<int32_t>& path_tokens) {
+  const RowArguments a =
+      row_arguments(logits, positions, sampler_of, samplers, path_starts, path_tokens);
+  int32_t* tokens = new int32_t[static_cast<size_t>(a.rows.count) + 1];
+  auto result = owned(tokens, a.rows.count);
+  const nb::gil_scoped_release release;
+  const Model::InUse use(model);
+  select_rows(model.lane(), a.rows, tokens);
+  return result;
+}
 
-NB_MODULE(_native, m) {
-  m.def("available_paths", &available_paths);
-  m.def("affinity_cores", &affinity_cores);
-  m.def("quota_cores", &quota_cores);
-  m.def("amx_errno", [] { return cpu_features().amx_errno; });
+auto laws(Model& model, const LogitRows& logits, const Array<int64_t>& positions,
+          const Array<int32_t>& sampler_of, const std::vector<Sampler*>& samplers,
+          const Array<int32_t>& path_starts, const Array<int32_t>& path_tokens) {
+  const RowArguments a =
+      row_arguments(logits, positions, sampler_of, samplers, path_starts, path_tokens);
+  float* out = new float[static_cast<size_t>(a.rows.count * a.rows.vocab) + 1];
+  auto result = owned(out, a.rows.count, a.rows.vocab);
+  bool sound;
+  {
+    const nb::gil_scoped_release release;
+    const Model::InUse use(model);
+    sound = law_rows(model.lane(), a.rows, out);
+  }
+  require(sound, "a logit is NaN, or no token is left to choose from");
+  return result;
+}
 
+auto logprobs(Model&, const LogitRows& logits, const Array<int32_t>& rows) {
+  const size_t vocab = logits.shape(1);
+  require(logits.stride(1) == 1, "logits must be contiguous along the vocabulary");
+  float* out = new float[rows.size() * vocab + 1];
+  auto result = owned(out, rows.size(), vocab);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    require(rows(i) >= 0 && static_cast<size_t>(rows(i)) < logits.shape(0), "a row of logits");
+    log_softmax(logits.data() + rows(i) * logits.stride(0), static_cast<int64_t>(vocab),
+                out + i * vocab);
+  }
+  return result;
+}
+
+auto propose_chains(Model& model, const Array<int32_t>& catch_up, const Array<int32_t>& starts,
+                    const Array<int32_t>& committed, const Table& block_table,
+                    const std::vector<Sampler*>& samplers, int num_steps) {
+  const size_t num_rows = committed.size();
+  require(num_rows > 0 && num_steps > 0 && samplers.size() == num_rows &&
+              block_table.shape(0) == num_rows,
+          "array sizes of a proposal do not fit together");
+  require_spans(starts, num_rows, catch_up.size(), "starts");
+  require_tokens(samplers, model.shape().vocab);
+  // The last step of every row, as a batch of chains: checks tokens, blocks, positions.
+  std::vector<int32_t> tokens, parents, row_starts{0};
+  for (size_t b = 0; b < num_rows; ++b) {
+    require(starts(b) < starts(b + 1), "a row without tokens");
+    for (int i = starts(b); i < starts(b + 1) + num_steps - 1; ++i) {
+      parents.push_back(i - starts(b) - 1);
+      tokens.push_back(i < starts(b + 1) ? catch_up(static_cast<size_t>(i)) : 0);
+    }
+    row_starts.push_back(static_cast<int32_t>(tokens.size()));
+  }
+  check_rows(model, {static_cast<int>(num_rows), static_cast<int>(tokens.size()),
+                     static_cast<int>(block_table.shape(1)), 0, 0, tokens.data(), parents.data(),
+                     row_starts.data(), committed.data(), block_table.data(), nullptr, nullptr});
+  const std::vector<const Sampler*> who(samplers.begin(), samplers.end());
+  int32_t* out = new int32_t[num_rows * static_cast<size_t>(num_steps)];
+  auto result = owned(out, num_rows, num_steps);
+  const nb::gil_scoped_release release;
+  const Model::InUse use(model);
+  propose(model,
+          {static_cast<int>(num_rows), num_steps, static_cast<int>(block_table.shape(1)),
+           catch_up.data(), starts.data(), committed.data(), block_table.data(), who.data()},
+          out);
+  return result;
+}
+
+void bind_lane(nb::module_& m) {
   nb::class_<Lane>(m, "Lane")
       .def("__init__",
            [](Lane* self, std::vector<int> cores, int num_threads, const std::string& path) {
@@ -273,7 +343,9 @@ NB_MODULE(_native, m) {
       .def_prop_ro("path", [](const Lane& lane) { return std::string(lane.kernels().name); })
       .def_prop_ro("num_threads", &Lane::num_threads)
       .def("read_bandwidth", &Lane::read_bandwidth, nb::call_guard<nb::gil_scoped_release>());
+}
 
+void bind_sampler(nb::module_& m) {
   nb::class_<Sampler>(m, "Sampler")
       .def(
           "__init__",
@@ -304,7 +376,9 @@ NB_MODULE(_native, m) {
           "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "repetition"_a, "presence"_a,
           "frequency"_a, "seed"_a, "choice"_a, "bias_ids"_a, "bias"_a, "allowed"_a.none(),
           "prompt_ids"_a, "output_ids"_a, "output_counts"_a);
+}
 
+void bind_model(nb::module_& m) {
   nb::class_<Model>(m, "Model")
       .def(
           "__init__",
@@ -334,84 +408,22 @@ NB_MODULE(_native, m) {
       .def_prop_ro("resident_bytes", &Model::resident_bytes)
       .def("forward", &forward)
       .def("commit", &commit)
-      .def("select",
-           [](Model& model, const LogitRows& logits, const Array<int64_t>& positions,
-              const Array<int32_t>& sampler_of, const std::vector<Sampler*>& samplers,
-              const Array<int32_t>& path_starts, const Array<int32_t>& path_tokens) {
-             const RowArguments a =
-                 row_arguments(logits, positions, sampler_of, samplers, path_starts, path_tokens);
-             int32_t* tokens = new int32_t[static_cast<size_t>(a.rows.count) + 1];
-             auto result = owned(tokens, a.rows.count);
-             const nb::gil_scoped_release release;
-             const Model::InUse use(model);
-             select_rows(model.lane(), a.rows, tokens);
-             return result;
-           })
-      .def("law",
-           [](Model& model, const LogitRows& logits, const Array<int64_t>& positions,
-              const Array<int32_t>& sampler_of, const std::vector<Sampler*>& samplers,
-              const Array<int32_t>& path_starts, const Array<int32_t>& path_tokens) {
-             const RowArguments a =
-                 row_arguments(logits, positions, sampler_of, samplers, path_starts, path_tokens);
-             float* out = new float[static_cast<size_t>(a.rows.count * a.rows.vocab) + 1];
-             auto result = owned(out, a.rows.count, a.rows.vocab);
-             bool sound;
-             {
-               const nb::gil_scoped_release release;
-               const Model::InUse use(model);
-               sound = law_rows(model.lane(), a.rows, out);
-             }
-             require(sound, "a logit is NaN, or no token is left to choose from");
-             return result;
-           })
-      .def("logprobs",
-           [](Model&, const LogitRows& logits, const Array<int32_t>& rows) {
-             const size_t vocab = logits.shape(1);
-             require(logits.stride(1) == 1, "logits must be contiguous along the vocabulary");
-             float* out = new float[rows.size() * vocab + 1];
-             auto result = owned(out, rows.size(), vocab);
-             for (size_t i = 0; i < rows.size(); ++i) {
-               require(rows(i) >= 0 && static_cast<size_t>(rows(i)) < logits.shape(0),
-                       "a row of logits");
-               log_softmax(logits.data() + rows(i) * logits.stride(0), static_cast<int64_t>(vocab),
-                           out + i * vocab);
-             }
-             return result;
-           })
-      .def("propose", [](Model& model, const Array<int32_t>& catch_up, const Array<int32_t>& starts,
-                         const Array<int32_t>& committed, const Table& block_table,
-                         const std::vector<Sampler*>& samplers, int num_steps) {
-        const size_t num_rows = committed.size();
-        require(num_rows > 0 && num_steps > 0 && samplers.size() == num_rows &&
-                    block_table.shape(0) == num_rows,
-                "array sizes of a proposal do not fit together");
-        require_spans(starts, num_rows, catch_up.size(), "starts");
-        require_tokens(samplers, model.shape().vocab);
-        // The last step of every row, as a batch of chains: checks tokens, blocks, positions.
-        std::vector<int32_t> tokens, parents, row_starts{0};
-        for (size_t b = 0; b < num_rows; ++b) {
-          require(starts(b) < starts(b + 1), "a row without tokens");
-          for (int i = starts(b); i < starts(b + 1) + num_steps - 1; ++i) {
-            parents.push_back(i - starts(b) - 1);
-            tokens.push_back(i < starts(b + 1) ? catch_up(static_cast<size_t>(i)) : 0);
-          }
-          row_starts.push_back(static_cast<int32_t>(tokens.size()));
-        }
-        check_rows(model,
-                   {static_cast<int>(num_rows), static_cast<int>(tokens.size()),
-                    static_cast<int>(block_table.shape(1)), 0, 0, tokens.data(), parents.data(),
-                    row_starts.data(), committed.data(), block_table.data(), nullptr, nullptr});
-        const std::vector<const Sampler*> who(samplers.begin(), samplers.end());
-        int32_t* out = new int32_t[num_rows * static_cast<size_t>(num_steps)];
-        auto result = owned(out, num_rows, num_steps);
-        const nb::gil_scoped_release release;
-        const Model::InUse use(model);
-        propose(model,
-                {static_cast<int>(num_rows), num_steps, static_cast<int>(block_table.shape(1)),
-                 catch_up.data(), starts.data(), committed.data(), block_table.data(), who.data()},
-                out);
-        return result;
-      });
+      .def("select", &choose_tokens)
+      .def("law", &laws)
+      .def("logprobs", &logprobs)
+      .def("propose", &propose_chains);
+}
+
+}  // namespace
+
+NB_MODULE(_native, m) {
+  m.def("available_paths", &available_paths);
+  m.def("affinity_cores", &affinity_cores);
+  m.def("quota_cores", &quota_cores);
+  m.def("amx_errno", [] { return cpu_features().amx_errno; });
+  bind_lane(m);
+  bind_sampler(m);
+  bind_model(m);
 }
 
 }  // namespace forerun

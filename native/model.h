@@ -40,6 +40,12 @@ struct Source {
   float at(int64_t row, int64_t column) const;
 };
 
+// One row of a matrix to be packed; zero rows (padding) have no source.
+struct Row {
+  const Source* source = nullptr;
+  int64_t index = 0;
+};
+
 // Outputs in panels of 32, each a contiguous stream of K blocks.
 struct Matrix {
   WeightType type = WeightType::kBf16;
@@ -146,6 +152,8 @@ class Model {
   };
 
   int64_t rope_bytes() const { return static_cast<int64_t>(cosine_.size()) * 8; }
+  void copy_embedding(const Source& table);
+  Matrix pack_matrix(std::vector<Row> rows, int64_t inputs);
   int64_t packed_bytes(int rows) const;
   int64_t head_block_bytes() const { return 2LL * shape_.head_blocks() * kPanelBlockBytes; }
   const Node& node(int n) const { return nodes_[static_cast<size_t>(n)]; }

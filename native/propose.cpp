@@ -32,6 +32,71 @@ void each_row(Lane& lane, int64_t count, Body&& body) {
   });
 }
 
+// The arrays of the next forward pass and choice, one entry a row; after the first step a row is
+// one node.
+struct Step {
+  explicit Step(const Proposal& plan);
+  void advance(const int32_t* tokens, int num_steps, int done);
+
+  size_t rows;
+  std::vector<int32_t> parents, starts, committed, last, chosen, sampler_of, path_starts,
+      path_tokens;
+  std::vector<int64_t> positions;
+  Batch batch;
+};
+
+Step::Step(const Proposal& plan)
+    : rows(static_cast<size_t>(plan.num_rows)),
+      starts(rows + 1),
+      committed(plan.committed, plan.committed + plan.num_rows),
+      last(rows),
+      chosen(rows),
+      sampler_of(rows),
+      path_starts(rows + 1),
+      positions(rows) {
+  for (size_t b = 0; b < rows; ++b) {
+    const int count = plan.catch_up_starts[b + 1] - plan.catch_up_starts[b];
+    for (int i = 0; i < count; ++i) parents.push_back(i - 1);
+    last[b] = plan.catch_up_starts[b + 1] - 1;
+    sampler_of[b] = static_cast<int32_t>(b);
+    positions[b] = committed[b] + count;
+  }
+  batch = {plan.num_rows,
+           static_cast<int>(parents.size()),
+           plan.table_width,
+           plan.num_rows,
+           0,
+           plan.catch_up,
+           parents.data(),
+           plan.catch_up_starts,
+           committed.data(),
+           plan.block_table,
+           last.data(),
+           nullptr};
+}
+
+// Feed each row the token it chose; `tokens [rows num_steps]` hold what was drafted in steps
+// 0..done.
+void Step::advance(const int32_t* tokens, int num_steps, int done) {
+  parents.assign(rows, -1);
+  path_tokens.clear();
+  for (size_t b = 0; b < rows; ++b) {
+    starts[b + 1] = static_cast<int32_t>(b + 1);
+    last[b] = static_cast<int32_t>(b);
+    path_starts[b] = static_cast<int32_t>(path_tokens.size());
+    for (int i = 0; i <= done; ++i)
+      path_tokens.push_back(
+          std::max(0, tokens[b * static_cast<size_t>(num_steps) + static_cast<size_t>(i)]));
+    chosen[b] = std::max(0, chosen[b]);  // a row without a token computes on, unheard
+    committed[b] = static_cast<int32_t>(positions[b]++);
+  }
+  path_starts[rows] = static_cast<int32_t>(path_tokens.size());
+  batch.num_nodes = batch.num_rows;
+  batch.tokens = chosen.data();
+  batch.parents = parents.data();
+  batch.row_starts = starts.data();
+}
+
 }  // namespace
 
 void select_rows(Lane& lane, const Rows& rows, int32_t* tokens) {
@@ -55,62 +120,20 @@ bool law_rows(Lane& lane, const Rows& rows, float* probabilities) {
 }
 
 void propose(Model& model, const Proposal& plan, int32_t* tokens) {
-  const int num_rows = plan.num_rows, num_steps = plan.num_steps;
-  const size_t rows = static_cast<size_t>(num_rows);
-  std::vector<int32_t> parents, starts(rows + 1),
-      committed(plan.committed, plan.committed + num_rows);
-  std::vector<int32_t> last(rows), step_tokens(rows), sampler_of(rows), path_starts(rows + 1);
-  std::vector<int32_t> path_tokens;
-  std::vector<int64_t> positions(rows);
-  for (int b = 0; b < num_rows; ++b) {
-    const int count = plan.catch_up_starts[b + 1] - plan.catch_up_starts[b];
-    for (int i = 0; i < count; ++i) parents.push_back(i - 1);
-    last[static_cast<size_t>(b)] = plan.catch_up_starts[b + 1] - 1;
-    sampler_of[static_cast<size_t>(b)] = b;
-    positions[static_cast<size_t>(b)] = committed[static_cast<size_t>(b)] + count;
-  }
-  Batch batch{num_rows,
-              static_cast<int>(parents.size()),
-              plan.table_width,
-              num_rows,
-              0,
-              plan.catch_up,
-              parents.data(),
-              plan.catch_up_starts,
-              committed.data(),
-              plan.block_table,
-              last.data(),
-              nullptr};
-  for (int step = 0; step < num_steps; ++step) {
-    model.forward(batch);
+  Step step(plan);
+  for (int done = 0; done < plan.num_steps; ++done) {
+    if (done > 0) step.advance(tokens, plan.num_steps, done - 1);
+    model.forward(step.batch);
     select_rows(model.lane(),
-                {model.logits()->data(), model.logits_stride(), model.shape().vocab, num_rows,
-                 positions.data(), sampler_of.data(), plan.samplers, path_starts.data(),
-                 path_tokens.data()},
-                step_tokens.data());
-    for (int b = 0; b < num_rows; ++b) {
-      const bool failed = step > 0 && tokens[b * num_steps + step - 1] == kNoToken;
-      tokens[b * num_steps + step] = failed ? kNoToken : step_tokens[static_cast<size_t>(b)];
+                {model.logits()->data(), model.logits_stride(), model.shape().vocab, plan.num_rows,
+                 step.positions.data(), step.sampler_of.data(), plan.samplers,
+                 step.path_starts.data(), step.path_tokens.data()},
+                step.chosen.data());
+    for (int b = 0; b < plan.num_rows; ++b) {
+      int32_t* row = tokens + b * plan.num_steps;
+      const bool failed = done > 0 && row[done - 1] == kNoToken;
+      row[done] = failed ? kNoToken : step.chosen[static_cast<size_t>(b)];
     }
-    if (step + 1 == num_steps) break;
-    if (step == 0) {  // from here on one node a row
-      parents.assign(rows, -1);
-      for (int b = 0; b <= num_rows; ++b) starts[static_cast<size_t>(b)] = b;
-      for (int b = 0; b < num_rows; ++b) last[static_cast<size_t>(b)] = b;
-      batch.num_nodes = num_rows;
-      batch.tokens = step_tokens.data();
-      batch.parents = parents.data();
-      batch.row_starts = starts.data();
-    }
-    path_tokens.clear();
-    for (int b = 0; b < num_rows; ++b) {
-      path_starts[static_cast<size_t>(b)] = static_cast<int32_t>(path_tokens.size());
-      for (int i = 0; i <= step; ++i) path_tokens.push_back(std::max(0, tokens[b * num_steps + i]));
-      step_tokens[static_cast<size_t>(b)] = std::max(0, step_tokens[static_cast<size_t>(b)]);
-      committed[static_cast<size_t>(b)] = static_cast<int32_t>(positions[static_cast<size_t>(b)]);
-      ++positions[static_cast<size_t>(b)];
-    }
-    path_starts[rows] = static_cast<int32_t>(path_tokens.size());
   }
 }
 

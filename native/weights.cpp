@@ -20,12 +20,6 @@ float half_to_float(uint16_t h) {
   return h >> 15 ? -magnitude : magnitude;
 }
 
-// One row of a matrix to be packed; zero rows (padding) have no source.
-struct Row {
-  const Source* source = nullptr;
-  int64_t index = 0;
-};
-
 void read_row(const Row& row, int64_t columns, uint16_t* out) {
   if (!row.source) {
     std::memset(out, 0, static_cast<size_t>(columns) * 2);
@@ -153,22 +147,34 @@ int64_t Model::block_bytes() const {
 }
 
 void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
-  if (role == Role::kEmbedding) {
-    const Source& table = sources[0];
-    lane_->reset_phases(1);
-    lane_->run([&](int worker) {
-      lane_->share(worker, 0, table.rows, [&](int64_t i) {
-        read_row({&table, i}, table.columns, embedding_.as<uint16_t>() + i * table.columns);
-      });
-    });
+  const Source& first = sources.at(0);
+  if (role == Role::kEmbedding) return copy_embedding(first);
+  if (role == Role::kHead) {
+    head_ = pack_matrix(all_rows(first), first.columns);
     return;
   }
-  std::vector<Row> rows = role == Role::kQkv
-                              ? by_family(shape_, sources.at(0), sources.at(1), sources.at(2))
-                          : role == Role::kGateUp ? interleaved(sources.at(0), sources.at(1))
-                                                  : all_rows(sources.at(0));
+  Layer& target = layers_.at(static_cast<size_t>(layer));
+  if (role == Role::kQkv)
+    target.qkv = pack_matrix(by_family(shape_, first, sources.at(1), sources.at(2)), first.columns);
+  else if (role == Role::kGateUp)
+    target.gate_up = pack_matrix(interleaved(first, sources.at(1)), first.columns);
+  else
+    (role == Role::kOutput ? target.output : target.down) =
+        pack_matrix(all_rows(first), first.columns);
+}
+
+void Model::copy_embedding(const Source& table) {
+  lane_->reset_phases(1);
+  lane_->run([&](int worker) {
+    lane_->share(worker, 0, table.rows, [&](int64_t i) {
+      read_row({&table, i}, table.columns, embedding_.as<uint16_t>() + i * table.columns);
+    });
+  });
+}
+
+// The next stretch of the weight arena, filled by all workers.
+Matrix Model::pack_matrix(std::vector<Row> rows, int64_t inputs) {
   while (rows.size() % kPanelColumns) rows.push_back({});
-  const int64_t inputs = sources[0].columns;
   Matrix matrix;
   matrix.num_blocks = ceil_div(inputs, kBlock);
   matrix.num_panels = static_cast<int64_t>(rows.size()) / kPanelColumns;
@@ -185,24 +191,7 @@ void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
                  matrix.data + p * matrix.num_blocks * kPanelBlockBytes);
     });
   });
-  if (role == Role::kHead) {
-    head_ = matrix;
-    return;
-  }
-  Layer& target = layers_.at(static_cast<size_t>(layer));
-  switch (role) {
-    case Role::kQkv:
-      target.qkv = matrix;
-      break;
-    case Role::kOutput:
-      target.output = matrix;
-      break;
-    case Role::kGateUp:
-      target.gate_up = matrix;
-      break;
-    default:
-      target.down = matrix;
-  }
+  return matrix;
 }
 
 // `values` of kQkvBias are all queries', then all keys', then all values'.
