@@ -76,7 +76,7 @@ def _models(trainings: Sequence[Training], machine: str) -> str:
         "| | parameters | hidden | layers | heads (kv) | feed-forward | tokens | steps | minutes |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    commands = []
+    commands = ["forerun train corpus --out corpus"]
     for t in trainings:
         s = t.spec
         lines.append(
@@ -85,7 +85,16 @@ def _models(trainings: Sequence[Training], machine: str) -> str:
             f" {t.num_tokens / 1e6:.1f}M | {t.num_steps} | {t.minutes:.0f} |"
         )
         commands.append(t.command)
-    lines += ["", f"Trained on {machine}, with", "", "```", *commands, "```", "", RECIPE.strip()]
+    lines += [
+        "",
+        f"Trained on {machine}, shared with other work, with",
+        "",
+        "```",
+        *commands,
+        "```",
+        "",
+        RECIPE.strip(),
+    ]
     return "\n".join(lines)
 
 
@@ -102,8 +111,9 @@ def _figures(measured: Mapping[str, Any]) -> str:
     lines = [
         "## Held-out figures",
         "",
-        f"On {measured['num_documents']} evenly chosen files ({measured['num_bytes'] / 1e6:.2f} MB) of packages"
-        f" that are not in the training data: {', '.join(measured['packages'])}.",
+        f"On {measured['num_documents']} evenly chosen files"
+        f" ({measured['num_bytes'] / 1e6:.2f} MB) of packages that are not in the training data:"
+        f" {', '.join(measured['packages'])}.",
         "",
         "| bits per byte | each file on its own | all files in one stream |",
         "|---|---|---|",
@@ -147,7 +157,7 @@ def _completions(measured: Mapping[str, Any]) -> list[str]:
         "*Parse*: the header and a prefix of the completion, cut at a line end, that keeps at least"
         " 80 % of the generated tokens are valid Python (an indented header stands inside"
         " `if True:` blocks). *Tokens in loops*: tokens inside a 4-gram that already occurred in"
-        " the same completion.",
+        " the same completion; ordinary code repeats some too.",
     ]
 
 
@@ -178,7 +188,8 @@ def _data(corpus: Mapping[str, Any]) -> str:
         " whose metadata declare a permissive licence. Left out: generated, minified, table-like"
         " and test files, vendored copies, clients that are mostly boilerplate, exact duplicates"
         " and files that share more than 30 % of their three-line shingles with one already taken.",
-        f" {corpus['bytes']['train'] / 1e6:.1f} MB to train, {corpus['bytes']['heldout'] / 1e6:.1f}"
+        "",
+        f"{corpus['bytes']['train'] / 1e6:.1f} MB to train, {corpus['bytes']['heldout'] / 1e6:.1f}"
         " MB held out as whole packages (copies of them elsewhere were removed first).",
         "",
         "| package | licence | files | kB | |",
