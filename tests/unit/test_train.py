@@ -227,6 +227,11 @@ class TestRun:
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, second.model.state_dict()[name]), name
 
+    def test_another_shape_does_not_continue_a_run(self, tmp_path: Path) -> None:
+        Run(tiny(), self.recipe, tmp_path).save()
+        with pytest.raises(OptionError, match="another shape"):
+            Run(tiny(vocab=299), self.recipe, tmp_path)
+
     def test_it_learns(self, tmp_path: Path) -> None:
         run, losses = Run(tiny(), self.recipe, tmp_path), list[float]()
         tokens = Batches(np.tile(np.arange(20, dtype=np.uint16), 50), 2, 16, seed=0)

@@ -216,6 +216,11 @@ class Run:
 
     def _restore(self) -> None:
         state = load_checkpoint(self.checkpoint)
+        if state["spec"] != asdict(self.model.spec):
+            raise OptionError(
+                f"{self.checkpoint} is of another shape than asked for: give the same sizes to"
+                " continue it, or another directory to start anew"
+            )
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)

@@ -139,7 +139,7 @@ def evaluate_family(model_dir: Path, corpus: Path) -> dict[str, Any]:
     """Every held-out figure of a model and, if there is one, of its `lm` drafter."""
     plan, every_document = Examination(), read_documents(corpus / "heldout.jsonl")
     documents = chosen_documents(every_document, plan)
-    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    tokenizer = _tokenizer(model_dir, "forerun train lm")
     stream = _stream(corpus / "heldout.npy")
     target = load_decoder(model_dir)
     measured: dict[str, Any] = {
@@ -220,7 +220,7 @@ def _open_run(
         decay_share=step.decay_share,
         seed=step.seed,
     )
-    tokenizer = Tokenizer.from_file(str(corpus / "tokenizer" / "tokenizer.json"))
+    tokenizer = _tokenizer(corpus / "tokenizer", "forerun train corpus")
     family = DRAFTER_SHAPE if is_drafter else TARGET_SHAPE
     model = Decoder(_spec(shape, family, tokenizer.get_vocab_size()))
     initialise(model, step.seed)
@@ -269,6 +269,13 @@ def _compiled(lesson: _Lesson) -> Objective:
 
 def _num_bytes(documents: list[Document]) -> int:
     return sum(len(document.text.encode()) for document in documents)
+
+
+def _tokenizer(directory: Path, maker: str) -> Tokenizer:
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        raise OptionError(f"{path} does not exist: make it with `{maker}`")
+    return Tokenizer.from_file(str(path))
 
 
 def _stream(path: Path) -> NDArray[np.uint16]:
