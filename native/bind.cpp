@@ -10,6 +10,7 @@
 #include <optional>
 #include <stdexcept>
 
+#include "checks.h"
 #include "cpu.h"
 #include "model.h"
 #include "propose.h"
@@ -26,16 +27,10 @@ using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::
 using LogitRows = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
 using Floats = nb::ndarray<nb::numpy, const float, nb::ndim<2>>;
 
-void require(bool holds, const std::string& what) {
-  if (!holds) throw std::invalid_argument(what);
-}
-
 template <typename T>
 std::vector<T> copy(const Array<T>& array) {
   return std::vector<T>(array.data(), array.data() + array.size());
 }
-
-std::string text(int64_t n) { return std::to_string(n); }
 
 // count + 1 offsets that begin at 0, never fall and end at `size`.
 void require_spans(const Array<int32_t>& starts, size_t count, size_t size,
@@ -43,15 +38,16 @@ void require_spans(const Array<int32_t>& starts, size_t count, size_t size,
   const int32_t* first = starts.data();
   require(starts.size() == count + 1 && first[0] == 0 && std::is_sorted(first, first + count + 1) &&
               static_cast<size_t>(first[count]) == size,
-          what + " must rise from 0 to " + text(static_cast<int64_t>(size)));
+          [&] { return what + " must rise from 0 to " + text(static_cast<int64_t>(size)); });
 }
 
 void require_tokens(const std::vector<Sampler*>& samplers, int64_t vocab) {
   for (const Sampler* s : samplers)
     for (const auto* ids : {&s->bias_ids, &s->allowed, &s->prompt_ids, &s->output_ids})
       for (const int32_t t : *ids)
-        require(t >= 0 && t < vocab,
-                "token " + text(t) + " of a sampler is outside the vocabulary of " + text(vocab));
+        require(t >= 0 && t < vocab, [&] {
+          return "token " + text(t) + " of a sampler is outside the vocabulary of " + text(vocab);
+        });
 }
 
 // An owned numpy array.
@@ -70,7 +66,7 @@ nb::capsule kept(const Model::Floats& values) {
 SourceType source_type(const std::string& name) {
   if (name == "BF16") return SourceType::kBf16;
   if (name == "F16") return SourceType::kF16;
-  require(name == "F32", "tensor type " + name + " is not one of BF16, F16, F32");
+  require(name == "F32", [&] { return "tensor type " + name + " is not one of BF16, F16, F32"; });
   return SourceType::kF32;
 }
 
@@ -80,7 +76,7 @@ Model::Role role_of(const std::string& name) {
   if (name == "gate_up") return Model::Role::kGateUp;
   if (name == "down") return Model::Role::kDown;
   if (name == "head") return Model::Role::kHead;
-  require(name == "embedding", "no matrix is called " + name);
+  require(name == "embedding", [&] { return "no matrix is called " + name; });
   return Model::Role::kEmbedding;
 }
 
@@ -90,7 +86,7 @@ Model::Vector vector_of(const std::string& name) {
   if (name == "qkv_bias") return Model::Vector::kQkvBias;
   if (name == "query_norm") return Model::Vector::kQueryNorm;
   if (name == "key_norm") return Model::Vector::kKeyNorm;
-  require(name == "final_norm", "no vector is called " + name);
+  require(name == "final_norm", [&] { return "no vector is called " + name; });
   return Model::Vector::kFinalNorm;
 }
 
@@ -103,7 +99,7 @@ void pack(Model& model, const std::string& role, int layer, const std::vector<Ra
   for (size_t i = 0; i < arrays.size(); ++i) {
     const SourceType type = source_type(types[i]);
     require(arrays[i].itemsize() == (type == SourceType::kF32 ? 4u : 2u),
-            "item size of " + types[i]);
+            [&] { return "item size of " + types[i]; });
     require(arrays[i].shape(1) == arrays[0].shape(1), "equal inputs of fused tensors");
     sources.push_back({arrays[i].data(), type, static_cast<int64_t>(arrays[i].shape(0)),
                        static_cast<int64_t>(arrays[i].shape(1))});
@@ -111,47 +107,6 @@ void pack(Model& model, const std::string& role, int layer, const std::vector<Ra
   const nb::gil_scoped_release release;
   const Model::InUse use(model);
   model.pack(role_of(role), layer, sources);
-}
-
-// Memory safety only: the Python side refuses bad requests with better words before.
-void check_rows(const Model& model, const Batch& b) {
-  const Shape& shape = model.shape();
-  require(b.num_rows > 0 && b.num_nodes > 0, "an empty batch");
-  require(b.row_starts[0] == 0 && b.row_starts[b.num_rows] == b.num_nodes,
-          "row_starts must span the nodes");
-  std::vector<int> positions(static_cast<size_t>(b.num_nodes));
-  for (int row = 0; row < b.num_rows; ++row) {
-    const int first = b.row_starts[row], last = b.row_starts[row + 1];
-    require(first < last && last <= b.num_nodes && b.committed[row] >= 0, "a row without nodes");
-    int deepest = 0;
-    for (int n = first; n < last; ++n) {
-      const int token = b.tokens[n], parent = b.parents[n];
-      require(token >= 0 && token < shape.vocab,
-              "token " + text(token) + " is outside the vocabulary of " + text(shape.vocab));
-      require(n == first ? parent == -1 : parent >= 0 && parent < n - first,
-              "a parent must be an earlier node");
-      const int position =
-          parent < 0 ? b.committed[row] : positions[static_cast<size_t>(first + parent)] + 1;
-      positions[static_cast<size_t>(n)] = position;
-      deepest = std::max(deepest, position);
-    }
-    require(deepest < shape.max_context,
-            "position " + text(deepest) + " is past the context of " + text(shape.max_context));
-    require(deepest / kBlock < b.table_width,
-            text(deepest + 1) + " positions need " + text(deepest / kBlock + 1) +
-                " K/V blocks, the row has " + text(b.table_width));
-    for (int i = 0; i <= deepest / kBlock; ++i) {
-      const int block = b.block_table[row * b.table_width + i];
-      require(block >= 0 && block < model.num_blocks(),
-              "block " + text(block) + " of " + text(model.num_blocks()));
-    }
-  }
-  for (int i = 0; i < b.num_taps; ++i)
-    require(b.taps[i] >= 0 && b.taps[i] < shape.num_layers,
-            "tapped layer " + text(b.taps[i]) + " of " + text(shape.num_layers));
-  for (int i = 0; i < b.num_logits; ++i)
-    require(b.logit_nodes[i] >= 0 && b.logit_nodes[i] < b.num_nodes,
-            "a logit node outside the batch");
 }
 
 Batch make_batch(const Model& model, const Array<int32_t>& tokens, const Array<int32_t>& parents,
@@ -337,7 +292,7 @@ void bind_lane(nb::module_& m) {
              const std::vector<int> allowed = affinity_cores();
              for (const int core : cores)
                require(std::find(allowed.begin(), allowed.end(), core) != allowed.end(),
-                       "core " + text(core) + " is not available to this process");
+                       [&] { return "core " + text(core) + " is not available to this process"; });
              new (self) Lane(std::move(cores), num_threads, path);
            })
       .def_prop_ro("path", [](const Lane& lane) { return std::string(lane.kernels().name); })

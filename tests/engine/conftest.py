@@ -44,7 +44,7 @@ def open_engine(backend: str, target_dir) -> Iterator[OpenEngine]:
     """Opens engines on one backend and closes them all."""
     engines: list[Engine] = []
 
-    def opened(drafter="none", shape="auto", model=target_dir, **options) -> Engine:
+    def opened(drafter="none", shape="chain:6", model=target_dir, **options) -> Engine:
         options.setdefault("kv_positions", KV_POSITIONS)
         engine = Engine(model, speculate=Speculation(drafter, shape), backend=backend, **options)
         engines.append(engine)

@@ -24,6 +24,9 @@ class Target:
         self.spec = read_spec(directory)
         self.num_blocks = 4
 
+    def close(self):
+        """Nothing was opened."""
+
 
 @pytest.fixture
 def model(tiny_checkpoint_dir, tmp_path):
@@ -84,13 +87,32 @@ def test_given_a_model_without_drafters_then_these_are_built(model, name, kind):
     assert isinstance(live(parts), kind)
 
 
-def test_given_a_drafter_beside_the_model_then_auto_and_lm_take_it(model, tiny_checkpoint_dir):
+def test_given_a_drafter_beside_the_model_then_auto_and_lm_take_it(
+    model, tiny_checkpoint_dir, monkeypatch
+):
     shutil.copytree(tiny_checkpoint_dir("qwen3", 1), model / "drafters" / "lm")
+    monkeypatch.setattr("forerun.engine.parts.draft_pays", lambda *_: True)
 
     for name in ("auto", "lm"):
         parts = build(model, name)
         assert isinstance(live(parts), LM)
         assert parts.shape == Chain(AUTO_CHAIN["lm"])
+
+
+def test_given_a_drafter_that_does_not_pay_then_only_auto_passes_it_over(
+    model, tiny_checkpoint_dir, monkeypatch
+):
+    shutil.copytree(tiny_checkpoint_dir("qwen3", 1), model / "drafters" / "lm")
+    monkeypatch.setattr("forerun.engine.parts.draft_pays", lambda *_: False)
+
+    assert isinstance(live(build(model, "auto")), Lookup)
+    assert isinstance(live(build(model, "lm")), LM)
+
+
+def test_given_an_asked_length_then_it_is_kept_and_else_it_is_measured(model):
+    assert build(model, "lookup").pace is not None
+    assert build(model, "lookup", "chain:5").pace is None
+    assert build(model, "none").pace is None
 
 
 def test_given_a_drafter_of_another_vocabulary_then_it_is_refused_or_passed_over(

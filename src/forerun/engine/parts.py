@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forerun.backends.slots import Slots
+from forerun.control.pace import Pace
+from forerun.control.trial import draft_pays
 from forerun.drafters.guard import Guard
 from forerun.drafters.lm import LM
 from forerun.drafters.lookup import Lookup
@@ -26,9 +28,8 @@ from forerun.schedules.sequential import Sequential
 from forerun.shapes.chain import LONGEST, Chain
 from forerun.stats import Span
 
-# Verifying 8 tokens costs what 1 costs, drafting one with a model does not: a lookup fills the
-# free width, a model stops where its sixth token in a row is still likelier right than not.
-AUTO_CHAIN = {"lm": 6, "lookup": 8, "none": 1}
+# The longest chain of `shape=auto`; how much of it is used is measured round by round (`Pace`).
+AUTO_CHAIN = {"lm": 8, "lookup": 12, "none": 1}
 
 _AVAILABLE = {
     "drafter": "auto, none, lookup, lm, lm:DIR",
@@ -60,6 +61,7 @@ class Parts:
     shape: Shape
     rule: Rule
     schedule: Schedule
+    pace: Pace | None = None  # only where nobody asked for a length
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,21 +92,31 @@ def build_parts(
     drafter = parse_drafter(speculation.drafter)
     _parse("rule", speculation.rule, ("auto", "match"))
     _parse("schedule", speculation.schedule, ("auto", "sequential"))
-    shape = parse_shape(speculation.shape)
-    if drafter.name == "auto":
+    asked = parse_shape(speculation.shape)
+    is_ours = drafter.name == "auto"
+    if is_ours:
         drafter = _discovered(target, directory)
-    shape = shape or Chain(AUTO_CHAIN[drafter.name])
-    live: Drafter
-    if drafter.name == "none":
-        live = Plain()
-    elif drafter.name == "lookup":
-        live = Lookup()
-    else:
+    if drafter.name == "lm":
         path = _drafter_directory(drafter, directory)
         _refuse_other_vocabulary(target, path)
-        live = LM(open_drafter(path), shape.max_drafted, model_span)
-    guard = Guard(live, shape, target.spec.vocab)
-    return Parts(target, Slots(target.num_blocks), guard, shape, Match(), Sequential())
+        backend = open_drafter(path)
+        if not is_ours or draft_pays(target, backend):
+            shape = asked or Chain(AUTO_CHAIN["lm"])
+            live = LM(backend, shape.max_drafted, model_span)
+            return _assembled(target, live, shape, is_paced=asked is None)
+        backend.close()
+        _log.info("drafting with %s would cost more than it yields here: lookup is used", path)
+        drafter = _Choice("lookup", None)
+    shape = asked or Chain(AUTO_CHAIN[drafter.name])
+    if drafter.name == "none":
+        return _assembled(target, Plain(), shape, is_paced=False)
+    return _assembled(target, Lookup(), shape, is_paced=asked is None)
+
+
+def _assembled(target: Backend, drafter: Drafter, shape: Chain, *, is_paced: bool) -> Parts:
+    guard = Guard(drafter, shape, target.spec.vocab)
+    pace = Pace(shape.max_drafted) if is_paced else None
+    return Parts(target, Slots(target.num_blocks), guard, shape, Match(), Sequential(), pace)
 
 
 def parse_drafter(text: str) -> _Choice:

@@ -38,6 +38,7 @@ class Queue:
 
     def step(self) -> list[Piece]:
         """Let in who fits, then run one round: what every row gained."""
+        is_steady = not self._waiting  # else this round also reads prompts
         if self._waiting:
             self._admit()
         rows, meter = self._running, self._meter
@@ -46,6 +47,8 @@ class Queue:
             commits = run_round(rows, self._parts, meter)
             pieces = [_settle(row, commit) for row, commit in zip(rows, commits, strict=True)]
         stats = meter.stats(len(rows))
+        if is_steady and self._parts.pace is not None:
+            self._parts.pace.learn(stats)
         for row in rows:
             row.tally.rounds.append(stats)
             row.tally.num_failures += self._parts.drafter.failed(row.id)

@@ -39,7 +39,8 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     # Between two passes the caches hold weights, so every function called here is fetched from
     # memory: what follows is flat on purpose.
     with meter.draft:
-        draft_rows = _draft_rows(rows, parts.shape.max_drafted)
+        most = parts.shape.max_drafted if parts.pace is None else parts.pace.length
+        draft_rows = _draft_rows(rows, most)
         drafts = parts.drafter.propose(draft_rows)
     batch, selection, starts, bases = _assemble(rows, draft_rows, drafts, parts)
     with meter.verify:

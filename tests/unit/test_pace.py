@@ -1,0 +1,81 @@
+"""The pace of drafting: as many tokens as pay, and none where none does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from forerun.control.pace import Pace
+from forerun.stats import RoundStats
+
+LONGEST = 8
+
+
+def played(
+    pace: Pace, num_rounds: int, cost: Callable[[int], float], kept: Callable[[int], int]
+) -> list[int]:
+    """The lengths chosen over so many rounds of a machine and a drafter."""
+    lengths = []
+    for _ in range(num_rounds):
+        drafted = pace.length
+        lengths.append(drafted)
+        pace.learn(RoundStats(1, drafted, min(drafted, kept(drafted)), cost(drafted), 0, 0, 0))
+    return lengths
+
+
+def flat(length: int) -> float:
+    return 1.0 + 0.01 * length
+
+
+def steep(length: int) -> float:
+    return 1.0 + 0.9 * length
+
+
+def everything(drafted: int) -> int:
+    return drafted
+
+
+def nothing(drafted: int) -> int:
+    return 0
+
+
+def test_given_free_verification_and_a_good_drafter_then_chains_grow_to_the_longest() -> None:
+    lengths = played(Pace(LONGEST), 60, flat, everything)
+    assert lengths[-1] == LONGEST
+
+
+def test_given_dear_verification_and_a_bad_drafter_then_decoding_is_plain_but_for_rare_probes() -> (
+    None
+):
+    lengths = played(Pace(LONGEST), 400, steep, nothing)
+    late = lengths[100:]
+    assert late.count(0) >= 0.98 * len(late)
+    assert any(late)
+
+
+def test_given_a_drafter_that_becomes_good_then_drafting_comes_back() -> None:
+    pace = Pace(LONGEST)
+    assert played(pace, 100, flat, nothing)[-1] == 0
+    assert played(pace, 400, flat, everything)[-1] == LONGEST
+
+
+def test_given_a_drafter_that_becomes_bad_then_drafting_stops() -> None:
+    pace = Pace(LONGEST)
+    assert played(pace, 100, steep, everything)[-1] >= 0
+    assert played(pace, 100, steep, nothing)[-1] == 0
+
+
+def test_given_a_machine_that_stalls_once_then_one_time_does_not_decide() -> None:
+    pace = Pace(LONGEST)
+    played(pace, 60, flat, everything)
+    stalled = played(pace, 1, lambda length: 100.0, everything)
+    assert stalled == [LONGEST]
+    assert played(pace, 10, flat, everything)[-1] == LONGEST
+
+
+def test_given_nothing_to_draft_then_plain_rounds_teach_only_their_cost() -> None:
+    pace = Pace(LONGEST)
+    before = pace.acceptance
+    for _ in range(50):  # a lookup that finds nothing
+        pace.learn(RoundStats(1, 0, 0, 1.0, 0, 0, 0))
+    assert pace.acceptance == before
+    assert 0 <= pace.length <= LONGEST
