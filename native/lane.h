@@ -59,13 +59,13 @@ class Lane {
   // Inside a job: wait until every worker has arrived.
   void barrier(int worker);
 
-  // Inside a job: call body(index) for 0..count-1, two thirds in fixed contiguous slices (one
-  // stream a worker), the rest by whoever is free: shared hosts take a core away without notice.
+  // Inside a job: call body(index) for 0..count-1, most in fixed contiguous slices (one
+  // stream a worker), an eighth by whoever is free: shared hosts take a core away unannounced.
   // Which worker computes an index can never change its bits.
   // A barrier must separate two uses of one phase number.
   template <typename Body>
   void share(int worker, int phase, int64_t count, Body&& body) {
-    const int64_t fixed = num_threads_ == 1 ? count : count - count / 3;
+    const int64_t fixed = num_threads_ == 1 ? count : count - count / 8;
     const int64_t begin = fixed * worker / num_threads_, end = fixed * (worker + 1) / num_threads_;
     for (int64_t i = begin; i < end; ++i) body(i);
     if (num_threads_ == 1) return;
