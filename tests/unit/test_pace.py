@@ -48,7 +48,7 @@ def test_given_dear_verification_and_a_bad_drafter_then_decoding_is_plain_but_fo
 ):
     lengths = played(Pace(LONGEST), 400, steep, nothing)
     late = lengths[100:]
-    assert late.count(0) >= 0.98 * len(late)
+    assert late.count(0) >= 0.95 * len(late)
     assert any(late)
 
 

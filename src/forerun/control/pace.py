@@ -12,7 +12,8 @@ _COST_WEIGHT = 0.2  # of a new time in the running mean of its length
 _OUTLIER = 3.0  # a time beyond so many means was the machine's, and counts as this
 _MEMORY = 0.94  # of past acceptance a round keeps: about the last sixteen
 _GAIN = 1.03  # drafting must win by so much: a tie is decided for the smaller power bill
-_FIRST_PROBE, _LAST_PROBE = 24, 192  # plain rounds between two looks whether drafting pays again
+_FIRST_PROBE, _LAST_PROBE = 32, 512  # plain rounds between two looks whether drafting pays again
+_PROBE_ROUNDS = 4  # of drafting in such a look; the first only lets the drafter catch up
 _REFRESH = 64  # drafting rounds between two looks at what a plain one costs
 _PROBE_LEN = 2
 
@@ -32,6 +33,8 @@ class Pace:
         self._hits, self._trials = 1.2, 2.0
         self._since_probe = 0
         self._probe_after = _FIRST_PROBE
+        self._probes_left = 0
+        self._was_plain = True
 
     @property
     def acceptance(self) -> float:
@@ -41,7 +44,10 @@ class Pace:
     def learn(self, round_stats: RoundStats) -> None:
         """Take in a decoding round and choose the length of the next."""
         rows, drafted = round_stats.num_rows, round_stats.num_drafted
-        self._take_time(round(drafted / rows), round_stats.round_s)
+        if not drafted or not self._was_plain:
+            # The first draft after plain rounds also reads what the drafter missed: no price of it.
+            self._take_time(round(drafted / rows), round_stats.round_s)
+        self._was_plain = not drafted
         if drafted:
             accepted = round_stats.num_accepted
             # A row's chain ends in one rejection, or in none when all of it was kept.
@@ -65,21 +71,28 @@ class Pace:
         best = max(range(self._longest + 1), key=self._rate)
         if best and self._rate(best) < _GAIN * self._rate(0):
             best = 0
-        self._since_probe += 1
-        return self._probe(best)
+        return self._refreshed(best) if best else self._probed()
 
-    def _probe(self, best: int) -> int:
-        """Now and then do the other thing, or what was learned about it grows stale."""
-        if best:
-            self._probe_after = _FIRST_PROBE
-            if self._since_probe < _REFRESH:
-                return best
-            self._since_probe = 0
-            return 0
+    def _refreshed(self, best: int) -> int:
+        """Drafting pays: now and then look at what a plain round costs."""
+        self._probe_after, self._probes_left = _FIRST_PROBE, 0
+        self._since_probe += 1
+        if self._since_probe < _REFRESH:
+            return best
+        self._since_probe = 0
+        return 0
+
+    def _probed(self) -> int:
+        """Drafting does not pay: now and then draft a little, or what is known grows stale."""
+        if self._probes_left:
+            self._probes_left -= 1
+            return min(_PROBE_LEN, self._longest)
+        self._since_probe += 1
         if self._since_probe < self._probe_after:
             return 0
         self._since_probe = 0
         self._probe_after = min(2 * self._probe_after, _LAST_PROBE)
+        self._probes_left = _PROBE_ROUNDS - 1
         return min(_PROBE_LEN, self._longest)
 
     def _rate(self, length: int) -> float:
