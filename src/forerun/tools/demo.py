@@ -15,7 +15,7 @@ from forerun.tools.terminal import Ink, write, write_json
 if TYPE_CHECKING:
     from forerun.tools.arguments import EngineArguments, SamplingArguments
 
-_PROMPT_NAME = "lru_cache_class"
+_PROMPT_NAME = "quicksort"
 _NUM_PAIRS = 7
 
 
