@@ -18,6 +18,7 @@ _DRAFTED = 2  # a short chain: if this does not pay, no longer one does
 _ACCEPTANCE = 0.6  # of a fitting drafter on text that is not a loop; measured 0.5 to 0.7
 _MARGIN = 1.2  # what a round spends beside its two passes, and the drafter on reading prompts
 _REPEATS = 5
+_LONG_S = 0.05
 
 
 def draft_pays(target: Backend, drafter: Backend) -> bool:
@@ -30,14 +31,17 @@ def draft_pays(target: Backend, drafter: Backend) -> bool:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    call()  # memory is touched, threads are awake
-    times = []
-    for _ in range(_REPEATS):
-        span = Span()
-        with span:
-            call()
-        times.append(span.seconds)
-    return median(times)
+    first = _once(call)  # memory is touched, threads are awake
+    if first > _LONG_S:
+        return first  # waking up is nothing beside it, and a large model's time is dear
+    return median(_once(call) for _ in range(_REPEATS))
+
+
+def _once(call: Callable[[], object]) -> float:
+    span = Span()
+    with span:
+        call()
+    return span.seconds
 
 
 def _chain(num_nodes: int) -> ForwardBatch:

@@ -1,0 +1,48 @@
+"""Whether a small model's draft pays: two passes of the target against one proposal."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from forerun.control.trial import draft_pays
+
+
+@dataclass
+class Paced:
+    """A backend that takes so long a node, or a step, and counts its calls."""
+
+    fixed_s: float = 0.0
+    per_node_s: float = 0.0
+    calls: list[int] = field(default_factory=list)
+
+    def forward(self, batch: Any) -> None:
+        self._work(len(batch.token_ids))
+
+    def propose(self, plan: Any) -> None:
+        self._work(plan.num_steps)
+
+    def _work(self, count: int) -> None:
+        self.calls.append(count)
+        time.sleep(self.fixed_s + self.per_node_s * count)
+
+
+@pytest.mark.parametrize(
+    ("target", "drafter", "pays"),
+    [
+        (Paced(0.01), Paced(), True),  # three nodes for the price of one, a free drafter
+        (Paced(0.0, 0.01), Paced(), False),  # every node costs a pass
+        (Paced(0.01), Paced(0.02), False),  # a drafter as dear as the target
+    ],
+)
+def test_given_what_passes_cost_then_drafting_pays_or_not(target, drafter, pays) -> None:
+    assert draft_pays(target, drafter) is pays
+
+
+def test_given_a_large_model_then_each_pass_is_timed_once() -> None:
+    target = Paced(0.06)
+    draft_pays(target, Paced())
+    assert target.calls == [1, 3]
