@@ -33,9 +33,9 @@ class Paced:
 @pytest.mark.parametrize(
     ("target", "drafter", "pays"),
     [
-        (Paced(0.01), Paced(), True),  # three nodes for the price of one, a free drafter
+        (Paced(0.04), Paced(), True),  # three nodes for the price of one, a free drafter
         (Paced(0.0, 0.01), Paced(), False),  # every node costs a pass
-        (Paced(0.01), Paced(0.02), False),  # a drafter as dear as the target
+        (Paced(0.01), Paced(0.03), False),  # a drafter as dear as the target
     ],
 )
 def test_given_what_passes_cost_then_drafting_pays_or_not(target, drafter, pays) -> None:
