@@ -112,8 +112,8 @@ void Model::attend(const Batch& batch, int layer, int worker, int64_t tile, int 
 }
 
 // The blocks of one tree node past the last full committed one: committed remainder, ancestors,
-// itself; zeros behind. Returns how many.
-int Model::gather_tail(const Batch& batch, int layer, int head, int n, uint8_t* tail) const {
+// itself; zeros behind.
+void Model::gather_tail(const Batch& batch, int layer, int head, int n, uint8_t* tail) const {
   const Node& self = node(n);
   const int committed = batch.committed[self.row], first_block = committed / kBlock;
   const int count = self.position / kBlock - first_block + 1;
@@ -123,7 +123,7 @@ int Model::gather_tail(const Batch& batch, int layer, int head, int n, uint8_t* 
     const int block = batch.block_table[self.row * batch.table_width + first_block];
     std::memcpy(tail, kv_block(layer, block, head), static_cast<size_t>(head_block_bytes()));
     // Slots past `kept` may hold rejected tokens; those up to this node are written below, the rest
-    // carry weight zero and are finite.
+    // carry weight zero and are finite (confine).
   }
   const int start = batch.row_starts[self.row];
   for (int at = n;; at = start + batch.parents[at]) {
@@ -131,7 +131,7 @@ int Model::gather_tail(const Batch& batch, int layer, int head, int n, uint8_t* 
     const uint16_t* kv = node_kv(layer, at, head);
     place(tail + (position / kBlock - first_block) * head_block_bytes(), position % kBlock, kv,
           kv + shape_.head_dim, false);
-    if (batch.parents[at] < 0) return count;
+    if (batch.parents[at] < 0) return;
   }
 }
 

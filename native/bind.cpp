@@ -360,7 +360,6 @@ void bind_model(nb::module_& m) {
            })
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
       .def_prop_ro("block_bytes", &Model::block_bytes)
-      .def_prop_ro("resident_bytes", &Model::resident_bytes)
       .def("forward", &forward)
       .def("commit", &commit)
       .def("select", &choose_tokens)

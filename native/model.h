@@ -107,7 +107,6 @@ class Model {
   int num_blocks() const { return num_blocks_; }
   int64_t weight_bytes() const;  // streamed by one forward
   int64_t block_bytes() const;   // of one K/V block, all layers
-  int64_t resident_bytes() const { return weights_.size() + embedding_.size() + rope_bytes(); }
 
  private:
   struct Node {
@@ -151,7 +150,6 @@ class Model {
     Arena packed, query, probabilities, tail;
   };
 
-  int64_t rope_bytes() const { return static_cast<int64_t>(cosine_.size()) * 8; }
   void copy_embedding(const Source& table);
   Matrix pack_matrix(std::vector<Row> rows, int64_t inputs);
   int64_t packed_bytes(int rows) const;
@@ -176,8 +174,8 @@ class Model {
   void feed_forward(const Batch& batch, int layer, int worker, int phase);
   void copy_taps(const Batch& batch, int layer, int worker);
   void project(const Batch& batch, int worker, int phase);
-  // Packs all rows of x (stride floats), each through `prepare` if given: by every worker for
-  // itself when they are few, shared between two barriers otherwise.
+  // Packs rows that `prepare(row, staging)` yields one behind the other: by every worker for itself
+  // when they are few, else shared out, with a barrier behind.
   template <typename Prepare>
   Packed pack_rows(int worker, int rows, int inputs, Prepare&& prepare);
   Packed packed_in(const Arena& arena, int rows, int inputs) const;
@@ -198,7 +196,7 @@ class Model {
   void weigh(const Tile& tile, const Chunk& chunk, Scratch& w);
   template <typename Body>
   void visit_blocks(const Tile& tile, const Chunk& chunk, const Scratch& w, Body&& body) const;
-  int gather_tail(const Batch& batch, int layer, int head, int node, uint8_t* tail) const;
+  void gather_tail(const Batch& batch, int layer, int head, int node, uint8_t* tail) const;
 
   std::atomic_flag in_use_;
   Shape shape_;

@@ -5,6 +5,7 @@ Seconds are wall time. `engine_s` is what is left of a round outside backend cal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from types import TracebackType
@@ -30,6 +31,14 @@ class Span:
         trace: TracebackType | None,
     ) -> None:
         self.seconds += perf_counter() - self._started
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds that one call took."""
+    span = Span()
+    with span:
+        call()
+    return span.seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,23 +25,24 @@ def _machine_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _group_bytes() -> list[int]:
-    """Limit less use, of every control group (version 2) this process is in."""
+def own_groups() -> list[Path]:
+    """Directories of this process's control group (version 2) and of all above it."""
     try:
         lines = _GROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return []
+        return [_ROOT]
+    own = [line.split("::", 1)[1].strip().lstrip("/") for line in lines if line.startswith("0::")]
+    group = Path(own[0]) if own else Path()
+    return [_ROOT / one for one in (group, *group.parents)]
+
+
+def _group_bytes() -> list[int]:
+    """Limit less use, of every control group this process is in."""
     rooms: list[int] = []
-    for line in lines:
-        if not line.startswith("0::"):
-            continue
-        group = _ROOT / line[3:].strip().lstrip("/")
-        for directory in (group, *group.parents):
-            if directory == _ROOT.parent:
-                break
-            limit, used = _number(directory / "memory.max"), _number(directory / "memory.current")
-            if limit is not None and used is not None:
-                rooms.append(max(0, limit - used))
+    for directory in own_groups():
+        limit, used = _number(directory / "memory.max"), _number(directory / "memory.current")
+        if limit is not None and used is not None:
+            rooms.append(max(0, limit - used))
     return rooms
 
 

@@ -6,7 +6,6 @@ Must not know drafting, scheduling or text.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from forerun.backends.memory import available_bytes
 from forerun.errors import BackendError, CapacityError, ModelError
-from forerun.models.spec import ModelSpec, Rope
+from forerun.models.spec import ModelSpec
 from forerun.models.weights import Checkpoint, WeightTensor
 from forerun.options import SamplingParams
 from forerun.protocols import (
@@ -258,28 +257,8 @@ def _shape(spec: ModelSpec, max_context: int) -> dict[str, Any]:
         "tied": spec.tied,
         "qkv_bias": spec.qkv_bias,
         "qk_norm": spec.qk_norm,
-        "inverse_frequencies": inverse_frequencies(spec.rope, spec.head_dim),
+        "inverse_frequencies": spec.rope.frequencies(spec.head_dim),
     }
-
-
-def inverse_frequencies(rope: Rope, head_dim: int) -> list[float]:
-    """`[head_dim / 2]` rotation per position in radians, after llama3 scaling where configured."""
-    plain = [rope.theta ** (-2.0 * i / head_dim) for i in range(head_dim // 2)]
-    if rope.kind == "default":
-        return plain
-    return [_llama3(rope, frequency) for frequency in plain]
-
-
-def _llama3(rope: Rope, frequency: float) -> float:
-    # Waves longer than the trained context turn `factor` times slower, short ones stay, and a
-    # linear blend in inverse wavelength joins the two.
-    turns = rope.original_max_position * frequency / (2.0 * math.pi)
-    if turns > rope.high_freq_factor:
-        return frequency
-    if turns < rope.low_freq_factor:
-        return frequency / rope.factor
-    blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-    return (1.0 - blend) * frequency / rope.factor + blend * frequency
 
 
 def _load(model: Any, checkpoint: Checkpoint) -> None:

@@ -12,19 +12,27 @@ from forerun.protocols import Backend, ForwardBatch
 CHUNK = 256  # nodes of one row in one pass: bounds scratch memory, wide enough for full speed
 
 
+def chain_batch(
+    tokens: NDArray[np.int32], committed: int, block_table: NDArray[np.int32], num_logits: int
+) -> ForwardBatch:
+    """One row of nodes without forks; logits are wanted of its first `num_logits`."""
+    nodes = np.arange(len(tokens), dtype=np.int32)
+    return ForwardBatch(
+        token_ids=tokens,
+        parents=nodes - np.int32(1),
+        row_starts=np.array([0, len(tokens)], np.int32),
+        committed=np.array([committed], np.int32),
+        block_table=block_table,
+        logit_nodes=nodes[:num_logits],
+    )
+
+
 def prefill(
     backend: Backend, block_table: NDArray[np.int32], tokens: Sequence[int], committed: int
 ) -> None:
     """Compute and keep the K/V of `tokens` of one row whose first `committed` are already kept."""
     for start in range(0, len(tokens), CHUNK):
         chunk = np.array(tokens[start : start + CHUNK], np.int32)
-        batch = ForwardBatch(
-            token_ids=chunk,
-            parents=np.arange(-1, len(chunk) - 1, dtype=np.int32),
-            row_starts=np.array([0, len(chunk)], np.int32),
-            committed=np.array([committed + start], np.int32),
-            block_table=block_table,
-            logit_nodes=np.zeros(0, np.int32),
-        )
+        batch = chain_batch(chunk, committed + start, block_table, num_logits=0)
         backend.forward(batch)
         backend.commit(batch, [range(len(chunk))])

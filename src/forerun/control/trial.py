@@ -10,9 +10,10 @@ from statistics import median
 
 import numpy as np
 
+from forerun.backends.prefill import chain_batch
 from forerun.options import SamplingParams
 from forerun.protocols import Backend, ForwardBatch, ProposalPlan, Sampler
-from forerun.stats import Span
+from forerun.stats import timed
 
 _DRAFTED = 2  # a short chain: if this does not pay, no longer one does
 _ACCEPTANCE = 0.6  # of a fitting drafter on text that is not a loop; measured 0.5 to 0.7
@@ -31,29 +32,15 @@ def draft_pays(target: Backend, drafter: Backend) -> bool:
 
 
 def _seconds(call: Callable[[], object]) -> float:
-    first = _once(call)  # memory is touched, threads are awake
+    first = timed(call)  # memory is touched, threads are awake
     if first > _LONG_S:
         return first  # waking up is nothing beside it, and a large model's time is dear
-    return median(_once(call) for _ in range(_REPEATS))
-
-
-def _once(call: Callable[[], object]) -> float:
-    span = Span()
-    with span:
-        call()
-    return span.seconds
+    return median(timed(call) for _ in range(_REPEATS))
 
 
 def _chain(num_nodes: int) -> ForwardBatch:
-    nodes = np.arange(num_nodes, dtype=np.int32)
-    return ForwardBatch(
-        token_ids=np.zeros(num_nodes, np.int32),
-        parents=nodes - 1,
-        row_starts=np.array([0, num_nodes], np.int32),
-        committed=np.zeros(1, np.int32),
-        block_table=np.zeros((1, 1), np.int32),
-        logit_nodes=nodes,
-    )
+    table = np.zeros((1, 1), np.int32)
+    return chain_batch(np.zeros(num_nodes, np.int32), 0, table, num_logits=num_nodes)
 
 
 def _plan() -> ProposalPlan:

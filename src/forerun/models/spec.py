@@ -6,6 +6,7 @@ Knows `config.json` (the only place that reads a foreign config). Must not know 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,22 @@ class Rope:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+
+    def frequencies(self, head_dim: int) -> list[float]:
+        """`[head_dim / 2]` radians per position, after scaling."""
+        plain = [self.theta ** (-2.0 * pair / head_dim) for pair in range(head_dim // 2)]
+        return plain if self.kind == "default" else [self._scaled(one) for one in plain]
+
+    def _scaled(self, frequency: float) -> float:
+        # Waves longer than the trained context turn `factor` times slower, short ones stay, and a
+        # linear blend in inverse wavelength joins the two.
+        turns = self.original_max_position * frequency / (2.0 * math.pi)
+        if turns > self.high_freq_factor:
+            return frequency
+        if turns < self.low_freq_factor:
+            return frequency / self.factor
+        blend = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        return (1.0 - blend) * frequency / self.factor + blend * frequency
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,23 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
+from forerun.backends.prefill import chain_batch, prefill
 from forerun.errors import CapacityError, OptionError
 from forerun.models.resolve import resolve_model
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import Checkpoint, open_checkpoint
 from forerun.options import SamplingParams
 from forerun.protocols import BLOCK_LEN, ForwardBatch, ProposalPlan, Sampler
+from forerun.stats import timed
 from forerun.tools import machine
 from forerun.tools.random_model import random_config, write_random_model
 from forerun.tools.terminal import say, write_json
@@ -34,7 +38,6 @@ if TYPE_CHECKING:
     from forerun.tools.arguments import EngineArguments
 
 _NUM_WARM = 3
-_PREFILL_LEN = 32
 _WEIGHT_BYTES = _KV_BYTES = 2  # bf16
 
 
@@ -190,7 +193,7 @@ def _time_forwards(backend: NativeBackend, plan: Plan) -> Iterator[Row]:
         bandwidths = []
         for _ in range(_NUM_WARM + plan.repeat):
             for batch, seconds in zip(batches, times, strict=True):
-                seconds.append(_timed_forward(backend, batch))
+                seconds.append(timed(partial(backend.forward, batch)))
             bandwidths.append(backend.read_bandwidth(num_bytes))
         bandwidth = median(bandwidths[_NUM_WARM:])
         for count, seconds in zip(plan.num_tokens, times, strict=True):
@@ -210,45 +213,30 @@ def _time_proposals(backend: NativeBackend, plan: Plan) -> Iterator[Row]:
         times, bandwidths = [], []
         for _ in range(_NUM_WARM + plan.repeat):
             backend.propose(proposal)
-            times.append(_timed_proposal(backend, proposal) / plan.propose)
+            times.append(timed(partial(backend.propose, proposal)) / plan.propose)
             backend.read_bandwidth(num_bytes)
             bandwidths.append(backend.read_bandwidth(num_bytes))
         bandwidth = median(bandwidths[_NUM_WARM:])
         yield Row(1, context, tuple(times[_NUM_WARM:]), bandwidth, num_bytes)
 
 
-def _timed_forward(backend: NativeBackend, batch: ForwardBatch) -> float:
-    started = perf_counter()
-    backend.forward(batch)
-    return perf_counter() - started
-
-
-def _timed_proposal(backend: NativeBackend, plan: ProposalPlan) -> float:
-    started = perf_counter()
-    backend.propose(plan)
-    return perf_counter() - started
-
-
 def _prefill(backend: NativeBackend, context: int, num_blocks: int) -> None:
-    for start in range(0, context, _PREFILL_LEN):
-        count = min(_PREFILL_LEN, context - start)
-        batch = _chain(backend, start, count, num_blocks)
-        backend.forward(batch)
-        backend.commit(batch, [range(count)])
+    prefill(backend, _table(num_blocks), _tokens(backend, context, 0).tolist(), 0)
 
 
 def _chain(backend: NativeBackend, committed: int, count: int, num_blocks: int) -> ForwardBatch:
     """`count` nodes in a row after `committed` ones, all their logits wanted, as to verify them."""
-    generator = np.random.default_rng(committed)
-    nodes = np.arange(count, dtype=np.int32)
-    return ForwardBatch(
-        token_ids=generator.integers(backend.spec.vocab, size=count, dtype=np.int32),
-        parents=nodes - np.int32(1),
-        row_starts=np.array([0, count], np.int32),
-        committed=np.array([committed], np.int32),
-        block_table=np.arange(num_blocks, dtype=np.int32)[None],
-        logit_nodes=nodes,
-    )
+    tokens = _tokens(backend, count, committed)
+    return chain_batch(tokens, committed, _table(num_blocks), num_logits=count)
+
+
+def _tokens(backend: NativeBackend, count: int, seed: int) -> NDArray[np.int32]:
+    generator = np.random.default_rng(seed)
+    return generator.integers(backend.spec.vocab, size=count, dtype=np.int32)
+
+
+def _table(num_blocks: int) -> NDArray[np.int32]:
+    return np.arange(num_blocks, dtype=np.int32)[None]
 
 
 def _proposal(context: int, plan: Plan) -> ProposalPlan:
@@ -256,7 +244,7 @@ def _proposal(context: int, plan: Plan) -> ProposalPlan:
         catch_up=np.ones(1, np.int32),
         catch_up_starts=np.array([0, 1], np.int32),
         committed=np.array([context], np.int32),
-        block_table=np.arange(plan.num_blocks, dtype=np.int32)[None],
+        block_table=_table(plan.num_blocks),
         samplers=[Sampler(SamplingParams(temperature=plan.temperature), 0)],
         num_steps=plan.propose,
     )

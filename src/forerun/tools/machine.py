@@ -10,6 +10,8 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from forerun.backends.memory import own_groups
+
 _WANTED_FLAGS = ("avx2", "fma", "avx512f", "avx512bw", "avx512_bf16", "amx_tile", "amx_bf16")
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -41,7 +43,7 @@ def cpu_flags() -> dict[str, bool]:
 
 def quota_cores() -> float | None:
     """Cores' worth of time that the control groups allow, or None where there is no limit."""
-    limits = [_quota(Path("/sys/fs/cgroup") / group / "cpu.max") for group in _own_groups()]
+    limits = [_quota(group / "cpu.max") for group in own_groups()]
     finite = [limit for limit in limits if limit is not None]
     return min(finite) if finite else None
 
@@ -49,17 +51,6 @@ def quota_cores() -> float | None:
 def memory_bytes() -> int:
     """Physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _own_groups() -> list[Path]:
-    """This process's control group and all above it; each may set a limit."""
-    try:
-        lines = Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return [Path()]
-    own = [line.split("::", 1)[1].lstrip("/") for line in lines if line.startswith("0::")]
-    group = Path(own[0]) if own else Path()
-    return [group, *group.parents] if group.parts else [group]
 
 
 def _quota(path: Path) -> float | None:

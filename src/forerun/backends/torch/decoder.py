@@ -15,7 +15,6 @@ files or training: a caller with its own attention composes
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -41,21 +40,7 @@ class Rotation:
 
 def rotary_frequencies(rope: Rope, head_dim: int) -> Tensor:
     """Radians per position of each of the `head_dim / 2` rotary pairs, in float32."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    plain = 1.0 / rope.theta**exponents
-    if rope.kind == "default":
-        return plain
-    wavelengths = 2 * math.pi / plain
-    longest, shortest = (
-        rope.original_max_position / rope.low_freq_factor,
-        rope.original_max_position / rope.high_freq_factor,
-    )
-    smooth = (rope.original_max_position / wavelengths - rope.low_freq_factor) / (
-        rope.high_freq_factor - rope.low_freq_factor
-    )
-    blended = (1 - smooth) * plain / rope.factor + smooth * plain
-    scaled = torch.where(wavelengths > longest, plain / rope.factor, blended)
-    return torch.where(wavelengths < shortest, plain, scaled)
+    return torch.tensor(rope.frequencies(head_dim), dtype=torch.float32, device="cpu")
 
 
 class RMSNorm(nn.Module):
