@@ -42,6 +42,7 @@ from forerun.train.evaluate import (  # noqa: E402
     compressed_bits_per_byte,
 )
 from forerun.train.export import export_checkpoint, load_decoder, qwen3_config  # noqa: E402
+from forerun.train.grow import start_from  # noqa: E402
 from forerun.train.lm import (  # noqa: E402
     Budget,
     Recipe,
@@ -86,9 +87,18 @@ def package(folder: Path, name: str, **files: str) -> Package:
     return Package(name, "1", "MIT", tuple(sorted(root.iterdir())))
 
 
-def tiny(vocab: int = 300, seed: int = 0) -> Decoder:
-    model = Decoder(code_spec(hidden=64, layers=1, heads=2, kv_heads=1, ffn=96, vocab=vocab))
+def tiny(vocab: int = 300, seed: int = 0, layers: int = 1, ffn: int = 96) -> Decoder:
+    model = Decoder(code_spec(hidden=64, layers=layers, heads=2, kv_heads=1, ffn=ffn, vocab=vocab))
     initialise(model, seed)
+    return model
+
+
+def disturbed(model: Decoder, seed: int) -> Decoder:
+    """The model with every parameter moved, so that no projection is zero as it starts."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     return model
 
 
@@ -286,6 +296,33 @@ class TestDistillation:
         assert (mixed.at(0) == 5).all()
         assert not (mixed.at(1) == 5).all()
         assert mixed.at(1).shape == (2, 17)
+
+
+class TestGrowth:
+    def test_a_deeper_model_starts_as_the_same_function(self) -> None:
+        trained = disturbed(tiny(seed=2, layers=2), seed=1)
+        deeper = disturbed(tiny(seed=3, layers=5), seed=2)
+        tokens = torch.arange(24).reshape(2, 12)
+        assert not torch.allclose(deeper(tokens), trained(tokens), atol=1e-2)
+        start_from(deeper, trained)
+        assert torch.equal(deeper(tokens), trained(tokens))
+
+    def test_an_added_layer_copies_its_like_and_learns(self) -> None:
+        trained = disturbed(tiny(seed=2, layers=2), seed=1)
+        deeper = tiny(seed=3, layers=4)
+        start_from(deeper, trained)
+        added, like = deeper.model.layers[1], trained.model.layers[0]
+        assert torch.equal(added.mlp.up_proj.weight, like.mlp.up_proj.weight)
+        next_token_loss(deeper, torch.arange(26).reshape(2, 13)).backward()
+        gradient = added.mlp.down_proj.weight.grad
+        assert gradient is not None
+        assert gradient.abs().max() > 0
+
+    def test_another_width_or_a_shallower_model_is_refused(self) -> None:
+        with pytest.raises(OptionError, match="'ffn': 128"):
+            start_from(tiny(layers=2, ffn=128), tiny())
+        with pytest.raises(OptionError, match="with 1 layers, the trained one has"):
+            start_from(tiny(), tiny(layers=2))
 
 
 class TestExport:

@@ -26,9 +26,10 @@ train_app = typer.Typer(
     help="""Make a small model of Python code and its drafter from what is installed here.
 
     \b
-    The whole way, about two hours on two cores
+    The whole way, about three hours on two cores
       forerun train corpus --out corpus
-      forerun train lm --corpus corpus --out code --minutes 75
+      forerun train lm --corpus corpus --out shallow --layers 6 --minutes 75
+      forerun train lm --corpus corpus --out code --start-from shallow --minutes 75 --seed 1
       forerun train lm --corpus corpus --out code/drafters/lm --distill-from code --minutes 20
       forerun train evaluate code --corpus corpus --card
     """,
@@ -44,13 +45,17 @@ class Engine(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShapeArguments:
-    """The size of the model; 0 means the embedded family's own (target or drafter)."""
+    """The model; a size of 0 means the embedded family's own (target or drafter)."""
 
     hidden: Annotated[int, typer.Option(help="Width, a multiple of 64.")] = 0
     layers: Annotated[int, typer.Option(help="Number of layers.")] = 0
     heads: Annotated[int, typer.Option(help="Query heads of 64 dimensions.")] = 0
     kv_heads: Annotated[int, typer.Option(help="Key/value heads; divides --heads.")] = 0
     ffn: Annotated[int, typer.Option(help="Width of the feed-forward block.")] = 0
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="Start from this trained model; --layers may be more than its."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 from forerun.backends.torch.decoder import Decoder
 from forerun.errors import OptionError
 from forerun.models.spec import ModelSpec, read_spec
+from forerun.train import grow
 from forerun.train.batches import Batches
 from forerun.train.card import Training, write_card
 from forerun.train.corpus import (
@@ -63,7 +64,7 @@ from forerun.train.tokenizer import encode_documents, save_tokenizer, train_toke
 if TYPE_CHECKING:
     from forerun.train.cli import ShapeArguments, StepArguments
 
-TARGET_SHAPE = {"hidden": 256, "layers": 6, "heads": 4, "kv_heads": 2, "ffn": 768}
+TARGET_SHAPE = {"hidden": 256, "layers": 12, "heads": 4, "kv_heads": 2, "ffn": 768}
 DRAFTER_SHAPE = {"hidden": 128, "layers": 2, "heads": 2, "kv_heads": 1, "ffn": 384}
 MAX_POSITION = 4096
 TOKENIZER_SAMPLE = 3  # every third document is enough to learn 4096 entries
@@ -120,6 +121,8 @@ def train_lm(
     if step.threads:
         torch.set_num_threads(step.threads)
     run = _open_run(corpus, out, shape, step, is_drafter=distill_from is not None)
+    if run.position.step == 0:
+        _start(run.model, shape.start_from, distill_from)
     lesson = _text_lesson(run, corpus)
     stepping = minutes
     if distill_from is not None:
@@ -132,6 +135,7 @@ def train_lm(
     role = "target"
     if distill_from is not None:
         command, role = f"{command} --distill-from {distill_from}", "drafter"
+    command += _changed(shape) + _changed(step)
     _finish(run, corpus, out, role, command)
 
 
@@ -200,6 +204,15 @@ def _finish(run: Run, corpus: Path, out: Path, role: str, command: str) -> None:
     (run.directory / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
+def _changed(arguments: ShapeArguments | StepArguments) -> str:
+    """The options that were not left at their defaults, as on the command line."""
+    return "".join(
+        f" --{field.name.replace('_', '-')} {getattr(arguments, field.name)}"
+        for field in fields(arguments)
+        if getattr(arguments, field.name) != field.default
+    )
+
+
 def _spec(shape: ShapeArguments, family: dict[str, int], vocab: int) -> ModelSpec:
     sizes = {name: getattr(shape, name) or default for name, default in family.items()}
     if sizes["heads"] % sizes["kv_heads"]:
@@ -227,6 +240,13 @@ def _open_run(
     return Run(model, recipe, out / "run", device=step.device)
 
 
+def _start(model: Decoder, trained: Path | None, target: Path | None) -> None:
+    if trained is not None:
+        grow.start_from(model, load_decoder(trained))
+    elif target is not None:
+        start_like(model, load_decoder(target))
+
+
 def _text_lesson(run: Run, corpus: Path) -> _Lesson:
     recipe, stream = run.recipe, _stream(corpus / "train.npy")
     batches = Batches(stream, recipe.rows, recipe.row_len, recipe.seed, recipe.long_every)
@@ -235,8 +255,6 @@ def _text_lesson(run: Run, corpus: Path) -> _Lesson:
 
 def _imitation(run: Run, text: _Lesson, target_dir: Path, minutes: float) -> _Lesson:
     target = load_decoder(target_dir).to(run.device).requires_grad_(requires_grad=False)
-    if run.position.step == 0:
-        start_like(run.model, target)
     sampled = _sampled(target, text.batches.stream, run.directory, minutes, run.recipe)
     mixed = MixedText(text.batches, sampled)
     return _Lesson(text.batches, mixed.at, Distillation(target), run.recipe.row_len)
