@@ -17,7 +17,7 @@ namespace forerun::avx512_bf16 {
 
 constexpr int kRowBytes = kBlock * 2;
 constexpr int kMaxRegisterRows = 6;  // 24 chains + 4 weight registers + 2 broadcasts
-constexpr int kTouchFrom = 3;        // rows from which the driver touches lines
+constexpr int kTouchFrom = 4;        // rows from which the driver touches lines
 
 // Row encoding: 16 words of 32 bits; word 2i = (a[4i] high, a[4i+2] low), word 2i+1 the odd pair.
 static void pack_rows(const float* x, int64_t stride, int rows, int inputs, void* packed) {
@@ -85,13 +85,13 @@ static inline void tiles_block(const uint8_t* a, const uint8_t* tiles, float* c,
     }
 }
 
-// Few rows wait for memory: one ascending stream keeps the hardware prefetcher with us (two
+// Up to three rows wait for memory: one ascending stream keeps the hardware prefetcher with us (two
 // streams 1 KiB apart read at half the speed). More rows wait for the multipliers: both tiles share
 // one broadcast, and the driver's prefetch brings the lines.
 template <int R>
 static inline void block(const uint8_t* a, const uint8_t* tiles, float* c, int64_t ldc,
                          bool from_zero) {
-  if constexpr (R >= 3) {
+  if constexpr (R >= kTouchFrom) {
     tiles_block<R, 2>(a, tiles, c, ldc, from_zero);
   } else {
     tiles_block<R, 1>(a, tiles, c, ldc, from_zero);
