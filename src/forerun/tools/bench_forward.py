@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from forerun.tools.arguments import EngineArguments
 
 _NUM_WARM = 3
+_NUM_SETTLING = 2  # passes until a model that fits the cache is in it, as between decode rounds
 _WEIGHT_BYTES = _KV_BYTES = 2  # bf16
 
 
@@ -184,7 +185,11 @@ def _backend(
 
 
 def _time_forwards(backend: NativeBackend, plan: Plan) -> Iterator[Row]:
-    """Rows of one context are interleaved with each other and with the bandwidth."""
+    """Rows of one context are interleaved with each other and with the bandwidth.
+
+    Each measured pass follows unmeasured ones, and so does each measured read: the buffer of one
+    row's bandwidth must not make the next row's weights cold.
+    """
     for context in plan.contexts:
         num_bytes = floor_bytes(backend.spec, context)
         _prefill(backend, context, plan.num_blocks)
@@ -193,7 +198,10 @@ def _time_forwards(backend: NativeBackend, plan: Plan) -> Iterator[Row]:
         bandwidths = []
         for _ in range(_NUM_WARM + plan.repeat):
             for batch, seconds in zip(batches, times, strict=True):
+                for _ in range(_NUM_SETTLING):
+                    backend.forward(batch)
                 seconds.append(timed(partial(backend.forward, batch)))
+            backend.read_bandwidth(num_bytes)
             bandwidths.append(backend.read_bandwidth(num_bytes))
         bandwidth = median(bandwidths[_NUM_WARM:])
         for count, seconds in zip(plan.num_tokens, times, strict=True):
