@@ -72,14 +72,17 @@ def write_random_model(config: Mapping[str, object], directory: Path) -> ModelSp
     (directory / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
     shapes = expected_tensors(spec)
     with (directory / SINGLE_NAME).open("wb") as file:
-        file.write(_header(shapes))
+        file.write(bf16_header(shapes))
         for index, (name, shape) in enumerate(shapes.items()):
             file.write(_values(index, name, shape).tobytes())
     return spec
 
 
-def _header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
-    fields, end = {}, 0
+def bf16_header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
+    """What a safetensors file of such bf16 tensors, one behind the other, begins with."""
+    # Older loaders refuse a file that does not name its format.
+    fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
     for name, shape in shapes.items():
         begin, end = end, end + 2 * math.prod(shape)
         fields[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
