@@ -1,9 +1,8 @@
 """`forerun bench forward`: passes of the native backend against the floor of this machine.
 
-A floor is the bytes that must move ÷ the bandwidth. Bytes: every weight once at two bytes (an
-untied input embedding is looked up, not read, so it does not count), and the K/V of the context
-once. Bandwidth: the best of several read kernels over a private buffer of the same size, measured
-between the passes, so that both see the same machine in the same minute.
+A floor is the bytes that must move (`costs.py`) ÷ the bandwidth: the best of several read kernels
+over a private buffer of the same size, measured between the passes, so that both see the same
+machine in the same minute.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from numpy.typing import NDArray
 from forerun.backends.prefill import chain_batch, prefill
 from forerun.errors import CapacityError, OptionError
 from forerun.models.resolve import resolve_model
-from forerun.models.spec import ModelSpec
 from forerun.models.weights import Checkpoint, open_checkpoint
 from forerun.options import SamplingParams
 from forerun.protocols import BLOCK_LEN, ForwardBatch, ProposalPlan, Sampler
 from forerun.stats import timed
 from forerun.tools import machine
+from forerun.tools.costs import pass_bytes
 from forerun.tools.random_model import random_config, write_random_model
 from forerun.tools.terminal import say, write_json
 
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 _NUM_WARM = 3
 _NUM_SETTLING = 2  # passes until a model that fits the cache is in it, as between decode rounds
-_WEIGHT_BYTES = _KV_BYTES = 2  # bf16
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +137,6 @@ def run(random: str | None, plan: Plan, engine: EngineArguments, *, as_json: boo
     return 0
 
 
-def floor_bytes(spec: ModelSpec, context: int) -> int:
-    """Bytes one forward pass must move whatever it does: weights, and the K/V of the context."""
-    untied_embedding = 0 if spec.tied else spec.vocab * spec.hidden
-    weights = (spec.num_parameters - untied_embedding) * _WEIGHT_BYTES
-    kv = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * _KV_BYTES
-    return weights + kv * context
-
-
 @contextmanager
 def _checkpoint(random: str | None, model: str) -> Iterator[Checkpoint]:
     if random is None:
@@ -191,7 +181,7 @@ def _time_forwards(backend: NativeBackend, plan: Plan) -> Iterator[Row]:
     row's bandwidth must not make the next row's weights cold.
     """
     for context in plan.contexts:
-        num_bytes = floor_bytes(backend.spec, context)
+        num_bytes = pass_bytes(backend.spec, context)
         _prefill(backend, context, plan.num_blocks)
         batches = [_chain(backend, context, count, plan.num_blocks) for count in plan.num_tokens]
         times: list[list[float]] = [[] for _ in batches]
@@ -215,7 +205,7 @@ def _time_proposals(backend: NativeBackend, plan: Plan) -> Iterator[Row]:
     follow each other too.
     """
     for context in plan.contexts:
-        num_bytes = floor_bytes(backend.spec, context)
+        num_bytes = pass_bytes(backend.spec, context)
         _prefill(backend, context, plan.num_blocks)
         proposal = _proposal(context, plan)
         times, bandwidths = [], []
