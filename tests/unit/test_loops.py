@@ -9,6 +9,7 @@ from forerun.tools.pairs import (
     Pair,
     Round,
     Run,
+    num_without_loops,
     ratio_without_loops,
     speedup,
     tokens_per_s,
@@ -87,3 +88,21 @@ def test_tokens_no_round_made_are_left_out() -> None:
 def test_other_tokens_are_noticed() -> None:
     assert pair_of(1.0, 1.0).is_identical
     assert not Pair(run_of([1, 2], (2, 1.0)), run_of([1, 3], (2, 1.0))).is_identical
+
+
+def test_each_side_counts_its_own_tokens_outside_loops() -> None:
+    ids = list(range(8))
+    plain = run_of(ids, *[(1, 1.0)] * 7)  # the first round made one token, which is left out
+    speculative = run_of(ids, (4, 4.0))  # here it made four: as fast, over fewer tokens
+    assert ratio_without_loops([[Pair(plain, speculative)]]) == pytest.approx(1.0)
+    assert num_without_loops([[Pair(plain, speculative)]]) == 4
+
+    # The control: seconds alone would call the same speed a gain.
+    assert plain.seconds_without_loops() / speculative.seconds_without_loops() > 1.5
+
+
+def test_without_tokens_outside_loops_there_is_no_ratio() -> None:
+    looped = run_of([7] * 9, (4, 1.0), (4, 1.0))
+    assert looped.num_without_loops() == 0
+    assert ratio_without_loops([[Pair(looped, looped)]]) is None
+    assert num_without_loops([[Pair(looped, looped)]]) == 0

@@ -3,7 +3,8 @@
 A token *loops* when it is covered by a 4-gram of the generated tokens that already occurred
 earlier in them. The prompt does not count: repeating the prompt is copying, not looping.
 Ordinary code repeats some 4-grams, so the share is a little above zero for good text too; it
-errs towards calling text a loop, never the other way.
+errs towards calling text a loop, never the other way. That holds by kind of text too: tables,
+records and tests repeat what their form repeats, so compare a share with another of its category.
 """
 
 from __future__ import annotations

@@ -43,6 +43,12 @@ class Run:
         """Tokens that came out of rounds."""
         return sum(one.num_tokens for one in self.rounds)
 
+    def num_without_loops(self) -> int:
+        """Tokens outside loops that came out of rounds."""
+        marks = looping(self.token_ids)
+        decoded = marks[max(len(marks) - self.num_decoded, 0) :]
+        return len(decoded) - sum(decoded)
+
     def seconds_without_loops(self) -> float:
         """Time spent on tokens outside loops: each round counts by its share of them.
 
@@ -95,12 +101,29 @@ def speedup(pairs_by_prompt: Sequence[Sequence[Pair]]) -> Speedup:
 
 
 def ratio_without_loops(pairs_by_prompt: Sequence[Sequence[Pair]]) -> float | None:
-    """Plain ÷ speculative time over non-looping tokens only; None if every token loops."""
-    plain = speculative = 0.0
-    for group in pairs_by_prompt:
-        plain += median(pair.plain.seconds_without_loops() for pair in group)
-        speculative += median(pair.speculative.seconds_without_loops() for pair in group)
-    return plain / speculative if plain > 0 and speculative > 0 else None
+    """Speculative ÷ plain tokens per second over tokens outside loops; None where there are none.
+
+    None if either side has no such token: the first round is left out, and a speculative one may
+    have made all of them. For the same reason the two sides count their own tokens.
+    """
+    plain = _without_loops([[pair.plain for pair in group] for group in pairs_by_prompt])
+    speculative = _without_loops(
+        [[pair.speculative for pair in group] for group in pairs_by_prompt]
+    )
+    return speculative / plain if plain and speculative else None
+
+
+def num_without_loops(pairs_by_prompt: Sequence[Sequence[Pair]]) -> int:
+    """Tokens that `ratio_without_loops` rests on: outside loops, made by speculative rounds."""
+    groups = [[pair.speculative.num_without_loops() for pair in group] for group in pairs_by_prompt]
+    return round(sum(median(group) for group in groups))
+
+
+def _without_loops(runs_by_prompt: Sequence[Sequence[Run]]) -> float | None:
+    """Tokens per second outside loops, from each prompt's median time; None without tokens."""
+    seconds = sum(median(run.seconds_without_loops() for run in runs) for runs in runs_by_prompt)
+    tokens = sum(median(run.num_without_loops() for run in runs) for runs in runs_by_prompt)
+    return tokens / seconds if tokens > 0 and seconds > 0 else None
 
 
 def tokens_per_s(runs_by_prompt: Sequence[Sequence[Run]]) -> float:
