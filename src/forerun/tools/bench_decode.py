@@ -9,9 +9,9 @@ round and its tokens are left out of every figure, on both sides.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -20,8 +20,24 @@ from forerun.errors import OptionError
 from forerun.options import SamplingParams, Speculation
 from forerun.tools import machine
 from forerun.tools.loops import loop_share
-from forerun.tools.pairs import Pair, Round, Run, ratio_without_loops, speedup, tokens_per_s
-from forerun.tools.prompt_files import BUILT_IN, Prompt, read_prompts
+from forerun.tools.pairs import (
+    Pair,
+    Round,
+    Run,
+    num_without_loops,
+    ratio_without_loops,
+    speedup,
+    tokens_per_s,
+)
+from forerun.tools.prompt_files import (
+    BUILT_IN,
+    CONTEXT_LENS,
+    TIERS,
+    Prompt,
+    read_prompts,
+    read_suite,
+    spread,
+)
 from forerun.tools.terminal import say, write_json
 
 if TYPE_CHECKING:
@@ -31,19 +47,36 @@ if TYPE_CHECKING:
 PLAIN = Speculation(drafter="none")
 
 
-def run(
-    prompts: Path | None,
-    engine: EngineArguments,
-    sampling: SamplingArguments,
-    *,
-    limit: int,
-    repeat: int,
-    as_json: bool,
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which prompts are measured, and how often each."""
+
+    prompts: tuple[Prompt, ...]
+    repeat: int
+
+    @staticmethod
+    def parse(prompts: Path | None, suite: str | None, *, limit: int, repeat: int) -> Plan:
+        """The plan of the options: a file's first prompts, or a spread over the suite's.
+
+        Raises:
+            OptionError: a number outside its range, a file and the suite at once, or a file or
+                category that is not there.
+        """
+        if repeat < 1 or limit < 0:
+            raise OptionError(f"--repeat {repeat} must be at least 1, --limit {limit} at least 0")
+        if prompts is not None and suite is not None:
+            raise OptionError(
+                "--prompts and --suite were both given, and one run measures one set: leave one"
+                " out, or run twice"
+            )
+        if suite is not None:
+            return Plan(tuple(spread(read_suite(suite), limit)), repeat)
+        return Plan(tuple(read_prompts(prompts or BUILT_IN)[: limit or None]), repeat)
+
+
+def run(plan: Plan, engine: EngineArguments, sampling: SamplingArguments, *, as_json: bool) -> int:
     """Measure and report; 1 if any token differed."""
-    if repeat < 1 or limit < 0:
-        raise OptionError(f"--repeat {repeat} must be at least 1, --limit {limit} at least 0")
-    chosen = read_prompts(prompts or BUILT_IN)[: limit or None]
+    chosen = plan.prompts
     params = replace(sampling.params(), seed=sampling.seed or 0)
     with ExitStack() as stack:
         plain = stack.enter_context(engine.open(PLAIN))
@@ -52,7 +85,7 @@ def run(
         for number, prompt in enumerate(chosen):
             _progress(f"{number + 1}/{len(chosen)} {prompt.name}")
             own = replace(params, choice=number % 2**16)
-            groups.append(measure_pairs(plain, speculative, prompt.text, own, repeat))
+            groups.append(measure_pairs(plain, speculative, prompt.text, own, plan.repeat))
         _progress("")
         report = {
             "machine": machine.machine_name(),
@@ -64,6 +97,7 @@ def run(
             "temperature": params.temperature,
             "seed": params.seed,
             **figures(groups),
+            **_tables(chosen, groups),
             "prompts": [_figures_of(*one) for one in zip(chosen, groups, strict=True)],
         }
     _show(report, as_json=as_json)
@@ -105,22 +139,61 @@ def figures(groups: Sequence[Sequence[Pair]]) -> dict[str, Any]:
         "ratio": speed.ratio,
         "ratio_ci95": [speed.low, speed.high],
         "ratio_without_loops": ratio_without_loops(groups),
+        "num_without_loops": num_without_loops(groups),
         "identical": all(pair.is_identical for group in groups for pair in group),
     }
 
 
-def _figures_of(prompt: Prompt, group: Sequence[Pair]) -> dict[str, Any]:
-    every = figures([group])
+def by_label(
+    label: str,
+    names: Iterable[str],
+    prompts: Sequence[Prompt],
+    groups: Sequence[Sequence[Pair]],
+) -> list[dict[str, Any]]:
+    """A row of figures for each of `names` that some prompt has as its `label`.
+
+    `num_tokens` is all that was generated; a ratio is None where its row has no such token.
+    """
+    rows = []
+    for name in names:
+        own = [
+            group
+            for prompt, group in zip(prompts, groups, strict=True)
+            if getattr(prompt, label) == name
+        ]
+        if own:
+            rows.append({label: name, "num_prompts": len(own), **_row(own)})
+    return rows
+
+
+def _tables(prompts: Sequence[Prompt], groups: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+    categories = sorted({prompt.category for prompt in prompts} - {""})
     return {
-        "name": prompt.name,
-        "num_tokens": len(group[0].speculative.token_ids),
+        "categories": by_label("category", categories, prompts, groups),
+        "contexts": by_label("context", CONTEXT_LENS, prompts, groups),
+        "entropies": by_label("entropy", TIERS, prompts, groups),
+    }
+
+
+def _row(groups: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+    every = figures(groups)
+    return {
+        "num_tokens": sum(len(group[0].speculative.token_ids) for group in groups),
         "plain_tokens_per_s": every["baseline"]["tokens_per_s"],
         "tokens_per_s": every["speculative"]["tokens_per_s"],
         "ratio": every["ratio"],
+        "ratio_ci95": every["ratio_ci95"],
+        "ratio_without_loops": every["ratio_without_loops"],
+        "num_without_loops": every["num_without_loops"],
         "tokens_per_round": every["speculative"]["tokens_per_round"],
         "loop_share": every["speculative"]["loop_share"],
         "identical": every["identical"],
     }
+
+
+def _figures_of(prompt: Prompt, group: Sequence[Pair]) -> dict[str, Any]:
+    labels = {key: getattr(prompt, key) for key in ("category", "context", "entropy")}
+    return {"name": prompt.name, **{k: v for k, v in labels.items() if v}, **_row([group])}
 
 
 def _timed(engine: Engine, text: str, params: SamplingParams) -> Run:

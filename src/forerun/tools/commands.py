@@ -150,7 +150,17 @@ def bench_forward(
 def bench_decode(
     *,
     prompts: _Prompts = None,
-    limit: Annotated[int, typer.Option(help="Use only the first prompts; 0 uses all.")] = 0,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CATEGORY,...",
+            help="Measure these categories of the prompt suite, or all.",
+            show_default=False,
+        ),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(help="Only so many: the first, or a spread over the suite; 0 is all.")
+    ] = 0,
     repeat: Annotated[int, typer.Option(help="Pairs of runs for each prompt.")] = 3,
     as_json: _Json = False,
     engine: EngineArguments,
@@ -158,16 +168,18 @@ def bench_decode(
 ) -> int:
     """Compare speculation with plain decoding, in interleaved pairs; exits 1 if a token differs.
 
-    Without --prompts a built-in set of 24 beginnings of Python files is used.
+    Without --prompts or --suite a built-in set of 24 beginnings of Python files is used.
 
     \b
     Examples
       forerun bench decode
+      forerun bench decode --suite all --limit 48     # or --suite edit,prose
       forerun bench decode -t 0.7 --max-tokens 128 --drafter lookup --json
     """
-    from forerun.tools.bench_decode import run
+    from forerun.tools.bench_decode import Plan, run
 
-    return run(prompts, engine, sampling, limit=limit, repeat=repeat, as_json=as_json)
+    plan = Plan.parse(prompts, suite, limit=limit, repeat=repeat)
+    return run(plan, engine, sampling, as_json=as_json)
 
 
 @app.command()

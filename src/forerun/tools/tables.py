@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -34,13 +36,18 @@ def show_forward(report: dict[str, Any]) -> None:
 
 
 def show_decode(report: dict[str, Any]) -> None:
-    """`bench decode`: one line a prompt, then all together against the baseline."""
+    """`bench decode`: a line a prompt or a category, then all against the baseline."""
     console = Console()
     console.print(
         f"{report['model']} · {report['drafter']}, {report['shape']} ·"
         f" temperature {report['temperature']:g} · {report['machine']}",
         soft_wrap=True,
     )
+    console.print(_suite_table(report) if report["categories"] else _prompt_table(report))
+    console.print(_verdict(report), soft_wrap=True)
+
+
+def _prompt_table(report: dict[str, Any]) -> Table:
     table = _table("prompt", "tokens", "plain/s", "spec./s", "ratio", "a round", "loops", "same")
     for one in report["prompts"]:
         table.add_row(
@@ -53,8 +60,45 @@ def show_decode(report: dict[str, Any]) -> None:
             f"{one['loop_share']:.0%}",
             "yes" if one["identical"] else "NO",
         )
-    console.print(table)
-    console.print(_verdict(report), soft_wrap=True)
+    return table
+
+
+def _suite_table(report: dict[str, Any]) -> Table:
+    """A row a category and one for all of them, then by context and by entropy; 80 columns wide."""
+    table = _table(
+        "category", "n", "plain/s", "spec./s", "ratio", "95 %", "outside", "round", "loops"
+    )
+    table.box, table.padding, table.pad_edge = SIMPLE_HEAD, (0, 1, 0, 0), False
+    ours = report["speculative"]
+    total = {
+        **report,
+        **ours,
+        "num_prompts": len(report["prompts"]),
+        "plain_tokens_per_s": report["baseline"]["tokens_per_s"],
+    }
+    _add_rows(table, [(one["category"], one) for one in report["categories"]])
+    _add_rows(table, [("total", total)])
+    _add_rows(table, [(f"context {one['context']}", one) for one in report["contexts"]])
+    _add_rows(table, [(f"{one['entropy']} entropy", one) for one in report["entropies"]])
+    return table
+
+
+def _add_rows(table: Table, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    for name, one in rows:
+        low, high = one["ratio_ci95"]
+        without = one["ratio_without_loops"]
+        table.add_row(
+            name,
+            str(one["num_prompts"]),
+            f"{one['plain_tokens_per_s']:.0f}",
+            f"{one['tokens_per_s']:.0f}",
+            f"{one['ratio']:.2f}" if one["identical"] else "NOT SAME",
+            f"{low:.2f}\N{EN DASH}{high:.2f}",
+            "none" if without is None else f"{without:.2f}",
+            f"{one['tokens_per_round']:.2f}",
+            f"{one['loop_share']:.0%}",
+        )
+    table.add_section()
 
 
 def _verdict(report: dict[str, Any]) -> str:
