@@ -185,7 +185,11 @@ def _table(
             meter.sample()
     _say("")
     plain = next(one for one in engines if one.drafter == "none")
-    rows = [_row(one, turns[one], turns[plain], meter) for one in engines]
+    rows = []
+    for one in engines:
+        row = _row(one, turns[one], turns[plain], meter)
+        row["categories"] = _categories(prompts, turns[one], turns[plain])
+        rows.append(row)
     return {"temperature": temperature, "rows": rows}
 
 
@@ -212,10 +216,7 @@ def _turn_of(completion: Completion, prompt_len: int) -> Turn:
 def _row(
     method: Method, turns: list[list[Turn]], plain: list[list[Turn]], meter: _Bandwidth
 ) -> dict[str, Any]:
-    pairs = [
-        [Pair(one.run, other.run) for one, other in zip(ours, theirs, strict=True)]
-        for ours, theirs in zip(plain, turns, strict=True)
-    ]
+    pairs = _pairs(plain, turns)
     runs = [[turn.run for turn in group] for group in turns]
     rounds = [one for group in runs for run in group for one in run.rounds]
     speed = speedup(pairs)
@@ -242,6 +243,30 @@ def _row(
         "bytes_per_token": (costs.target_bytes + costs.draft_bytes) / costs.num_emitted,
         "target_bandwidth": bandwidths[0],
     }
+
+
+def _categories(
+    prompts: Sequence[Prompt], turns: list[list[Turn]], plain: list[list[Turn]]
+) -> dict[str, Any]:
+    """The ratio of each category of prompts."""
+    pairs, figures = _pairs(plain, turns), {}
+    for name in sorted({prompt.category for prompt in prompts}):
+        own = [pairs[at] for at, prompt in enumerate(prompts) if prompt.category == name]
+        speed = speedup(own)
+        figures[name] = {
+            "num_prompts": len(own),
+            "ratio": speed.ratio,
+            "ratio_ci95": [speed.low, speed.high],
+            "ratio_without_loops": ratio_without_loops(own),
+        }
+    return figures
+
+
+def _pairs(plain: list[list[Turn]], turns: list[list[Turn]]) -> list[list[Pair]]:
+    return [
+        [Pair(one.run, other.run) for one, other in zip(ours, theirs, strict=True)]
+        for ours, theirs in zip(plain, turns, strict=True)
+    ]
 
 
 def _costs(turns: list[list[Turn]], meter: _Bandwidth, drafter: ModelSpec | None) -> Costs:

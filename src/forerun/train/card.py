@@ -100,10 +100,12 @@ def _models(trainings: Sequence[Training], machine: str) -> str:
 
 RECIPE = """
 Muon for the matrices of the layers, AdamW for the embedding and the norms, bf16 autocast; a short
-warmup, a constant rate, then a linear decay over the last third. Rotary base 10000. The drafter
-started with the target's embedding, projected to its width, and learned from the target's logits
-(divergence 0.9, hard label 0.1): half on corpus text, half on text that the target had continued
-from corpus prefixes at temperatures 0, 0.7 and 1. More than half of it is its embedding.
+warmup, a constant rate, then a linear decay. Rotary base 10000. The target's twelve layers started
+as the six of a smaller one trained before, each followed by a copy of itself whose output was zero,
+so that the function was the same at first (arXiv:2401.02415). The drafter started with the target's
+embedding, projected to its width, and learned from the target's logits (divergence 0.9, hard label
+0.1): half on corpus text, half on text that the target had continued from corpus prefixes at
+temperatures 0, 0.7 and 1. More than half of it is its embedding.
 """
 
 

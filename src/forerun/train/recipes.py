@@ -70,6 +70,7 @@ MAX_POSITION = 4096
 TOKENIZER_SAMPLE = 3  # every third document is enough to learn 4096 entries
 SAMPLING_SHARE = 0.25
 DRAFTER_VECTOR_LR = 1.5  # most of a drafter is its embedding, which sees each token rarely
+STARTED_FROM = "started_from.txt"
 CURVE_LABEL = {
     "target": "training loss, nats a token",
     "drafter": "0.9 KL + 0.1 cross-entropy, nats a token",
@@ -137,6 +138,8 @@ def train_lm(
         command, role = f"{command} --distill-from {distill_from}", "drafter"
     command += _changed(shape) + _changed(step)
     _finish(run, corpus, out, role, command)
+    if shape.start_from is not None:
+        (out / "run" / STARTED_FROM).write_text(f"{shape.start_from.resolve()}\n")
 
 
 def evaluate_family(model_dir: Path, corpus: Path) -> dict[str, Any]:
@@ -170,15 +173,25 @@ def evaluate_family(model_dir: Path, corpus: Path) -> dict[str, Any]:
 
 def write_family_card(model_dir: Path, corpus: Path, measured: dict[str, Any]) -> None:
     """Write MODEL_CARD.md beside the weights from what training and evaluation left behind."""
-    trainings = []
-    for role, directory in (("target", model_dir), ("lm drafter", model_dir / "drafters" / "lm")):
-        training = directory / "run" / "training.json"
-        if training.exists():
-            facts = json.loads(training.read_text())
-            trainings.append(Training(role, read_spec(directory), **facts))
+    trainings = [
+        *_trainings("target", model_dir),
+        *_trainings("lm drafter", model_dir / "drafters" / "lm"),
+    ]
     write_card(
         model_dir / "MODEL_CARD.md", corpus / "manifest.json", trainings, measured, machine()
     )
+
+
+def _trainings(role: str, directory: Path) -> list[Training]:
+    """The training of a directory's model, after that of the model it started from."""
+    facts = directory / "run" / "training.json"
+    if not facts.exists():
+        return []
+    before = list[Training]()
+    started_from = directory / "run" / STARTED_FROM
+    if started_from.exists():
+        before = _trainings(f"{role}, before", Path(started_from.read_text().strip()))
+    return [*before, Training(role, read_spec(directory), **json.loads(facts.read_text()))]
 
 
 def machine() -> str:
