@@ -3,7 +3,7 @@
     python benchmarks/make_suite.py --corpus CORPUS      # writes the files, then the tiers
     python benchmarks/make_suite.py --retier             # only the tiers: after a new model
 
-CORPUS is what `forerun train collect` writes: `heldout.jsonl`, `manifest.json` and `train.jsonl`.
+CORPUS is what `forerun train corpus` writes: `heldout.jsonl`, `manifest.json` and `train.jsonl`.
 Texts of our own lie in `suite_sources/`. Everything is seeded: the same corpus, sources and
 tokenizer give the same prompts. A prompt most of whose lines also occur in training text is left
 out; packages whose licences ask for more than their notice are too.
@@ -84,7 +84,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--corpus", type=Path, help="folder that `forerun train collect` wrote")
+    what.add_argument("--corpus", type=Path, help="folder that `forerun train corpus` wrote")
     what.add_argument("--retier", action="store_true", help="rewrite only the key `entropy`")
     parser.add_argument("--model", default=EMBEDDED_NAME)
     parser.add_argument("--threads", type=int, help="cores to use; all allowed ones if not given")
