@@ -1,0 +1,201 @@
+"""Other engines on the same checkpoint, prompts, token counts and cores as forerun, in turns.
+
+    python benchmarks/peers install                          # a virtual environment each
+    python benchmarks/peers --model DIR --prompts FILE.jsonl --json OUT.json --picture OUT.png
+    python benchmarks/peers --model DIR --peers transformers,llamacpp --max-tokens 64 --repeat 3
+
+Greedy decoding, end-of-text ignored, so that all write exactly `--max-tokens` tokens. Threads and
+draft lengths are chosen for each engine on two prompts; what was chosen and what it was chosen from
+is in the JSON. Time to the first token is left out of every rate. An engine that is not installed
+or fails becomes a row that says why. Text is compared with forerun's and reported: engines that
+round differently part ways at near ties.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from statistics import median
+from types import FrameType
+
+import environments
+from catalogue import PEERS, SWEPT_LENGTHS, Peer, forerun
+from child import Child
+from environments import Environments, PeerError
+from race import Plan, Race
+from report import draw, rows_of, show
+from rich.console import Console
+
+from forerun.backends.memory import available_bytes
+from forerun.errors import ForerunError, OptionError
+from forerun.models.resolve import EMBEDDED_NAME, resolve_model
+from forerun.models.spec import read_spec
+from forerun.models.tokenizer import load_tokenizer
+from forerun.tools import machine
+from forerun.tools.prompt_files import BUILT_IN, read_prompts
+
+DRIVERS = Path(__file__).resolve().parent / "drivers"
+MEMORY_SHARE = 0.6  # of what is free now, for all engines of a group together
+SPECULATIONS = ("auto auto", "lookup auto", "lm auto", "lm chain")
+SLACK_TOKENS = 64  # room for drafts beyond the last token
+
+
+def main() -> int:
+    options = _arguments()
+    console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        peers = _peers(options.peers)
+        places = Environments(options.environments.expanduser().resolve())
+        if options.action == "install":
+            return _install(peers, places, console)
+        return _measure(options, peers, places, console)
+    except KeyboardInterrupt:
+        console.print("interrupted; every engine's process was ended")
+        return 130
+    except ForerunError as error:
+        console.print(f"peers: {error}")
+        return 1
+
+
+def _install(peers: Sequence[Peer], places: Environments, console: Console) -> int:
+    failures = 0
+    for peer in peers:
+        console.print(f"{peer.title}: installing")
+        try:
+            places.install(peer)
+        except PeerError as error:
+            failures += 1
+            console.print(f"{peer.title}: {error}")
+    return 1 if failures else 0
+
+
+def _measure(
+    options: argparse.Namespace, peers: Sequence[Peer], places: Environments, console: Console
+) -> int:
+    plan = _plan(options, places)
+
+    def open_child(peer: Peer, seat: str, threads: int) -> Child:
+        command = [str(places.python(peer)), str(DRIVERS / peer.driver)]
+        variables = {key: text.format(threads=threads) for key, text in peer.environment.items()}
+        return Child(command, variables, places.log(seat))
+
+    with console.status("") as status:
+        race = Race(plan, open_child, status.update if console.is_terminal else console.print)
+        race.run(forerun(tuple(options.forerun)), peers)
+    report = {
+        "machine": machine.machine_name(),
+        "cpu_flags": machine.cpu_flags(),
+        "date": date.today().isoformat(),
+        "model": str(options.model),
+        "drafter": None if plan.drafter is None else str(plan.drafter),
+        "num_prompts": len(plan.prompts),
+        "max_tokens": plan.max_tokens,
+        "repeat": plan.repeat,
+        "temperature": options.temperature,
+        "floor_tokens_per_s": 1 / median(race.floors_s) if race.floors_s else None,
+        "rows": rows_of(race.outcomes),
+    }
+    show(report, Console())
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if options.picture is not None:
+        draw(report, options.picture)
+    return 0
+
+
+def _plan(options: argparse.Namespace, places: Environments) -> Plan:
+    if options.temperature != 0:
+        raise OptionError(
+            f"--temperature {options.temperature} cannot be compared: engines draw different"
+            " random numbers; use 0"
+        )
+    model = resolve_model(str(options.model))
+    drafter = options.drafter_dir or model / "drafters" / "lm"
+    if options.drafter_dir is not None and not (drafter / "config.json").exists():
+        raise OptionError(f"--drafter-dir {drafter} has no config.json: name a checkpoint")
+    spec = read_spec(model)
+    tokenizer = load_tokenizer(model, spec)
+    chosen = read_prompts(options.prompts)[: options.limit or None]
+    prompts = [tokenizer.encode(prompt.text) for prompt in chosen]
+    longest = max(map(len, prompts)) + options.max_tokens + SLACK_TOKENS
+    return Plan(
+        model=model,
+        drafter=drafter if (drafter / "config.json").exists() else None,
+        made=places.workspace(_name_of(model)),
+        prompts=prompts,
+        max_tokens=options.max_tokens,
+        repeat=options.repeat,
+        context=min(-(-longest // 256) * 256, spec.max_position),
+        threads=options.threads or _thread_counts(machine.num_cores()),
+        lengths=options.lengths,
+        load_timeout_s=options.load_timeout_s,
+        timeout_s=options.timeout_s,
+        memory_bytes=int(available_bytes() * MEMORY_SHARE),
+    )
+
+
+def _name_of(model: Path) -> str:
+    """One folder a version of a model: its path and when its weights were written."""
+    written = [path.stat().st_mtime_ns for path in sorted(model.glob("*.safetensors"))]
+    return hashlib.sha256(f"{model} {written}".encode()).hexdigest()[:12]
+
+
+def _thread_counts(num_cores: int) -> list[int]:
+    """Powers of two up to the number of cores, and that number."""
+    return sorted({2**n for n in range(num_cores.bit_length())} | {num_cores})
+
+
+def _peers(names: str) -> list[Peer]:
+    known = {peer.name: peer for peer in PEERS}
+    if names == "all":
+        return list(PEERS)
+    wanted = [name for name in names.split(",") if name]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise OptionError(f"--peers {','.join(unknown)} not known; there are {', '.join(known)}")
+    return [known[name] for name in wanted]
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _counts(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks/peers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add = parser.add_argument
+    add("action", nargs="?", choices=("run", "install"), default="run")
+    add("--model", default=EMBEDDED_NAME, help="a checkpoint directory")
+    add("--drafter-dir", type=Path, help="default: MODEL/drafters/lm, if it is there")
+    add("--prompts", type=Path, default=BUILT_IN, help='JSONL with a "prompt" a line')
+    add("--max-tokens", type=int, default=128)
+    add("--temperature", type=float, default=0.0, help="only 0 can be compared")
+    add("--limit", type=int, default=0, help="prompts to use; 0: all")
+    add("--repeat", type=int, default=2)
+    add("--peers", default="all", help=f"all, or some of {','.join(one.name for one in PEERS)}")
+    add("--forerun", nargs="*", default=list(SPECULATIONS), metavar="'DRAFTER SHAPE'",
+        help="speculations of forerun; `chain` alone is swept")  # fmt: skip
+    add("--threads", type=_counts, help="thread counts to choose from; default 1, 2, 4, … cores")
+    add("--lengths", type=_counts, default=list(SWEPT_LENGTHS), help="draft lengths to choose from")
+    add("--environments", type=Path, default=environments.DEFAULT)
+    add("--load-timeout-s", type=float, default=900.0)
+    add("--timeout-s", type=float, default=300.0)
+    add("--json", type=Path, help="write everything that was measured")
+    add("--picture", type=Path, help="write a bar chart (needs matplotlib)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

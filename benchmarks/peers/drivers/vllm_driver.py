@@ -1,0 +1,73 @@
+"""vLLM on CPU, in this process: plain, n-gram, suffix, a draft model. One mode a process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from protocol import Driver, Setting, Stopwatch, Timed, serve
+
+METHODS = {
+    "lookup": {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2},
+    "suffix": {"method": "suffix"},
+    "draft model": {"method": "draft_model"},
+}
+
+
+class VllmDriver:
+    """The engine's own step loop, greedy, prefix caching off, since prompts come back."""
+
+    def load(self, setting: Setting) -> Mapping[str, Any]:
+        import torch
+        import vllm
+
+        speculation = None
+        if setting.mode != "plain":
+            num_draft = setting.options["num_draft"]
+            speculation = {**METHODS[setting.mode], "num_speculative_tokens": num_draft}
+            if setting.mode == "draft model":
+                speculation["model"] = str(setting.drafter)
+        self._engine = vllm.LLM(
+            model=str(setting.model),
+            dtype="bfloat16",
+            max_model_len=setting.context,
+            max_num_seqs=1,
+            enable_prefix_caching=False,
+            speculative_config=speculation,
+            disable_log_stats=True,
+        ).llm_engine
+        self._count = 0
+        versions = {"vllm": vllm.__version__, "torch": torch.__version__}
+        return {"versions": versions, "modes": [setting.mode]}
+
+    def generate(
+        self, mode: str, options: Mapping[str, Any], prompt: Sequence[int], max_tokens: int
+    ) -> Timed:
+        from vllm import SamplingParams
+        from vllm.inputs import TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
+
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        self._count += 1
+        watch = Stopwatch()
+        name = str(self._count)
+        self._engine.add_request(name, TokensPrompt(prompt_token_ids=list(prompt)), params)
+        while self._engine.has_unfinished_requests():
+            for output in self._engine.step():
+                if output.outputs[0].token_ids:
+                    watch.add(output.outputs[0].token_ids)
+        return watch.result(max_tokens)
+
+    def forward(self, num_tokens: int, context: int) -> float:
+        raise NotImplementedError("vLLM has no call for one pass over a given number of tokens")
+
+
+if __name__ == "__main__":
+    driver: Driver = VllmDriver()
+    serve(driver)
