@@ -175,6 +175,19 @@ def path_to(parents: Sequence[int], node: int) -> list[int]:
     return nodes[::-1]
 
 
+def computed(backend: Any, batch: ForwardBatch) -> Floats:
+    """`[n V+LH]` all that a pass computes of its nodes: logits, and every layer's output.
+
+    Logits alone are weak witnesses: rounding to bf16 before the head hides small differences. A
+    backend that has no `spec` is asked for logits only.
+    """
+    spec = getattr(backend, "spec", None)
+    layers = tuple(range(spec.num_layers)) if spec is not None else ()
+    output = backend.forward(replace(batch, tap_layers=layers))
+    taps = np.zeros((len(batch.token_ids), 0)) if output.taps is None else np.array(output.taps)
+    return np.concatenate([output.logits, taps.reshape(len(taps), -1)], 1, dtype=np.float32)
+
+
 class Text:
     """One sequence on one backend: the blocks it owns and how much of it is kept."""
 
@@ -190,21 +203,21 @@ class Text:
         )
 
     def read(self, tokens: Sequence[int]) -> Floats:
-        """`[n V]` logits of all tokens in one pass; keeps them."""
+        """What one pass computes of all tokens; keeps them."""
         batch = batch_of([self.row(tokens)])
-        logits = np.array(self.backend.forward(batch).logits)
+        found = computed(self.backend, batch)
         self.backend.commit(batch, [range(len(tokens))])
         self.committed += len(tokens)
-        return logits
+        return found
 
     def decode(self, tokens: Sequence[int]) -> Floats:
-        """`[n V]` the same, one token a pass: plain decoding."""
+        """The same, one token a pass: plain decoding."""
         return np.concatenate([self.read([token]) for token in tokens])
 
     def grow(self, tokens: Sequence[int], parents: Sequence[int]) -> tuple[ForwardBatch, Floats]:
-        """`[n V]` logits of a tree; keeps nothing yet."""
+        """What one pass computes of a tree; keeps nothing yet."""
         batch = batch_of([self.row(tokens, parents)])
-        return batch, np.array(self.backend.forward(batch).logits)
+        return batch, computed(self.backend, batch)
 
     def keep(self, batch: ForwardBatch, path: Sequence[int]) -> None:
         """Keep a path of the tree just grown."""
@@ -215,7 +228,7 @@ class Text:
 def decode_tree(
     backend: Any, prefix: Sequence[int], tokens: Sequence[int], parents: Sequence[int]
 ) -> Floats:
-    """`[n V]` logits of every node, each decoded token by token along its own path alone."""
+    """What is computed of every node, each decoded token by token along its own path alone."""
     blocks = range(-(-(len(prefix) + len(tokens)) // BLOCK_LEN))
     prompt = Text(backend, blocks)
     if prefix:

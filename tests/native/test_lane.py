@@ -210,7 +210,8 @@ def test_logits_in_the_callers_hands_survive_close(
 ) -> None:
     with opened(checkpoint) as backend:
         logits = backend.forward(batch_of([Row(tokens, chain(60), 0, [0, 1])])).logits
-    require_same_bits(np.array(logits), expected, "after close")
+    own = expected[:, : logits.shape[1]]
+    require_same_bits(np.array(logits), own, "after close")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")

@@ -39,15 +39,16 @@ def known_text(row: int) -> list[int]:
 
 
 def step_by_step(row: int, num_steps: int) -> tuple[list[int], Floats]:
-    """The tokens that plain decoding and the definition of choice give, and the last logits."""
+    """The tokens that plain decoding and the definition of choice give, and the last pass."""
     with opened(CHECKPOINT, isa="portable") as backend:
         text = Text(backend, range(4))
-        logits = text.decode(known_text(row))[-1]
+        found = text.decode(known_text(row))[-1]
         drafted: list[int] = []
         for _ in range(num_steps):
+            logits = found[: SPEC.vocab]
             drafted.append(sampling.select(logits, SAMPLERS[row], text.committed, drafted))
-            logits = text.decode(drafted[-1:])[0]
-    return drafted, logits
+            found = text.decode(drafted[-1:])[0]
+    return drafted, found
 
 
 def plan_of(rows: Sequence[int], num_steps: int) -> ProposalPlan:

@@ -1,5 +1,7 @@
 """Promise 2: the logits of a position are the same bits however it was computed.
 
+So is the output of every layer on the way there, which is the sharper witness.
+
 The yardstick is always the same: plain decoding, one token a pass, on one thread of the `portable`
 path. Everything else must equal it: chunks, trees, mixed batches, threads, instruction paths.
 """
@@ -20,6 +22,7 @@ from builders import (
     Text,
     batch_of,
     chain,
+    computed,
     decode_tree,
     opened,
     path_to,
@@ -180,7 +183,7 @@ def test_rows_of_one_batch_do_not_touch_each_other(
                     Text(backend, blocks).read(text[:kept])
                 rows.append(Row(text[kept:], parents, kept, blocks))
             # when they share one pass
-            found = np.array(backend.forward(batch_of(rows)).logits)
+            found = computed(backend, batch_of(rows))
         # then each row is what it is alone
         require_same_bits(found, np.concatenate(expected), f"{isa}, rows of {sizes}")
 
@@ -323,7 +326,7 @@ def test_rows_may_share_the_blocks_of_a_common_prefix() -> None:
         # when both go on in one pass, a tree beside a chain
         tree = random_tree(13, 1)
         rows = [Row(one, chain(9), 64, [3, 0, 5]), Row(two, tree, 64, [3, 0, 1])]
-        found = np.array(backend.forward(batch_of(rows)).logits)
+        found = computed(backend, batch_of(rows))
     # then each is what it is alone
     with opened(checkpoint, isa="portable") as backend:
         alone = [
