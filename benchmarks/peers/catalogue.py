@@ -33,7 +33,7 @@ class Peer:
 
     `environment` are the child's variables, `{threads}` filled in. `has_mode_a_process`: the engine
     fixes how it speculates when it loads, so each mode has a process of its own. `shares` names a
-    peer whose environment it runs in.
+    peer whose environment it runs in. `imports` must succeed for an installation to count.
     """
 
     name: str
@@ -41,6 +41,7 @@ class Peer:
     driver: str
     steps: tuple[tuple[str, ...], ...]
     modes: tuple[Mode, ...]
+    imports: tuple[str, ...] = ()
     build: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     has_mode_a_process: bool = False
@@ -57,6 +58,7 @@ PEERS = (
         "transformers_driver.py",
         (TORCH, ("install", "transformers==5.23.0")),
         (PLAIN, DRAFT_MODEL, LOOKUP),
+        imports=("torch", "transformers"),
         environment=OPENMP,
     ),
     Peer(
@@ -66,13 +68,18 @@ PEERS = (
         (),
         (PLAIN, Mode("compiled")),
         environment=OPENMP,
+        has_mode_a_process=True,  # compiling may take minutes, or fail: not at plain's expense
         shares="transformers",
     ),
     Peer(
         "llamacpp",
         "llama.cpp",
         "llamacpp_driver.py",
-        (("install", "gguf==0.19.0"), ("install", "llama-cpp-python==0.3.36")),
+        (
+            ("install", "gguf==0.19.0"),
+            # a wheel in pip's cache may have been built for another machine, or without llama.cpp
+            ("install", "--no-cache-dir", "llama-cpp-python==0.3.36"),
+        ),
         (
             PLAIN,
             DRAFT_MODEL,
@@ -80,6 +87,7 @@ PEERS = (
             Mode("plain, Q8_0", same_weights=False),
             Mode("plain, Q4_0", same_weights=False),
         ),
+        imports=("gguf", "llama_cpp"),
         build={
             "CMAKE_ARGS": "-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release -DLLAVA_BUILD=OFF",
             "CMAKE_BUILD_PARALLEL_LEVEL": "2",
@@ -95,6 +103,7 @@ PEERS = (
             ("uninstall", "--yes", "torchvision"),  # made for the build with CUDA: breaks imports
         ),
         (PLAIN, DRAFT_MODEL, LOOKUP),
+        imports=("openvino_genai", "optimum.intel"),
         environment=OPENMP,
     ),
     Peer(
@@ -106,6 +115,7 @@ PEERS = (
             ("uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"),  # likewise
         ),
         (PLAIN, DRAFT_MODEL, LOOKUP, Mode("suffix", is_swept=True)),
+        imports=("vllm",),
         environment={
             **OPENMP,
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

@@ -8,13 +8,14 @@ import sys
 import venv
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from catalogue import Peer
 
 from forerun.errors import ForerunError
 
 DEFAULT = Path.home() / ".cache" / "forerun-peers"
-_INSTALL_TIMEOUT_S = 3600.0
+_TIMEOUT_S = 3600.0
 
 
 class PeerError(ForerunError):
@@ -64,27 +65,26 @@ class Environments:
             return
         folder, log = self._folder(peer), self.log(f"install-{peer.name}")
         venv.create(folder, clear=True, with_pip=True, symlinks=True)
-        with log.open("w", encoding="utf-8") as words:
-            for step in peer.steps:
-                self._pip(peer, step, folder, words.fileno())
+        python = str(folder / "bin" / "python")
+        commands = [[python, "-m", "pip", *step] for step in peer.steps]
+        commands.append([python, "-c", f"import {', '.join(peer.imports)}"])
+        with log.open("wb") as words:
+            for command in commands:
+                _run(command, peer, words)
         (folder / "installed").touch()
-
-    def _pip(self, peer: Peer, step: tuple[str, ...], folder: Path, words: int) -> None:
-        command = [str(folder / "bin" / "python"), "-m", "pip", *step]
-        try:
-            done = subprocess.run(
-                command,
-                stdout=words,
-                stderr=words,
-                env={**os.environ, **peer.build},
-                timeout=_INSTALL_TIMEOUT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise PeerError(f"pip {' '.join(step)} took over {_INSTALL_TIMEOUT_S:.0f} s") from None
-        if done.returncode != 0:
-            log = self.log(f"install-{peer.name}")
-            raise PeerError(f"pip {' '.join(step)} failed ({done.returncode}): see {log}")
 
     def _folder(self, peer: Peer) -> Path:
         return self.root / (peer.shares or peer.name)
+
+
+def _run(command: list[str], peer: Peer, words: BinaryIO) -> None:
+    variables = {**os.environ, **peer.build}
+    what = " ".join(command[1:])
+    try:
+        done = subprocess.run(
+            command, stdout=words, stderr=words, env=variables, timeout=_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise PeerError(f"`{what}` took over {_TIMEOUT_S:.0f} s: see {words.name}") from None
+    if done.returncode != 0:
+        raise PeerError(f"`{what}` failed with status {done.returncode}: see {words.name}")

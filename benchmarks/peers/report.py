@@ -93,34 +93,33 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False)
-    for heading in ("engine", "mode", "tokens/s", "95 %", "÷ forerun plain", "95 %"):
-        table.add_column(heading, justify="left" if heading in ("engine", "mode") else "right")
-    for heading in ("first ms", "equal", "loops", "settings"):
-        table.add_column(heading, justify="right")
+    for heading in ("engine, mode", "tokens/s (95 %)", "÷ forerun plain", "equal", "loops", "with"):
+        is_text = heading in ("engine, mode", "with")
+        table.add_column(heading, justify="left" if is_text else "right", no_wrap=True)
     for row in report["rows"]:
-        table.add_row(*_cells(row))
+        if "tokens_per_s" in row:
+            table.add_row(*_cells(row))
     console.print(table)
+    for row in report["rows"]:
+        if row["reason"]:
+            failed = "stopped early" if "tokens_per_s" in row else "did not run"
+            console.print(f"{row['engine']}, {row['mode']} {failed}: {row['reason']}", markup=False)
     if report["floor_tokens_per_s"]:
         console.print(f"floor of plain decoding: {report['floor_tokens_per_s']:.1f} tokens/s")
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    if "tokens_per_s" not in row:
-        return [row["engine"], row["mode"], *["–"] * 7, f"did not run: {row['reason']}"]  # noqa: RUF001
-    settings = [f"{row['threads']} threads", *(f"{k} {v}" for k, v in row["options"].items())]
+    settings = [f"{row['threads']} threads"]
+    if "num_draft" in row["options"]:
+        settings.append(f"{row['options']['num_draft']} drafted")
     if not row["same_weights"]:
         settings.append("other weights")
-    if row["reason"]:
-        settings.append(f"stopped: {row['reason']}")
+    rates, ratios = row["tokens_per_s_ci95"], row["ratio_ci95"]
     return [
-        row["engine"],
-        row["mode"],
-        f"{row['tokens_per_s']:.1f}",
-        "{:.1f} to {:.1f}".format(*row["tokens_per_s_ci95"]),
-        f"{row['ratio_to_forerun_plain']:.2f}",
-        "{:.2f} to {:.2f}".format(*row["ratio_ci95"]),
-        f"{row['first_token_s'] * 1e3:.1f}",
-        f"{row['equal_tokens']:.1%}",
+        f"{row['engine']}, {row['mode']}",
+        f"{row['tokens_per_s']:.1f} ({rates[0]:.1f}–{rates[1]:.1f})",  # noqa: RUF001
+        f"{row['ratio_to_forerun_plain']:.2f} ({ratios[0]:.2f}–{ratios[1]:.2f})",  # noqa: RUF001
+        f"{row['equal_tokens']:.0%}",
         f"{row['loop_share']:.0%}",
         ", ".join(settings),
     ]

@@ -261,5 +261,5 @@ def test_given_a_report_then_failures_are_rows_that_say_why(opened, plan, tmp_pa
         file.seek(0)
         text = file.read()
 
-    assert "did not run: its process ended" in text
+    assert "broken, crashes did not run: its process ended" in text
     assert "floor of plain decoding: 2000.0 tokens/s" in text

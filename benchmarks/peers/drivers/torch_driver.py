@@ -88,24 +88,26 @@ class TorchDriver:
     def load(self, setting: Setting) -> Mapping[str, Any]:
         torch.set_num_threads(setting.threads)
         decoder = Decoder(setting.model, setting.context)
-        self._steps = {"plain": decoder.step, "compiled": torch.compile(decoder.step, dynamic=True)}
-        return {"versions": {"torch": torch.__version__}, "modes": list(self._steps)}
+        self._eager = self._step = decoder.step
+        if setting.mode == "compiled":
+            self._step = torch.compile(decoder.step, dynamic=True)
+            self.generate("compiled", {}, [2], 4)  # so that loading pays for the compiler
+        return {"versions": {"torch": torch.__version__}, "modes": [setting.mode]}
 
     @torch.inference_mode()
     def generate(
         self, mode: str, options: Mapping[str, Any], prompt: Sequence[int], max_tokens: int
     ) -> Timed:
         watch = Stopwatch()
-        token = self._steps["plain"](torch.tensor(prompt), 0)[-1:]
-        step = self._steps[mode]
+        token = self._eager(torch.tensor(prompt), 0)[-1:]
         for place in range(len(prompt), len(prompt) + max_tokens):
             if watch.add(token.tolist()) < max_tokens:
-                token = step(token, place)
+                token = self._step(token, place)
         return watch.result(max_tokens)
 
     @torch.inference_mode()
     def forward(self, num_tokens: int, context: int) -> float:
-        step = self._steps["plain"]
+        step = self._eager
         step(torch.full((context,), 2), 0)
         tokens = torch.full((num_tokens,), 2)
         started = time.perf_counter()
