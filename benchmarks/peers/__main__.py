@@ -20,6 +20,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from types import FrameType
@@ -79,6 +80,8 @@ def _install(peers: Sequence[Peer], places: Environments, console: Console) -> i
 def _measure(
     options: argparse.Namespace, peers: Sequence[Peer], places: Environments, console: Console
 ) -> int:
+    if options.picture is not None and find_spec("matplotlib") is None:
+        raise OptionError("--picture needs matplotlib: install it, or leave the option out")
     plan = _plan(options, places)
 
     def open_child(peer: Peer, seat: str, threads: int) -> Child:
