@@ -117,13 +117,14 @@ def _arguments() -> argparse.Namespace:
 
 def _methods(model: Path, matched: Path | None) -> list[Method]:
     methods = [Method("plain", "none", "auto"), Method("lookup", "lookup", "auto")]
-    sizes = {"shipped": model / "drafters" / "lm", "matched": matched}
-    for size, weights in sizes.items():
-        if weights is not None and weights.exists():
-            methods += [
-                Method(f"lm {size} {shape}", f"lm:{weights}", shape, weights)
-                for shape in ("auto", "chain:3")
-            ]
+    shipped = model / "drafters" / "lm"
+    if shipped.exists():
+        methods.append(Method("lm shipped auto", f"lm:{shipped}", "auto", shipped))
+    if matched is not None:
+        methods += [
+            Method(f"lm matched {shape}", f"lm:{matched}", shape, matched)
+            for shape in ("auto", "chain:3")
+        ]
     return methods
 
 
