@@ -140,6 +140,8 @@ class Race:
 
     def _best_threads(self, peer: Peer, mode: Mode) -> int:
         """The number of threads that decodes fastest in the engine's first mode."""
+        if len(self._plan.threads) == 1:
+            return self._plan.threads[0]
         rates = {}
         for threads in self._plan.threads:
             self._say(f"{peer.title}: {threads} threads")
@@ -165,7 +167,10 @@ class Race:
                     if peer.name not in shared:
                         shared[peer.name] = self._loaded(peer, mode, threads, options, stack)
                     child = shared[peer.name]
-                rate = self._rate(child, mode, options)
+                if len(lengths) > 1:
+                    rate = self._rate(child, mode, options)
+                else:  # nothing to choose: one run shows that it works and what it holds
+                    rate = rate_of(self._generate(child, mode, options, self._plan.prompts[0]))
                 rates.append((rate, child.resident_bytes, options))
                 outcome.trials.append({"threads": threads, **options, "tokens_per_s": rate})
         _, memory, options = max(rates, key=lambda one: one[0])
@@ -223,6 +228,7 @@ class Race:
         outcome = self.outcomes[one.peer.name, one.mode.name]
         try:
             child = _seat(children, one)
+            self._say(f"{one.name}: warming up")
             self._generate(child, one.mode, one.options, self._plan.prompts[0])
             if one.mode.name == "plain":
                 self._time_forwards(child, outcome)
