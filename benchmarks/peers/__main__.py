@@ -44,6 +44,7 @@ from forerun.tools.prompt_files import BUILT_IN, read_prompts
 DRIVERS = Path(__file__).resolve().parent / "drivers"
 MEMORY_SHARE = 0.6  # of what is free now, for all engines of a group together
 SPECULATIONS = ("auto auto", "lookup auto", "lm auto", "lm chain")
+WIDTH = 120  # of the table where there is no terminal
 SLACK_TOKENS = 64  # room for drafts beyond the last token
 
 
@@ -105,7 +106,7 @@ def _measure(
         "floor_tokens_per_s": 1 / median(race.floors_s) if race.floors_s else None,
         "rows": rows_of(race.outcomes),
     }
-    show(report, Console())
+    show(report, Console() if sys.stdout.isatty() else Console(width=WIDTH))
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if options.picture is not None:

@@ -66,6 +66,11 @@ def _figures(runs: Runs, baseline: Runs) -> dict[str, Any]:
         "equal_tokens": sum(equal) / len(equal),
         "loop_share": loop_share(run["token_ids"] for run in runs.values()),
         "num_runs": len(runs),
+        "runs": [
+            {"group": key[0], "repeat": key[1], "prompt": key[2]}
+            | {name: run[name] for name in ("num_first", "first_s", "rest_s")}
+            for key, run in runs.items()
+        ],
     }
 
 
