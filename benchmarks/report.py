@@ -241,9 +241,12 @@ def forward_table(report: Report) -> Iterator[str]:
 
 
 def peer_bars(report: Report) -> Iterator[str]:
-    """Our own plain decoding and our best speculation beside the best of the others'."""
+    """Our own plain decoding and our best speculation beside the best of the others'.
+
+    Speeds are ratios to our plain decoding of the same prompt in the same turn.
+    """
     speeds = {
-        (row["engine"], row["mode"]): row["tokens_per_s"]
+        (row["engine"], row["mode"]): row["ratio_to_forerun_plain"]
         for row in report["rows"]
         if "tokens_per_s" in row and row["same_weights"]
     }

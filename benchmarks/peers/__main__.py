@@ -94,6 +94,8 @@ def _measure(
         race = Race(plan, open_child, status.update if console.is_terminal else console.print)
         race.run(forerun(tuple(options.forerun)), peers)
     report = {
+        "what": "peers",
+        "command": "python benchmarks/peers " + " ".join(sys.argv[1:]),
         "machine": machine.machine_name(),
         "cpu_flags": machine.cpu_flags(),
         "date": date.today().isoformat(),
