@@ -52,7 +52,7 @@ demo: $(MADE)/forerun
 	@$(BIN)/forerun demo --temperature 0.5 --seed 1 --max-tokens 120
 
 bench: $(MADE)/forerun
-	$(BIN)/forerun bench forward --random 260M --num-tokens 1,16,32 --context 64
+	$(BIN)/forerun bench forward --random 260M --num-tokens 1,3,4,6,16,32 --context 64
 	$(BIN)/forerun bench forward --random 6M --propose 6 --threads 1
 	$(BIN)/forerun bench decode --max-tokens 128
 	$(BIN)/forerun bench decode --max-tokens 128 --temperature 0.7 --seed 0

@@ -296,8 +296,9 @@ def draw_methods(report: Report, path: Path) -> None:
         axis.set_yticks(at, [row["name"] for row in rows])
         axis.set_title(f"T = {table['temperature']:g}")
         axis.set_xlabel("tokens/s ÷ plain")
-    figure.axes[0].legend(fontsize=7, loc="lower right")
-    figure.tight_layout()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=3, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
