@@ -30,11 +30,11 @@ from forerun.models.resolve import resolve_model
 from forerun.models.spec import ModelSpec, read_spec
 from forerun.models.weights import open_checkpoint
 from forerun.tools import machine
+from forerun.tools.bench_decode import progress, run_of
 from forerun.tools.costs import Costs, RoundCount, decode_costs, pass_bytes
 from forerun.tools.loops import loop_share
 from forerun.tools.pairs import (
     Pair,
-    Round,
     Run,
     ratio_without_loops,
     speedup,
@@ -175,7 +175,7 @@ def _table(
             max_tokens=arguments.max_tokens,
             ignore_eos=True,
         )
-        _say(f"T={temperature:g}  {number + 1}/{len(prompts)} {prompt.name}")
+        progress(f"T={temperature:g}  {number + 1}/{len(prompts)} {prompt.name}")
         for own in turns.values():
             own.append([])
         for again in range(arguments.repeat):
@@ -184,7 +184,7 @@ def _table(
             for method in order[first:] + order[:first]:
                 turns[method][-1].append(_turn(engines[method], prompt.text, params))
             meter.sample()
-    _say("")
+    progress("")
     plain = next(one for one in engines if one.drafter == "none")
     rows = []
     for one in engines:
@@ -201,17 +201,12 @@ def _turn(engine: Engine, text: str, params: SamplingParams) -> Turn:
 
 
 def _turn_of(completion: Completion, prompt_len: int) -> Turn:
-    """The rounds without the first, which also read the prompt; the last may be cut short."""
-    first, *others = completion.stats.rounds
-    left = len(completion.token_ids) - first.num_accepted - 1
-    rounds, counts, context = [], [], prompt_len + first.num_accepted + 1
-    for one in others:
-        num_tokens = min(one.num_accepted + 1, left)
-        rounds.append(Round(num_tokens, one.round_s, one.draft_s, one.engine_s))
-        counts.append(RoundCount(one.num_drafted, num_tokens, context))
-        left -= num_tokens
-        context += num_tokens
-    return Turn(Run(completion.token_ids, tuple(rounds)), tuple(counts))
+    run = run_of(completion)
+    counts, context = [], prompt_len + len(completion.token_ids) - run.num_decoded
+    for one, stats in zip(run.rounds, completion.stats.rounds[1:], strict=True):
+        counts.append(RoundCount(stats.num_drafted, one.num_tokens, context))
+        context += one.num_tokens
+    return Turn(run, tuple(counts))
 
 
 def _row(
@@ -294,12 +289,6 @@ def _print(report: dict[str, Any]) -> None:
                 f"{row['floor_ratio']:13.2f}{row['draft_share']:8.0%}"
                 f"{'' if row['identical'] else '   TOKENS DIFFER'}"
             )
-
-
-def _say(text: str) -> None:
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text}")
-        sys.stderr.flush()
 
 
 if __name__ == "__main__":

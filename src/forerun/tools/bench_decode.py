@@ -83,10 +83,10 @@ def run(plan: Plan, engine: EngineArguments, sampling: SamplingArguments, *, as_
         speculative = stack.enter_context(engine.open())
         groups = []
         for number, prompt in enumerate(chosen):
-            _progress(f"{number + 1}/{len(chosen)} {prompt.name}")
+            progress(f"{number + 1}/{len(chosen)} {prompt.name}")
             own = replace(params, choice=number % 2**16)
             groups.append(measure_pairs(plain, speculative, prompt.text, own, plan.repeat))
-        _progress("")
+        progress("")
         report = {
             "machine": machine.machine_name(),
             "model": engine.model,
@@ -197,10 +197,10 @@ def _figures_of(prompt: Prompt, group: Sequence[Pair]) -> dict[str, Any]:
 
 
 def _timed(engine: Engine, text: str, params: SamplingParams) -> Run:
-    return _run_of(engine.generate(text, params)[0])
+    return run_of(engine.generate(text, params)[0])
 
 
-def _run_of(completion: Completion) -> Run:
+def run_of(completion: Completion) -> Run:
     """A completion's rounds as measured, without the first; the last may have been cut short."""
     first, *others = completion.stats.rounds
     left = len(completion.token_ids) - first.num_accepted - 1
@@ -212,7 +212,8 @@ def _run_of(completion: Completion) -> Run:
     return Run(completion.token_ids, tuple(rounds))
 
 
-def _progress(text: str) -> None:
+def progress(text: str) -> None:
+    """Show where a long measurement stands, on a terminal's last line; empty clears it."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{text}")
         sys.stderr.flush()
