@@ -14,19 +14,34 @@ from forerun.tree import Tokens, TokenTree
 class Draw(Enum):
     """How the children of a node were chosen; a rule reads it to know what it may assume."""
 
-    COUPLED = "coupled"  # best of `log q + g` with the target's own noise
-    POINT = "point"  # deterministic: argmax, n-gram, prediction
-    SAMPLED = "sampled"  # independent draws from `law`
+    COUPLED = "coupled"  # the best of `log q + g` with the target's own noise, best first
+    POINT = "point"  # deterministic: the likeliest tokens, n-grams, a prediction
+    SAMPLED = "sampled"  # independent draws from `law`; equal draws are one child
+    WITHOUT_REPLACEMENT = "without replacement"  # each from `law` with the earlier ones removed
+    TOP_AND_ONE = "top and one"  # all but the last are the likeliest; the last from the rest
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Draft:
-    """One row's tree and how it was drawn; `law [M V]` float32 only where a rule needs it."""
+    """One row's tree, how its children were drawn, and what a rule or a reader may need of it.
+
+    Children of a node stand in the order they were drawn. `expanded [M]` are the nodes whose
+    children were drawn and `law [M V]` float32 the very laws they were drawn from; both None for
+    `COUPLED` and `POINT`. `draws [M K]` are the tokens of `SAMPLED` children in order of drawing,
+    with repetitions, -1 behind. `margins [N]` float32: how far each node's `log q + g` lies above
+    the best other one of its parent (below it, for all but the first child); `ranks [N]` its place
+    among them; `scores [N]` float32 the probability its whole path was expected to be kept with.
+    NaN and -1 at node 0; None where the drafter has no such figures.
+    """
 
     tree: TokenTree
     draw: Draw
     expanded: Tokens | None = None
     law: NDArray[np.float32] | None = None
+    draws: Tokens | None = None
+    margins: NDArray[np.float32] | None = None
+    ranks: Tokens | None = None
+    scores: NDArray[np.float32] | None = None
 
     @property
     def num_drafted(self) -> int:

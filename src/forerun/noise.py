@@ -10,6 +10,7 @@ token is a function of (seed, choice, purpose, position, token) and of nothing e
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 from enum import IntEnum
 
 import numpy as np
@@ -29,7 +30,9 @@ class Purpose(IntEnum):
     """What a word decides; a counter consulted for one decision is never used for another."""
 
     VERDICT = 0  # the target's choice at a position, shared by coupled drafters under `match`
-    DRAFT = 1  # independent draws of sampled rules
+    DRAFT = 1  # which children a sampled rule's drafter draws
+    ACCEPT = 2  # whether a sampled rule keeps a node
+    BONUS = 3  # the token a sampled rule emits at the end of its path
 
 
 def philox(counter: NDArray[np.uint64], key: tuple[int, int]) -> Words:
@@ -52,6 +55,42 @@ def words(seed: int, choice: int, purpose: Purpose, position: int, vocab: int) -
     counter[1], counter[2], counter[3] = position, choice, purpose
     key = (seed & 0xFFFFFFFF, seed >> 32)
     return np.ascontiguousarray(philox(counter, key).T).reshape(-1)[:vocab]
+
+
+def uniform(seed: int, choice: int, purpose: Purpose, start: int, node: int, index: int) -> float:
+    """A uniform number in [0, 1), 53 bits, for draw `index` at `node` of the round that began with
+    `start` tokens known: the counter of sampled rules (design 3, law 4).
+
+        counter  index, start, choice, purpose + 256 * node       lanes 0 and 1 of the output
+    """
+    counter = np.array([[index], [start], [choice], [purpose + (node << 8)]], np.uint64)
+    high, low = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))[:2, 0].tolist()
+    return ((high >> 5) * 2.0**26 + (low >> 6)) / 2.0**53
+
+
+@dataclass(frozen=True, slots=True)
+class RoundNoise:
+    """The decisions of one row's round under a sampled rule; `start`: tokens known as it began."""
+
+    seed: int
+    choice: int
+    start: int
+
+    def accepts(self, node: int, index: int, p: float, q: float) -> bool:
+        """Whether `u * q < p`, strictly: p = 0 never passes, p >= q > 0 always does."""
+        return uniform(self.seed, self.choice, Purpose.ACCEPT, self.start, node, index) * q < p
+
+    def picks(self, purpose: Purpose, node: int, index: int, weights: NDArray[np.float64]) -> int:
+        """A token by inverse distribution; weights `[V]` need no normalising, one is positive."""
+        u = uniform(self.seed, self.choice, purpose, self.start, node, index)
+        return pick(weights, u)
+
+
+def pick(weights: NDArray[np.float64], u: float) -> int:
+    """The first token whose cumulated weight exceeds `u` of the whole; none of weight zero."""
+    cumulated = np.cumsum(weights, dtype=np.float64)
+    at = int(np.searchsorted(cumulated, u * cumulated[-1], side="right"))
+    return min(at, int(np.flatnonzero(weights)[-1]))  # `u * sum` may round up to the sum
 
 
 def gumbel(of: Words) -> NDArray[np.float64]:

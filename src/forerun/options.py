@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 
+from forerun.composition import Composition, compose
 from forerun.errors import OptionError
 
 MAX_LOGPROBS = 20
@@ -92,8 +93,14 @@ class SamplingParams:
 class Speculation:
     """One answer to each of the four questions, as the strings of the command line.
 
-    `drafter`: `auto`, `none`, `lookup`, `lm`, `lm:DIR`. `shape`: `auto`, `chain:K`.
-    `rule`: `auto`, `match`. `schedule`: `auto`, `sequential`.
+    `drafter`: `auto`, `none`, `lookup`, `lookup:DIR`, `prediction:FILE`, `lm`, `lm:DIR`,
+    `exit:LAYER`, `router(D,D,…)`, `nested(D,S,R)`. `shape`: `auto`, `chain:K`, `chain:auto`,
+    `tree:N`, `tree:auto`, `tree:3x2x1`, `tree:FILE.json`. `rule`: `auto`, `match`, `rejection`,
+    `block`, `traversal`, `kseq`. `schedule`: `auto`, `sequential`.
+
+    Raises:
+        OptionError: a name that is unknown or not built yet.
+        IncompatibleSpeculation: parts that would not be exact, or not possible, together.
     """
 
     drafter: str = "auto"
@@ -106,6 +113,11 @@ class Speculation:
             value = getattr(self, item.name)
             if not isinstance(value, str) or not value:
                 raise OptionError(f"{item.name} must be a non-empty string, found {value!r}")
+        self.composition()
+
+    def composition(self) -> Composition:
+        """What the four strings say."""
+        return compose(self.drafter, self.shape, self.rule, self.schedule)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.draft import Commit, Draft, Verdict
+from forerun.draft import Commit, Draft, Draw, Verdict
 from forerun.models.spec import ModelSpec
+from forerun.noise import Purpose
 from forerun.options import SamplingParams
 from forerun.tree import Tokens, TokenTree
 
@@ -107,6 +109,52 @@ class ProposalPlan:
     num_steps: int
 
 
+# Margins are looked up in bins of this width; the first begins at LEAST_MARGIN, both ends are open.
+NUM_MARGINS, MARGIN_STEP, LEAST_MARGIN = 64, 0.25, -8.0
+NUM_RANKS = 8  # of siblings with an acceptance of their own; later ones count as the last
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Growth:
+    """How a draft grows below the pending token; the same for all rows and rounds of a drafter.
+
+    `parents`: a given tree, parents before children, 0 the pending token; its children are filled
+    in order of drawing, and what a law has too few tokens for is left out with all below it. None
+    grows best first: level by level the `frontier` best nodes are expanded, each offering its
+    `width` best tokens, and of all tokens offered the best of the budget stay. A token's score is
+    its parent's times its acceptance by rank and margin (`COUPLED`), or its probability (`POINT`).
+    Nothing below the score `least` is drafted; for sampled draws it bounds the entropy instead
+    (`1 - sqrt(0.2 H)`, Agrawal et al. 2024, AdaEDL, arXiv:2410.18351): never the drawn token.
+    """
+
+    draw: Draw
+    parents: tuple[int, ...] | None = None
+    width: int = 1
+    frontier: int = 1
+    least: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GrowthPlan:
+    """A whole proposal of trees for B rows as plain data, so that a backend runs it in one call.
+
+    The first five fields are those of `ProposalPlan`; `block_table` has room for `committed +
+    catch_up + depth`. `budgets [B]`: most drafted nodes of each row; `depths [B]`: most levels.
+    `acceptance [B, NUM_RANKS, NUM_MARGINS]` float32: how often a child of that rank and margin is
+    the target's choice; read by best-first `COUPLED` growth only.
+    """
+
+    catch_up: Tokens
+    catch_up_starts: Tokens
+    committed: Tokens
+    block_table: NDArray[np.int32]
+    samplers: Sequence[Sampler]
+    budgets: Tokens
+    depths: Tokens
+    growth: Growth
+    acceptance: NDArray[np.float32]
+
+
 class Backend(Protocol):
     """Weights and K/V of one model on one lane, and its two vocabulary-wide operations."""
 
@@ -145,6 +193,14 @@ class Backend(Protocol):
     def propose(self, plan: ProposalPlan) -> NDArray[np.int32]:
         """`[B num_steps]` drafted tokens. K/V of all but the last is kept in place."""
 
+    def grow(self, plan: GrowthPlan) -> list[Draft]:
+        """One tree a row below its last catch-up token; `expanded` names the nodes it read. K/V of
+        the catch-up tokens is kept in place, that of expanded nodes until the next call."""
+
+    def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:
+        """Keep the K/V of expanded nodes `path` (from a child of node 0 down) of a row of the last
+        proposal, right behind its catch-up tokens; False if another call came between."""
+
     def close(self) -> None: ...
 
 
@@ -153,14 +209,15 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DraftRow:
-    """One sequence as a drafter sees it: its tokens (the last is pending), how it chooses, and
-    how many nodes may be proposed."""
+    """One sequence as a drafter sees it: its tokens (the last is pending), how it chooses, how many
+    nodes may be proposed, and how deep they may go."""
 
     sequence_id: int
     tokens: Sequence[int]
     prompt_len: int
     sampler: Sampler
     max_drafted: int
+    max_depth: int = 1 << 30
 
 
 class Drafter(Protocol):
@@ -188,15 +245,39 @@ class Shape(Protocol):
     def max_drafted(self) -> int:
         """Most nodes a draft may have beside node 0."""
 
+    def fits(self, depth: int) -> int:
+        """Most nodes beside node 0 when no path may be deeper than `depth`."""
+
     def limit(self, tree: TokenTree) -> TokenTree:
         """The part of an offered tree that fits; drops whole subtrees, never reorders."""
 
 
-class Rule(Protocol):
-    """How far do we agree? Pure: target choices in, verdict out."""
+class Noise(Protocol):
+    """The decisions of one row's round, each by a counter of its own (`noise.RoundNoise`)."""
 
-    def judge(self, draft: Draft, choices: Tokens) -> Verdict:
-        """`choices [N]`: the target's token at every node of the draft's tree."""
+    def accepts(self, node: int, index: int, p: float, q: float) -> bool:
+        """Whether `u * q < p` for the uniform u of decision `index` at `node`."""
+
+    def picks(self, purpose: Purpose, node: int, index: int, weights: NDArray[np.float64]) -> int:
+        """A token drawn from weights `[V]` that need no normalising."""
+
+
+class Reads(Enum):
+    """What of the target a rule looks at."""
+
+    CHOICES = "choices"  # [N] its token at every node
+    LAWS = "laws"  # [N V] its law at every node, after all processors
+
+
+class Rule(Protocol):
+    """How far do we agree? Pure: what the target says of every node in, verdict out."""
+
+    @property
+    def reads(self) -> Reads:
+        """What `judge` wants of the target."""
+
+    def judge(self, draft: Draft, target: Any, noise: Noise) -> Verdict:
+        """`target`: choices `[N]` or laws `[N V]` of the draft's nodes, as `reads` says."""
 
 
 class Schedule(Protocol):

@@ -14,12 +14,13 @@ ROOT = Path(forerun.__file__).parent
 # A file imports only from its own room and from rooms of lower rank.
 RANKS = {
     "errors": 0,
-    "options": 1,
+    "composition": 1,
+    "options": 2,
     "tree": 1,
     "draft": 2,
     "models": 3,
+    "noise": 3,
     "protocols": 4,
-    "noise": 4,
     "stats": 4,
     "sampling": 5,
     "shapes": 6,

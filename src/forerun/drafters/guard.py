@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -103,14 +104,18 @@ class Guard:
     def _checked(self, row: DraftRow, draft: Draft) -> Draft:
         tree = self._shape.limit(draft.tree)
         if tree is not draft.tree:
+            if draft.law is not None:
+                raise DrafterError("a sampled tree must have the shape's size: no part may be cut")
             draft = Draft(tree, draft.draw)
         if len(tree.tokens) > 1 + row.max_drafted:
             raise DrafterError(f"{len(tree) - 1} tokens were proposed where {row.max_drafted} fit")
+        if not tree.is_chain and int(tree.depths().max()) > row.max_depth:
+            raise DrafterError(f"a path is deeper than the {row.max_depth} tokens that fit")
         tokens = tree.tokens.tolist()
         if tokens[0] != row.tokens[-1]:
             raise DrafterError(f"node 0 must be the pending token {row.tokens[-1]}, is {tokens[0]}")
         if tree.tokens.dtype != np.int32 or tree.parents.dtype != np.int32:
-            draft = Draft(_as_int32(tree), draft.draw)
+            draft = replace(draft, tree=_as_int32(tree))
         if min(tokens) < 0 or max(tokens) >= self._vocab:
             raise DrafterError(f"token ids must be in [0, {self._vocab}), found {tokens}")
         return draft

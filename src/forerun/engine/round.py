@@ -17,12 +17,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from forerun.composition import LONGEST
 from forerun.draft import Commit, Draft, Verdict
 from forerun.engine.parts import Parts
 from forerun.engine.sequence import Sequence, TokenLogprobs
 from forerun.errors import BackendError
-from forerun.protocols import DraftRow, ForwardBatch, Selection
-from forerun.shapes.chain import LONGEST
+from forerun.noise import RoundNoise
+from forerun.protocols import DraftRow, ForwardBatch, Reads, Selection
 from forerun.stats import RoundMeter
 from forerun.tree import Tokens
 
@@ -40,16 +41,18 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     # memory: what follows is flat on purpose.
     with meter.draft:
         most = parts.shape.max_drafted if parts.pace is None else parts.pace.length
-        draft_rows = _draft_rows(rows, most)
+        draft_rows = _draft_rows(rows, most, parts)
         drafts = parts.drafter.propose(draft_rows)
     batch, selection, starts, bases = _assemble(rows, draft_rows, drafts, parts)
     with meter.verify:
         logits = parts.target.forward(batch).logits
-        choices = _select(parts, logits, selection)
+        said = _said(parts, logits, selection)
     verdicts, paths = [], []
     for index, draft in enumerate(drafts):
-        own = choices if len(rows) == 1 else choices[starts[index] : starts[index + 1]]
-        verdict = parts.rule.judge(draft, own)
+        own = said if len(rows) == 1 else said[starts[index] : starts[index + 1]]
+        row = rows[index]
+        noise = RoundNoise(row.seed, row.params.choice, len(row.tokens))
+        verdict = parts.rule.judge(draft, own, noise)
         base = bases[index]
         path = verdict.path if base == 0 else [*range(base), *[base + at for at in verdict.path]]
         verdicts.append(verdict)
@@ -71,13 +74,13 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     return commits
 
 
-def _draft_rows(rows: Rows[Sequence], most: int) -> list[DraftRow]:
+def _draft_rows(rows: Rows[Sequence], most: int, parts: Parts) -> list[DraftRow]:
     draft_rows = []
     for row in rows:
         # A round emits one token more than it drafts, and must not pass the row's limit.
         room = row.limit - len(row.tokens) - 1
-        fits = min(room, most)
-        draft_rows.append(DraftRow(row.id, row.tokens, row.prompt_len, row.sampler(), fits))
+        fits = min(most, parts.shape.fits(room))
+        draft_rows.append(DraftRow(row.id, row.tokens, row.prompt_len, row.sampler(), fits, room))
     return draft_rows
 
 
@@ -183,6 +186,13 @@ def _penalty_paths(
                 path_tokens += draft.tree.tokens[draft.tree.path(node)[1:]].tolist()
             ends.append(len(path_tokens))
     return np.array(ends, np.int32), np.array(path_tokens, np.int32)
+
+
+def _said(parts: Parts, logits: Any, selection: Selection) -> Any:
+    """What the target says at every wanted node, as the rule reads it."""
+    if parts.rule.reads is Reads.LAWS:
+        return parts.target.law(logits, selection)
+    return _select(parts, logits, selection)
 
 
 def _select(parts: Parts, logits: Any, selection: Selection) -> Tokens:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from forerun.composition import LONGEST
 from forerun.errors import OptionError
 from forerun.tree import TokenTree
-
-LONGEST = 256  # a longer draft costs more to verify than any drafter can win back
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +18,10 @@ class Chain:
     def __post_init__(self) -> None:
         if not 1 <= self.max_drafted <= LONGEST:
             raise OptionError(f"chain:K needs K in [1, {LONGEST}], found {self.max_drafted}")
+
+    def fits(self, depth: int) -> int:
+        """A chain has a node a level."""
+        return min(max(depth, 0), self.max_drafted)
 
     def limit(self, tree: TokenTree) -> TokenTree:
         """The first `max_drafted` tokens along the first child of every node."""

@@ -1,0 +1,245 @@
+"""What the four strings of a `Speculation` say, and which combinations cannot be exact.
+
+The only parser of these names. Knows words and numbers, no live part; a pair that would be inexact
+or impossible is refused here, before any model is loaded, in one sentence with a way out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from forerun.errors import IncompatibleSpeculation, OptionError
+
+LONGEST = 256  # a longer draft costs more to verify than any drafter can win back
+
+RULES = ("match", "rejection", "block", "traversal", "kseq")
+SCHEDULES = ("sequential",)
+_PLANNED = {
+    "drafter": ("grammar", "dflash", "dspark", "eagle3"),
+    "shape": (),
+    "rule": (),
+    "schedule": ("parallel", "ahead"),
+}
+_DRAFTERS = (
+    "auto, none, lookup, lookup:DIR, prediction:FILE, lm, lm:DIR, exit:LAYER, router(D,D,…),"
+    " nested(D,S,R)"
+)
+_SHAPES = "auto, chain:K, chain:auto, tree:N, tree:auto, tree:3x2x1, tree:FILE.json, each tree :top"
+
+# Drafters whose proposals are tokens without a law, and those that read a small model.
+POINT_DRAFTERS = ("none", "lookup", "prediction")
+
+
+@dataclass(frozen=True, slots=True)
+class DrafterName:
+    """A drafter as written: its name, its argument, and the drafters inside its parentheses.
+
+    `nested(D,S,R)` has one part and its own `shape` and `rule`; `router(D,D,…)` has its members.
+    """
+
+    name: str
+    argument: str | None = None
+    parts: tuple[DrafterName, ...] = ()
+    shape: ShapeName | None = None
+    rule: str = "auto"
+
+    def leaves(self) -> tuple[DrafterName, ...]:
+        """Every drafter named in it that has no parts of its own."""
+        return tuple(leaf for part in self.parts for leaf in part.leaves()) or (self,)
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeName:
+    """A shape as written.
+
+    `kind`: `auto`, `chain` or `tree`. `size`: the most drafted nodes, 0 where it is ours to choose.
+    `widths`: children of every node, level by level. `file`: parents in a JSON file.
+    `is_top`: siblings are the likeliest tokens and one sampled from the rest.
+    """
+
+    kind: str = "auto"
+    size: int = 0
+    widths: tuple[int, ...] = ()
+    file: str | None = None
+    is_top: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """The four answers, parsed; `rule` and `schedule` are never `auto`."""
+
+    drafter: DrafterName
+    shape: ShapeName
+    rule: str
+    schedule: str
+
+
+def compose(drafter: str, shape: str, rule: str, schedule: str) -> Composition:
+    """Parse the four names and refuse what cannot be.
+
+    Raises:
+        OptionError: a name that is unknown or not built yet.
+        IncompatibleSpeculation: parts that would not be exact, or not possible, together.
+    """
+    composition = Composition(
+        read_drafter(drafter),
+        read_shape(shape),
+        _read_word("rule", rule, RULES),
+        _read_word("schedule", schedule, SCHEDULES),
+    )
+    _refuse_impossible(composition.drafter, composition.shape, composition.rule)
+    return composition
+
+
+def read_drafter(text: str) -> DrafterName:
+    """A drafter's name, with what its parentheses hold."""
+    name, is_open, inside = text.partition("(")
+    if is_open:
+        if name not in ("nested", "router") or not inside.endswith(")"):
+            raise _unknown("drafter", text, _DRAFTERS)
+        return _read_parts(name, _split(inside[:-1]), text)
+    name, colon, argument = text.partition(":")
+    if name in ("auto", "none") and not colon:
+        return DrafterName(name)
+    if name in ("lookup", "lm") and not (colon and not argument):
+        return DrafterName(name, argument or None)
+    if name == "prediction" and argument:
+        return DrafterName(name, argument)
+    if name == "exit" and argument.isascii() and argument.isdigit() and int(argument) > 0:
+        return DrafterName(name, argument)
+    raise _unknown("drafter", text, _DRAFTERS)
+
+
+def read_shape(text: str) -> ShapeName:
+    """A shape's name with its numbers."""
+    kind, _, rest = text.partition(":")
+    if text == "auto":
+        return ShapeName()
+    if kind == "chain" and rest == "auto":
+        return ShapeName("chain")
+    if kind == "chain" and _is_count(rest):
+        return ShapeName("chain", int(rest))
+    if kind == "tree" and rest:
+        size, _, top = rest.partition(":")
+        if top in ("", "top"):
+            return _read_tree(size, text, is_top=top == "top")
+    if kind in ("chain", "tree"):
+        raise OptionError(
+            f"shape {text!r}: write {kind}:auto or {kind}:N with N in [1, {LONGEST}]"
+            + (", widths as tree:3x2x1, or tree:FILE.json" if kind == "tree" else "")
+        )
+    raise _unknown("shape", text, _SHAPES)
+
+
+def _read_tree(size: str, text: str, *, is_top: bool) -> ShapeName:
+    if size == "auto":
+        return ShapeName("tree", is_top=is_top)
+    if size.endswith(".json"):
+        return ShapeName("tree", file=size, is_top=is_top)
+    if _is_count(size):
+        return ShapeName("tree", int(size), is_top=is_top)
+    widths = size.split("x")
+    if len(widths) > 1 and all(_is_count(width) for width in widths):
+        levels = tuple(int(width) for width in widths)
+        total = num_nodes(levels)
+        if total <= LONGEST:
+            return ShapeName("tree", total, levels, is_top=is_top)
+        raise OptionError(f"shape {text!r} has {total} nodes: at most {LONGEST} can be verified")
+    raise OptionError(
+        f"shape {text!r}: write tree:auto, tree:N with N in [1, {LONGEST}], widths of its levels"
+        " as tree:3x2x1, or tree:FILE.json"
+    )
+
+
+def num_nodes(widths: tuple[int, ...]) -> int:
+    """Drafted nodes of a full tree whose levels have so many children a node."""
+    total, level = 0, 1
+    for width in widths:
+        level *= width
+        total += level
+    return total
+
+
+def _read_parts(name: str, words: list[str], text: str) -> DrafterName:
+    if name == "router":
+        if len(words) < 2:
+            raise OptionError(f"drafter {text!r}: a router needs two drafters or more, by commas")
+        return DrafterName(name, parts=tuple(read_drafter(word) for word in words))
+    if len(words) != 3:
+        raise OptionError(
+            f"drafter {text!r}: write nested(D,S,R), the drafter, shape and rule of the inner"
+            " decoder behind its model, as nested(lm,chain:4,match)"
+        )
+    inner = read_drafter(words[0])
+    return DrafterName(
+        name,
+        parts=(inner,),
+        shape=read_shape(words[1]),
+        rule=_read_word("rule", words[2], RULES),
+    )
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside parentheses."""
+    words, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and depth == 0:
+            words.append("")
+        else:
+            words[-1] += letter
+    return [word.strip() for word in words]
+
+
+def _read_word(axis: str, text: str, known: tuple[str, ...]) -> str:
+    if text == "auto":
+        return known[0]
+    if text in known:
+        return text
+    raise _unknown(axis, text, f"auto, {', '.join(known)}")
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 1 <= int(text) <= LONGEST
+
+
+def _unknown(axis: str, text: str, available: str) -> OptionError:
+    name = text.partition("(")[0].partition(":")[0]
+    if name in _PLANNED[axis]:
+        return OptionError(f"{axis} {text!r} is not built yet; available: {available}")
+    return OptionError(f"unknown {axis} {text!r}; available: {available}")
+
+
+def _refuse_impossible(drafter: DrafterName, shape: ShapeName, rule: str) -> None:
+    """The table of docs/exactness.md: which rule may judge which draft."""
+    if shape.is_top and rule in ("match", "block", "traversal", "kseq"):
+        raise IncompatibleSpeculation(
+            f"rule {rule} cannot use siblings drawn as `:top` (the likeliest tokens and one from"
+            " the rest), which only rejection has a law for: drop `:top`, or use rejection"
+        )
+    if rule == "match":
+        return
+    if rule == "block" and shape.kind == "tree":
+        raise IncompatibleSpeculation(
+            "rule block judges one chain, not a tree: use traversal, its form for trees, or chain:K"
+        )
+    for leaf in drafter.leaves():
+        if leaf.name in POINT_DRAFTERS and leaf.name != "none" and rule != "rejection":
+            raise IncompatibleSpeculation(
+                f"rule {rule} needs the law its drafts were sampled from, and {leaf.name} proposes"
+                " tokens without one: use match, or rejection"
+            )
+        if leaf.name == "exit":
+            raise IncompatibleSpeculation(
+                f"exit drafts with the target's own noise, which rule {rule} may not share: use"
+                " match"
+            )
+    if _has_nested(drafter):
+        raise IncompatibleSpeculation(
+            f"a nested decoder's tokens are choices, not draws with a law that rule {rule} could"
+            " read: use match"
+        )
+
+
+def _has_nested(drafter: DrafterName) -> bool:
+    return drafter.name == "nested" or any(_has_nested(part) for part in drafter.parts)
