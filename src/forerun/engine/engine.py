@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from collections.abc import Sequence as Rows
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias, cast
@@ -21,6 +22,7 @@ from forerun.engine.parts import build_parts
 from forerun.engine.queue import Queue
 from forerun.engine.results import Completion, Piece
 from forerun.engine.sequence import Sequence
+from forerun.engine.witness import Witness
 from forerun.errors import EngineClosed, OptionError
 from forerun.models.resolve import EMBEDDED_NAME, resolve_model
 from forerun.models.tokenizer import Tokenizer, load_tokenizer
@@ -39,7 +41,7 @@ class Engine:
 
     `Engine(model)` alone chooses the backend and the drafter; results never depend on either.
     Options are those of `EngineOptions`. One engine may be used from several threads; their
-    rounds take turns.
+    rounds take turns. A `witness` is shown every round and changes none.
 
     Raises:
         OptionError: an option outside its range, or a part of `speculate` that is not built.
@@ -60,6 +62,7 @@ class Engine:
         draft_cores: tuple[int, ...] | None = None,
         threads: int | None = None,
         kv_positions: int | None = None,
+        witness: Witness | None = None,
     ) -> None:
         options = EngineOptions(
             backend=backend,
@@ -82,7 +85,8 @@ class Engine:
 
         try:
             span = self._meter.model
-            self._parts = build_parts(speculate, target, directory, open_drafter, span)
+            parts = build_parts(speculate, target, directory, open_drafter, span)
+            self._parts = replace(parts, witness=witness)
         except BaseException:
             target.close()
             raise

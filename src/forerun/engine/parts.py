@@ -19,6 +19,7 @@ from forerun.drafters.guard import Guard
 from forerun.drafters.lm import LM
 from forerun.drafters.lookup import Lookup
 from forerun.drafters.plain import Plain
+from forerun.engine.witness import Witness
 from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
 from forerun.models.resolve import EMBEDDED_NAME, resolve_model
 from forerun.models.spec import read_spec
@@ -48,6 +49,7 @@ class Parts:
     rule: Rule
     schedule: Schedule
     pace: Pace | None = None  # only where nobody asked for a length
+    witness: Witness | None = None
 
 
 def build_parts(

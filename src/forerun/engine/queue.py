@@ -47,6 +47,8 @@ class Queue:
             commits = run_round(rows, self._parts, meter)
             pieces = [_settle(row, commit) for row, commit in zip(rows, commits, strict=True)]
         stats = meter.stats(len(rows))
+        if self._parts.witness is not None:
+            self._parts.witness.settled(stats)
         if is_steady and self._parts.pace is not None:
             self._parts.pace.learn(stats)
         for row in rows:

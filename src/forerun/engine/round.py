@@ -57,6 +57,8 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
         path = verdict.path if base == 0 else [*range(base), *[base + at for at in verdict.path]]
         verdicts.append(verdict)
         paths.append(path if verdict.bonus >= 0 else ())
+    if parts.witness is not None:
+        parts.witness.saw(rows, drafts, said, starts, verdicts)
     with meter.verify:
         parts.target.commit(batch, paths)
     commits: list[Commit | None] = []
