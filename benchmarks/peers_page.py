@@ -1,0 +1,95 @@
+"""The race against other engines as a page: every engine and mode, by category, and the bars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from page import Report, header, interval, line, source, verdict
+
+RIVALS = ("Transformers", "vLLM (CPU)", "OpenVINO GenAI")
+PLAIN_MODES = ("plain", "compiled")
+
+
+def peers_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
+    """Every engine and mode of each file, forward passes where measured, and the bars."""
+    for report in reports:
+        name = Path(report["model"]).name
+        yield f"## Other engines on {name}\n"
+        yield source(report)
+        picture = f"peers-{name}.png"
+        if (folder / picture).exists():
+            yield f"![tokens per second of every engine]({picture})\n"
+        yield from header(
+            "engine", "mode", "tokens/s", "÷ forerun plain", "95 %", "first token, ms",
+            "tokens equal to forerun's", "loops", "settings",
+        )  # fmt: skip
+        yield from map(peer_line, report["rows"])
+        yield ""
+        yield from forward_table(report)
+        yield from peer_bars(report)
+
+
+def peer_line(row: Report) -> str:
+    """One engine and mode; what did not run says why."""
+    settings = ", ".join(
+        [
+            f"{row['threads']} threads",
+            *(f"{name} {value}" for name, value in row["options"].items()),
+            *([] if row["same_weights"] else ["**other weights**"]),
+            *([row["reason"]] if row["reason"] else []),
+        ]
+    )
+    if "tokens_per_s" not in row:
+        return line(row["engine"], row["mode"], *["—"] * 6, f"did not run: {row['reason']}")
+    return line(
+        row["engine"],
+        row["mode"],
+        f"{row['tokens_per_s']:.1f}",
+        f"{row['ratio_to_forerun_plain']:.2f}",
+        interval(row["ratio_ci95"]),
+        f"{row['first_token_s'] * 1e3:.0f}",
+        f"{row['equal_tokens']:.1%}",
+        f"{row['loop_share']:.0%}",
+        settings,
+    )
+
+
+def forward_table(report: Report) -> Iterator[str]:
+    """Milliseconds of a pass of n tokens, where an engine lets one measure it."""
+    rows = [row for row in report["rows"] if row.get("forward_s")]
+    counts = sorted({int(count) for row in rows for count in row["forward_s"]})
+    if not rows:
+        return
+    yield from header("forward pass, ms", *(f"n = {count}" for count in counts))
+    for row in rows:
+        times = [row["forward_s"].get(str(count)) for count in counts]
+        yield line(row["engine"], *("—" if one is None else f"{one * 1e3:.1f}" for one in times))
+    yield ""
+
+
+def peer_bars(report: Report) -> Iterator[str]:
+    """Our own plain decoding and our best speculation beside the best of the others'.
+
+    Speeds are ratios to our plain decoding of the same prompt in the same turn.
+    """
+    speeds = {
+        (row["engine"], row["mode"]): row["ratio_to_forerun_plain"]
+        for row in report["rows"]
+        if "tokens_per_s" in row and row["same_weights"]
+    }
+    own = {mode: speed for (engine, mode), speed in speeds.items() if engine == "forerun"}
+    plain = {e: v for (e, mode), v in speeds.items() if e != "forerun" and mode == "plain"}
+    guessing = {k: v for k, v in speeds.items() if k[0] != "forerun" and k[1] not in PLAIN_MODES}
+    lm = max((speed for mode, speed in own.items() if mode.startswith("lm")), default=None)
+    llama = {engine: speed for engine, speed in plain.items() if "llama" in engine.lower()}
+    others = {engine: speed for engine, speed in plain.items() if engine in RIVALS}
+    yield from header("bar", "goal", "came out", "")
+    for words, goal, ours, theirs in (
+        ("plain ÷ the fastest of " + ", ".join(RIVALS), 1.8, own["plain"], others),
+        ("plain ÷ llama.cpp at bf16", 1.25, own["plain"], llama),
+        ("`lm` chain ÷ the best speculative mode of any other", 2.2, lm, guessing),
+    ):
+        is_known = ours is not None and theirs
+        yield verdict(words, goal, ours / max(theirs.values()) if is_known else None)
+    yield ""
