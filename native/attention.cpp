@@ -17,9 +17,9 @@ uint8_t* Model::kv_block(int layer, int block, int head) const {
   return kv_.data() + index * head_block_bytes();
 }
 
-// Key then value of a tree node, head_dim bf16 each.
+// Key then value of a tree node (its place among them), head_dim bf16 each.
 uint16_t* Model::node_kv(int layer, int node, int head) const {
-  const int64_t per_layer = static_cast<int64_t>(nodes_.size()) * shape_.num_kv_heads;
+  const int64_t per_layer = static_cast<int64_t>(kv_stride_) * shape_.num_kv_heads;
   const int64_t index = layer * per_layer + static_cast<int64_t>(node) * shape_.num_kv_heads + head;
   return node_kv_.as<uint16_t>() + index * 2 * shape_.head_dim;
 }
@@ -73,7 +73,7 @@ void Model::rotate_and_store(const Batch& batch, int l, int worker, int row, int
       rounded[static_cast<size_t>(d)] = float_to_bf16(key[d]);
     confine(rounded.data(), rounded.data() + s.head_dim, s.head_dim);
     if (!self.in_place) {
-      std::memcpy(node_kv(l, n, head), rounded.data(), rounded.size() * 2);
+      std::memcpy(node_kv(l, self.kv, head), rounded.data(), rounded.size() * 2);
       continue;
     }
     const int slot = self.position % kBlock;
@@ -125,13 +125,11 @@ void Model::gather_tail(const Batch& batch, int layer, int head, int n, uint8_t*
     // Slots past `kept` may hold rejected tokens; those up to this node are written below, the rest
     // carry weight zero and are finite (confine).
   }
-  const int start = batch.row_starts[self.row];
-  for (int at = n;; at = start + batch.parents[at]) {
-    const int position = node(at).position;
+  for (int at = self.kv; at >= 0; at = kv_parents_[static_cast<size_t>(at)]) {
+    const int position = kv_positions_[static_cast<size_t>(at)];
     const uint16_t* kv = node_kv(layer, at, head);
     place(tail + (position / kBlock - first_block) * head_block_bytes(), position % kBlock, kv,
           kv + shape_.head_dim, false);
-    if (batch.parents[at] < 0) return;
   }
 }
 
@@ -257,6 +255,24 @@ void Model::commit(const Batch& batch, const int32_t* paths, const int32_t* star
             const uint16_t* kv = node_kv(layer, first + paths[i], head);
             place(kv_block(layer, block, head), slot, kv, kv + shape_.head_dim, slot == 0);
           }
+      }
+    });
+  });
+}
+
+void Model::keep_grown(const int32_t* table, int position, const std::vector<int32_t>& grown) {
+  lane_->reset_phases(1);
+  lane_->run([&](int worker) {
+    lane_->share(worker, 0, shape_.num_layers, [&](int64_t l) {
+      const int layer = static_cast<int>(l);
+      int at = position;
+      for (const int32_t one : grown) {
+        for (int head = 0; head < shape_.num_kv_heads; ++head) {
+          const uint16_t* kv = node_kv(layer, one, head);
+          place(kv_block(layer, table[at / kBlock], head), at % kBlock, kv, kv + shape_.head_dim,
+                at % kBlock == 0);
+        }
+        ++at;
       }
     });
   });

@@ -1,61 +1,18 @@
-// The only file that knows Python: checks what it is given, takes pointers, releases the GIL.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+// With bind_proposals.cpp the only file that knows Python: checks what it is given, takes pointers,
+// releases the GIL.
+#include "bind.h"
+
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/vector.h>
 
-#include <algorithm>
-#include <optional>
-#include <stdexcept>
-
-#include "checks.h"
 #include "cpu.h"
-#include "model.h"
 #include "propose.h"
-
-namespace nb = nanobind;
-using namespace nb::literals;
 
 namespace forerun {
 namespace {
 
-template <typename T>
-using Array = nb::ndarray<const T, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Table = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using LogitRows = nb::ndarray<const float, nb::ndim<2>, nb::device::cpu>;
 using Floats = nb::ndarray<nb::numpy, const float, nb::ndim<2>>;
-
-template <typename T>
-std::vector<T> copy(const Array<T>& array) {
-  return std::vector<T>(array.data(), array.data() + array.size());
-}
-
-// count + 1 offsets that begin at 0, never fall and end at `size`.
-void require_spans(const Array<int32_t>& starts, size_t count, size_t size,
-                   const std::string& what) {
-  const int32_t* first = starts.data();
-  require(starts.size() == count + 1 && first[0] == 0 && std::is_sorted(first, first + count + 1) &&
-              static_cast<size_t>(first[count]) == size,
-          [&] { return what + " must rise from 0 to " + text(static_cast<int64_t>(size)); });
-}
-
-void require_tokens(const std::vector<Sampler*>& samplers, int64_t vocab) {
-  for (const Sampler* s : samplers)
-    for (const auto* ids : {&s->bias_ids, &s->allowed, &s->prompt_ids, &s->output_ids})
-      for (const int32_t t : *ids)
-        require(t >= 0 && t < vocab, [&] {
-          return "token " + text(t) + " of a sampler is outside the vocabulary of " + text(vocab);
-        });
-}
-
-// An owned numpy array.
-template <typename T, typename... Dims>
-auto owned(T* data, Dims... dims) {
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::ndarray<nb::numpy, T>(data, {static_cast<size_t>(dims)...}, owner);
-}
 
 // What keeps a result of a forward pass alive while Python looks at it.
 nb::capsule kept(const Model::Floats& values) {
@@ -251,40 +208,6 @@ auto logprobs(Model&, const LogitRows& logits, const Array<int32_t>& rows) {
   return result;
 }
 
-auto propose_chains(Model& model, const Array<int32_t>& catch_up, const Array<int32_t>& starts,
-                    const Array<int32_t>& committed, const Table& block_table,
-                    const std::vector<Sampler*>& samplers, int num_steps) {
-  const size_t num_rows = committed.size();
-  require(num_rows > 0 && num_steps > 0 && samplers.size() == num_rows &&
-              block_table.shape(0) == num_rows,
-          "array sizes of a proposal do not fit together");
-  require_spans(starts, num_rows, catch_up.size(), "starts");
-  require_tokens(samplers, model.shape().vocab);
-  // The last step of every row, as a batch of chains: checks tokens, blocks, positions.
-  std::vector<int32_t> tokens, parents, row_starts{0};
-  for (size_t b = 0; b < num_rows; ++b) {
-    require(starts(b) < starts(b + 1), "a row without tokens");
-    for (int i = starts(b); i < starts(b + 1) + num_steps - 1; ++i) {
-      parents.push_back(i - starts(b) - 1);
-      tokens.push_back(i < starts(b + 1) ? catch_up(static_cast<size_t>(i)) : 0);
-    }
-    row_starts.push_back(static_cast<int32_t>(tokens.size()));
-  }
-  check_rows(model, {static_cast<int>(num_rows), static_cast<int>(tokens.size()),
-                     static_cast<int>(block_table.shape(1)), 0, 0, tokens.data(), parents.data(),
-                     row_starts.data(), committed.data(), block_table.data(), nullptr, nullptr});
-  const std::vector<const Sampler*> who(samplers.begin(), samplers.end());
-  int32_t* out = new int32_t[num_rows * static_cast<size_t>(num_steps)];
-  auto result = owned(out, num_rows, num_steps);
-  const nb::gil_scoped_release release;
-  const Model::InUse use(model);
-  propose(model,
-          {static_cast<int>(num_rows), num_steps, static_cast<int>(block_table.shape(1)),
-           catch_up.data(), starts.data(), committed.data(), block_table.data(), who.data()},
-          out);
-  return result;
-}
-
 void bind_lane(nb::module_& m) {
   nb::class_<Lane>(m, "Lane")
       .def("__init__",
@@ -334,7 +257,8 @@ void bind_sampler(nb::module_& m) {
 }
 
 void bind_model(nb::module_& m) {
-  nb::class_<Model>(m, "Model")
+  nb::class_<Model> model(m, "Model");
+  model
       .def(
           "__init__",
           [](Model* self, std::shared_ptr<Lane> lane, int hidden, int num_layers, int num_heads,
@@ -364,8 +288,8 @@ void bind_model(nb::module_& m) {
       .def("commit", &commit)
       .def("select", &choose_tokens)
       .def("law", &laws)
-      .def("logprobs", &logprobs)
-      .def("propose", &propose_chains);
+      .def("logprobs", &logprobs);
+  bind_proposals(model);
 }
 
 }  // namespace

@@ -220,10 +220,13 @@ std::vector<Model::Node> Model::planned(const Batch& batch) const {
     for (int n = first; n < last; ++n) {
       const int parent = batch.parents[n];
       chain = chain && parent == n - first - 1;
-      const int position =
-          parent < 0 ? batch.committed[b] : nodes[static_cast<size_t>(first + parent)].position + 1;
-      nodes[static_cast<size_t>(n)] = {b, position, false};
+      int position = batch.committed[b];
+      if (parent >= 0)
+        position = batch.grows ? kv_positions_[static_cast<size_t>(parent)] + 1
+                               : nodes[static_cast<size_t>(first + parent)].position + 1;
+      nodes[static_cast<size_t>(n)] = {b, position, false, batch.grows ? num_grown() + n : n};
     }
+    chain = chain && !batch.grows;
     for (int n = first; n < last; ++n) nodes[static_cast<size_t>(n)].in_place = chain;
   }
   return nodes;
@@ -231,6 +234,16 @@ std::vector<Model::Node> Model::planned(const Batch& batch) const {
 
 void Model::plan(const Batch& batch) {
   nodes_ = planned(batch);
+  if (!batch.grows) {
+    kv_parents_.clear();
+    kv_positions_.clear();
+    kv_stride_ = batch.num_nodes;
+  }
+  for (int n = 0; n < batch.num_nodes; ++n) {
+    const int parent = batch.parents[n], first = batch.row_starts[node(n).row];
+    kv_parents_.push_back(parent < 0 || batch.grows ? parent : first + parent);
+    kv_positions_.push_back(node(n).position);
+  }
   num_tail_blocks_ = 1;
   for (const Node& node : nodes_) {
     const int tail = node.position / kBlock - batch.committed[node.row] / kBlock + 1;
@@ -246,6 +259,20 @@ int64_t Model::packed_bytes(int rows) const {
   const int widest = std::max({s.hidden, s.ffn, s.query_width()});
   return ceil_div(rows, kMaxRows) * kMaxRows * ceil_div(widest, kBlock) *
          lane_->kernels().row_block_bytes;
+}
+
+void Model::reserve_node_kv() {
+  const Shape& s = shape_;
+  const int64_t bytes =
+      static_cast<int64_t>(s.num_layers) * kv_stride_ * s.num_kv_heads * 2 * s.head_dim * 2;
+  if (static_cast<int64_t>(node_kv_.size()) < bytes) node_kv_ = Arena(static_cast<size_t>(bytes));
+}
+
+void Model::begin_growth(int capacity) {
+  kv_parents_.clear();
+  kv_positions_.clear();
+  kv_stride_ = capacity;
+  reserve_node_kv();
 }
 
 void Model::reserve(const Batch& batch) {
@@ -271,9 +298,7 @@ void Model::reserve(const Batch& batch) {
   grow_arena(activated_, packed_bytes(batch.num_nodes));
   const bool trees =
       std::any_of(nodes_.begin(), nodes_.end(), [](const Node& n) { return !n.in_place; });
-  if (trees)
-    grow_arena(node_kv_, static_cast<int64_t>(s.num_layers) * batch.num_nodes * s.num_kv_heads * 2 *
-                             s.head_dim * 2);
+  if (trees && !batch.grows) reserve_node_kv();
   const int width = s.head_blocks() * kBlock, row_bytes = lane_->kernels().row_block_bytes;
   for (Scratch& w : scratch_) {
     w.rounded.resize(static_cast<size_t>(2 * s.head_dim));

@@ -64,6 +64,9 @@ struct Layer {
 struct Batch {
   int num_rows, num_nodes, table_width, num_logits, num_taps;
   const int32_t *tokens, *parents, *row_starts, *committed, *block_table, *logit_nodes, *taps;
+  // Nodes that go on growing the trees begun by begin_growth: a parent is then the number of an
+  // earlier grown node, in order of growth over all rows; -1 is the row's committed text.
+  bool grows = false;
 };
 
 class Model {
@@ -98,6 +101,13 @@ class Model {
   // Keeps the K/V of path nodes; `paths[starts[b] .. starts[b+1])` are node ids of row b.
   void commit(const Batch& batch, const int32_t* paths, const int32_t* starts);
 
+  // Forgets the tree nodes of the last pass and makes room for `capacity` grown ones, whose K/V
+  // stays until the next pass that does not grow.
+  void begin_growth(int capacity);
+  int num_grown() const { return static_cast<int>(kv_parents_.size()); }
+  // Keeps the K/V of grown nodes at positions from `position` on of the row with that block table.
+  void keep_grown(const int32_t* table, int position, const std::vector<int32_t>& grown);
+
   using Floats = std::shared_ptr<std::vector<float>>;
   const Floats& logits() const { return logits_; }
   int64_t logits_stride() const { return head_.num_panels * kPanelColumns; }
@@ -112,6 +122,7 @@ class Model {
   struct Node {
     int row, position;
     bool in_place;  // its row is a chain: K/V goes straight to the canonical blocks
+    int kv;         // else its place among the tree nodes' K/V
     bool operator==(const Node&) const = default;
   };
   // bf16 rows ready for products: groups of 32 rows, each [K block][row][bytes].
@@ -168,6 +179,7 @@ class Model {
   void plan(const Batch& batch);
   void extend_rotation(int num_positions);
   void reserve(const Batch& batch);
+  void reserve_node_kv();
   void run_layers(const Batch& batch, int worker);
   void embed(const Batch& batch, int worker, int phase);
   void self_attention(const Batch& batch, int layer, int worker, int phase);
@@ -209,6 +221,9 @@ class Model {
   std::vector<float> final_norm_, cosine_, sine_;
 
   std::vector<Node> nodes_;
+  // Of all tree nodes whose K/V is held: the one above it (-1: committed text), and its position.
+  std::vector<int32_t> kv_parents_, kv_positions_;
+  int kv_stride_ = 0;  // tree nodes per layer there is room for
   std::vector<Scratch> scratch_;
   std::vector<float> x_, qkv_, attended_;
   Floats logits_, taps_;             // replaced, not reused, while somebody holds them

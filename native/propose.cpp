@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <atomic>
 
-#include "mode.h"
-
 namespace forerun {
 namespace {
 
@@ -15,21 +13,6 @@ struct Path {
 
 Path path_of(const Rows& rows, int64_t r) {
   return {rows.path_tokens + rows.path_starts[r], rows.path_starts[r + 1] - rows.path_starts[r]};
-}
-
-template <typename Body>
-void each_row(Lane& lane, int64_t count, Body&& body) {
-  if (count == 1) {  // not worth waking anybody
-    const CanonicalMode mode;
-    thread_local SelectScratch scratch;
-    body(0, scratch);
-    return;
-  }
-  lane.reset_phases(1);
-  lane.run([&](int worker) {
-    thread_local SelectScratch scratch;
-    lane.share(worker, 0, count, [&](int64_t r) { body(r, scratch); });
-  });
 }
 
 // The arrays of the next forward pass and choice, one entry a row; after the first step a row is

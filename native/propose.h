@@ -3,10 +3,27 @@
 
 #include <vector>
 
+#include "mode.h"
 #include "model.h"
 #include "select.h"
 
 namespace forerun {
+
+// body(row, scratch) for every row of logits, on all workers where there are several.
+template <typename Body>
+void each_row(Lane& lane, int64_t count, Body&& body) {
+  if (count == 1) {  // not worth waking anybody
+    const CanonicalMode mode;
+    thread_local SelectScratch scratch;
+    body(0, scratch);
+    return;
+  }
+  lane.reset_phases(1);
+  lane.run([&](int worker) {
+    thread_local SelectScratch scratch;
+    lane.share(worker, 0, count, [&](int64_t r) { body(r, scratch); });
+  });
+}
 
 // Rows of logits and who chooses at each; protocols.py, Selection, has the meaning of every field.
 struct Rows {

@@ -78,16 +78,22 @@ int64_t best_of(const std::vector<double>& z) {
   return std::max_element(z.begin(), z.end()) - z.begin();  // the first, that is the lowest id
 }
 
-// Scores in double after edits and temperature, -inf where removed; at temperature 0 one score of
-// 0. False when a value is NaN or nothing is left to choose from.
-bool score(const float* logits, int64_t vocab, const Sampler& s, const int32_t* path,
-           int64_t path_length, std::vector<double>& z) {
+// Edited logits in double, -inf where removed. False when one is NaN or nothing is left to choose.
+bool edited(const float* logits, int64_t vocab, const Sampler& s, const int32_t* path,
+            int64_t path_length, std::vector<double>& z) {
   const auto is_nan = [](double v) { return v != v; };
   if (std::any_of(logits, logits + vocab, is_nan)) return false;  // also where a mask would hide it
   edit(logits, vocab, s, path, path_length, z);
   if (std::any_of(z.begin(), z.end(), is_nan)) return false;
+  return z[static_cast<size_t>(best_of(z))] != kNever;
+}
+
+// Scores in double after edits and temperature, -inf where removed; at temperature 0 one score of
+// 0. False when a value is NaN or nothing is left to choose from.
+bool score(const float* logits, int64_t vocab, const Sampler& s, const int32_t* path,
+           int64_t path_length, std::vector<double>& z) {
+  if (!edited(logits, vocab, s, path, path_length, z)) return false;
   const size_t best = static_cast<size_t>(best_of(z));
-  if (z[best] == kNever) return false;
   if (s.temperature == 0.0) {
     std::fill(z.begin(), z.end(), kNever);
     z[best] = 0.0;
@@ -202,6 +208,125 @@ int32_t choose(const Kernels& kernels, const float* logits, int64_t vocab, const
   if (s.temperature == 0.0) return static_cast<int32_t>(best_of(scratch.scores));
   truncate(scratch.scores, s, scratch.kept);
   return best_with_noise(scratch.kept, scratch.scores, scratch.words);
+}
+
+namespace {
+
+// The `count` best of `ids` by value, best first, lowest id on ties.
+template <typename Value>
+int best_of_ids(std::vector<int32_t>& ids, int count, Value&& value, int32_t* tokens,
+                double* values) {
+  const auto before = [&](int32_t a, int32_t b) {
+    const double x = value(a), y = value(b);
+    return x != y ? x > y : a < b;
+  };
+  const size_t kept = std::min(ids.size(), static_cast<size_t>(count));
+  std::partial_sort(ids.begin(), ids.begin() + static_cast<int64_t>(kept), ids.end(), before);
+  for (size_t i = 0; i < kept; ++i) {
+    tokens[i] = ids[i];
+    values[i] = value(ids[i]);
+  }
+  return static_cast<int>(kept);
+}
+
+// The `count` greatest logits, best first: how far down noise can possibly matter is known by them.
+void top_logits(const float* logits, int64_t vocab, int count, std::vector<int32_t>& ids) {
+  ids.clear();
+  for (int64_t t = 0; t < vocab; ++t) {
+    if (static_cast<int>(ids.size()) == count && !(logits[t] > logits[ids.back()])) continue;
+    if (static_cast<int>(ids.size()) == count) ids.pop_back();
+    auto at = ids.end();
+    while (at != ids.begin() && logits[t] > logits[*(at - 1)]) --at;
+    ids.insert(at, static_cast<int32_t>(t));
+  }
+}
+
+}  // namespace
+
+int best_tokens(const Kernels& kernels, const float* logits, int64_t vocab, const Sampler& s,
+                int64_t position, const int32_t* path, int64_t path_length, int count,
+                SelectScratch& scratch, int32_t* tokens, double* values) {
+  bool has_nan = false;
+  const int64_t top = kernels.argmax(logits, vocab, &has_nan);
+  if (has_nan || logits[top] == -INFINITY) return 0;
+  count = static_cast<int>(std::min<int64_t>(count, vocab));
+  std::vector<int32_t>& ids = scratch.kept;
+  if (s.temperature == 0.0 && !s.edits_logits()) {
+    top_logits(logits, vocab, count, ids);
+    return best_of_ids(
+        ids, count, [&](int32_t t) { return static_cast<double>(logits[t]); }, tokens, values);
+  }
+  if (s.temperature > 0.0) {
+    scratch.words.resize(static_cast<size_t>(vocab));
+    kernels.noise_words({static_cast<uint32_t>(s.seed), static_cast<uint32_t>(s.seed >> 32),
+                         static_cast<uint32_t>(position), s.choice, kVerdictPurpose},
+                        vocab, scratch.words.data());
+  }
+  const auto noise = [&](int32_t t) { return gumbel(scratch.words[static_cast<size_t>(t)]); };
+  if (s.temperature >= 1e-3 && !s.edits_logits() && !s.truncates() && std::isfinite(logits[top])) {
+    const auto value = [&](int32_t t) {
+      return static_cast<double>(logits[t]) / s.temperature + noise(t);
+    };
+    top_logits(logits, vocab, count, ids);
+    double sure = value(ids[0]);
+    for (const int32_t t : ids) sure = std::min(sure, value(t));
+    if (std::isfinite(sure)) {  // else fewer tokens than asked for have any score
+      const double slack = 1e-3 + 1e-5 * std::abs(static_cast<double>(logits[top]) / s.temperature);
+      ids.resize(static_cast<size_t>(vocab));
+      const int64_t found =
+          kernels.contenders(logits, scratch.words.data(), static_cast<float>(1.0 / s.temperature),
+                             static_cast<float>(sure - slack), vocab, ids.data());
+      ids.resize(static_cast<size_t>(found));
+      return best_of_ids(ids, count, value, tokens, values);
+    }
+  }
+  std::vector<double>& z = scratch.scores;
+  if (s.temperature == 0.0) {
+    if (!edited(logits, vocab, s, path, path_length, z)) return 0;
+    ids.clear();
+    for (size_t t = 0; t < z.size(); ++t)
+      if (z[t] != kNever) ids.push_back(static_cast<int32_t>(t));
+    return best_of_ids(
+        ids, count, [&](int32_t t) { return z[static_cast<size_t>(t)]; }, tokens, values);
+  }
+  if (!score(logits, vocab, s, path, path_length, z)) return 0;
+  truncate(z, s, ids);
+  return best_of_ids(
+      ids, count, [&](int32_t t) { return z[static_cast<size_t>(t)] + noise(t); }, tokens, values);
+}
+
+int32_t pick(const float* weights, int64_t vocab, const std::vector<int32_t>& removed, double u) {
+  const auto weight = [&](int64_t t) {
+    const bool gone = std::find(removed.begin(), removed.end(), t) != removed.end();
+    return gone ? 0.0 : static_cast<double>(weights[t]);
+  };
+  double total = 0.0;
+  for (int64_t t = 0; t < vocab; ++t)
+    if (weights[t] > 0.0f) total += weight(t);
+  double sum = 0.0;
+  int32_t last = kNoToken;
+  for (int64_t t = 0; t < vocab; ++t) {
+    if (!(weights[t] > 0.0f)) continue;
+    const double w = weight(t);
+    if (w == 0.0) continue;
+    sum += w;
+    last = static_cast<int32_t>(t);
+    if (sum > u * total) return last;
+  }
+  return last;
+}
+
+double uniform(const Kernels& kernels, const Sampler& s, uint32_t purpose, int64_t start, int node,
+               int index, SelectScratch& scratch) {
+  const int64_t count = 4LL * index + 2;
+  scratch.words.resize(static_cast<size_t>(count));
+  kernels.noise_words(
+      {static_cast<uint32_t>(s.seed), static_cast<uint32_t>(s.seed >> 32),
+       static_cast<uint32_t>(start), s.choice, purpose + (static_cast<uint32_t>(node) << 8)},
+      count, scratch.words.data());
+  const uint32_t high = scratch.words[static_cast<size_t>(count) - 2] >> 5,
+                 low = scratch.words[static_cast<size_t>(count) - 1] >> 6;
+  return (high * 0x1p26 + low) * 0x1p-53;
 }
 
 bool law(const float* logits, int64_t vocab, const Sampler& s, const int32_t* path,

@@ -36,10 +36,24 @@ struct SelectScratch {
 };
 
 constexpr int32_t kNoToken = -1;  // when a logit is NaN, or nothing is left to choose from
-constexpr uint32_t kVerdictPurpose = 0;
+constexpr uint32_t kVerdictPurpose = 0, kDraftPurpose = 1;
 
 int32_t choose(const Kernels& kernels, const float* logits, int64_t vocab, const Sampler& sampler,
                int64_t position, const int32_t* path, int64_t path_length, SelectScratch& scratch);
+
+// The `count` best of what `choose` takes the best of, best first, with their values (the score
+// plus noise; at temperature 0 the logit after edits); returns how many there are.
+int best_tokens(const Kernels& kernels, const float* logits, int64_t vocab, const Sampler& sampler,
+                int64_t position, const int32_t* path, int64_t path_length, int count,
+                SelectScratch& scratch, int32_t* tokens, double* values);
+
+// The token whose cumulated weight first exceeds u of the whole; weights of `removed` are none.
+// -1 when nothing is left.
+int32_t pick(const float* weights, int64_t vocab, const std::vector<int32_t>& removed, double u);
+
+// Uniform in [0, 1), 53 bits: noise.py, uniform.
+double uniform(const Kernels& kernels, const Sampler& sampler, uint32_t purpose, int64_t start,
+               int node, int index, SelectScratch& scratch);
 
 // The law `choose` draws from, one-hot at temperature 0; false where `choose` has no token.
 bool law(const float* logits, int64_t vocab, const Sampler& sampler, const int32_t* path,

@@ -65,7 +65,8 @@ def uniform(seed: int, choice: int, purpose: Purpose, start: int, node: int, ind
     """
     counter = np.array([[index], [start], [choice], [purpose + (node << 8)]], np.uint64)
     high, low = philox(counter, (seed & 0xFFFFFFFF, seed >> 32))[:2, 0].tolist()
-    return ((high >> 5) * 2.0**26 + (low >> 6)) / 2.0**53
+    whole: int = ((high >> 5) << 26) + (low >> 6)
+    return whole / 2.0**53
 
 
 @dataclass(frozen=True, slots=True)

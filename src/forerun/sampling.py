@@ -44,14 +44,8 @@ def process(
         BackendError: NaN among the logits, or no token left.
     """
     params = sampler.params
-    z = _biased(logits.astype(np.float64), params)
-    if params.has_penalties:
-        _penalize(z, sampler, path_tokens)
-    best = int(np.argmax(z))  # argmax of an array that holds NaN is its first NaN
-    if np.isnan(z[best]):
-        raise BackendError("the model returned NaN logits")
-    if z[best] == -np.inf:
-        raise BackendError("no token is left to choose from: every logit is -inf")
+    z = _edited(logits, sampler, path_tokens)
+    best = int(np.argmax(z))
     if params.temperature == 0:
         return _one_hot(len(z), best)
     with np.errstate(over="ignore"):
@@ -87,12 +81,48 @@ def select(
     return choose(scores, noise, params.temperature)
 
 
+def ranked(
+    logits: NDArray[np.float32],
+    sampler: Sampler,
+    position: int,
+    path_tokens: Sequence[int],
+    count: int,
+) -> tuple[list[int], list[float]]:
+    """The `count` best of what `select` takes the best of, with their values, best first.
+
+    A value is the score plus noise; at temperature 0 the logit after edits. Fewer where fewer are
+    left. Lowest id on ties.
+    """
+    params = sampler.params
+    if params.temperature == 0:
+        values = _edited(logits, sampler, path_tokens)
+    else:
+        noise = words(sampler.seed, params.choice, Purpose.VERDICT, position, len(logits))
+        values = process(logits, sampler, path_tokens) + gumbel(noise)
+    order = np.argsort(-values, kind="stable")[:count]
+    tokens = [int(token) for token in order if values[token] > -np.inf]
+    return tokens, [float(values[token]) for token in tokens]
+
+
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """`[R V]` raw log-probabilities of rows of logits, before any processor."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
     wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
     return wide.astype(np.float32)
+
+
+def _edited(logits: NDArray[np.float32], sampler: Sampler, path_tokens: Sequence[int]) -> Scores:
+    """Bias, mask and penalties: everything before temperature."""
+    z = _biased(logits.astype(np.float64), sampler.params)
+    if sampler.params.has_penalties:
+        _penalize(z, sampler, path_tokens)
+    best = z[np.argmax(z)]  # argmax of an array that holds NaN is its first NaN
+    if np.isnan(best):
+        raise BackendError("the model returned NaN logits")
+    if best == -np.inf:
+        raise BackendError("no token is left to choose from: every logit is -inf")
+    return z
 
 
 def _biased(z: Scores, params: SamplingParams) -> Scores:

@@ -56,6 +56,14 @@ class TokenTree:
         return TokenTree(array, np.arange(-1, len(array) - 1, dtype=np.int32))
 
     @staticmethod
+    def made(tokens: Tokens, parents: Tokens) -> TokenTree:
+        """A tree built by our own code, unchecked."""
+        tree = _new(TokenTree)
+        _set(tree, "tokens", tokens)
+        _set(tree, "parents", parents)
+        return tree
+
+    @staticmethod
     def made_chain(tokens: list[int]) -> TokenTree:
         """A chain built by our own code, unchecked: a chain of integers is always valid."""
         tree = _new(TokenTree)

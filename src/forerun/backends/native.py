@@ -7,25 +7,30 @@ Must not know drafting, scheduling or text.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forerun.backends.memory import available_bytes
+from forerun.draft import Draft, Draw
 from forerun.errors import BackendError, CapacityError, ModelError
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import Checkpoint, WeightTensor
 from forerun.options import SamplingParams
 from forerun.protocols import (
     BLOCK_LEN,
+    LEAST_MARGIN,
+    MARGIN_STEP,
     ForwardBatch,
     ForwardOutput,
+    GrowthPlan,
     ProposalPlan,
     Sampler,
     Selection,
 )
-from forerun.tree import Tokens
+from forerun.tree import Tokens, TokenTree
 
 try:
     from forerun import _native
@@ -38,6 +43,15 @@ except ImportError as error:  # built without a compiler, or for another machine
 _MAX_GROUP = 32  # query heads per K/V head that one attention tile holds
 _ONE_CORE_BYTES = 4 << 20
 _NO_TOKENS = np.zeros(0, np.int32)
+_KV = 5  # of what the core returns for a row
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grown:
+    """The last proposal of trees, and where the K/V of each row's nodes is (-1: not computed)."""
+
+    plan: GrowthPlan
+    kv: list[Tokens]
 
 
 class NativeBackend:
@@ -80,6 +94,7 @@ class NativeBackend:
             raise _no_room(spec, num_blocks, available_bytes()) from None
         _load(self._model, checkpoint)
         self._samplers: dict[int, tuple[Sampler, Any]] = {}
+        self._grown: _Grown | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -131,6 +146,7 @@ class NativeBackend:
             batch.logit_nodes,
             np.asarray(batch.tap_layers, np.int32) if batch.tap_layers else _NO_TOKENS,
         )
+        self._grown = None
         return ForwardOutput(logits, taps)
 
     def commit(self, batch: ForwardBatch, paths: Sequence[Sequence[int]]) -> None:
@@ -178,7 +194,41 @@ class NativeBackend:
             [self._native_sampler(sampler) for sampler in plan.samplers],
             plan.num_steps,
         )
+        self._grown = None
         return tokens
+
+    def grow(self, plan: GrowthPlan) -> list[Draft]:
+        """A tree a row in one native call; below NaN logits nothing grows."""
+        growth = plan.growth
+        rows = self._model.grow(
+            plan.catch_up,
+            plan.catch_up_starts,
+            plan.committed,
+            plan.block_table,
+            [self._native_sampler(sampler) for sampler in plan.samplers],
+            plan.budgets,
+            plan.depths,
+            growth.draw.value,
+            growth.parents or (),
+            growth.width,
+            growth.frontier,
+            growth.least,
+            plan.acceptance,
+            LEAST_MARGIN,
+            MARGIN_STEP,
+        )
+        self._grown = _Grown(plan, [row[_KV] for row in rows])
+        return [_draft(row, growth.draw) for row in rows]
+
+    def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:
+        """Write the K/V of a grown path to its canonical places."""
+        if self._grown is None or self._grown.plan is not plan:
+            return False
+        if len(path):
+            start, end = plan.catch_up_starts[row : row + 2].tolist()
+            known = int(plan.committed[row]) + end - start
+            self._model.keep(plan.block_table[row], known, self._grown.kv[row][list(path)])
+        return True
 
     def close(self) -> None:
         """Free weights, K/V and threads."""
@@ -205,6 +255,17 @@ class NativeBackend:
         made = _make_sampler(sampler)
         self._samplers[id(sampler)] = (sampler, made)
         return made
+
+
+def _draft(row: tuple[Any, ...], draw: Draw) -> Draft:
+    """What the core grew for one row."""
+    tokens, parents, ranks, margins, scores, _, expanded, laws, draws = row
+    tree = TokenTree.made(tokens, parents)
+    if draw is Draw.COUPLED:
+        return Draft(tree, draw, expanded, margins=margins, ranks=ranks, scores=scores)
+    if draw is Draw.POINT:
+        return Draft(tree, draw, expanded, ranks=ranks, scores=scores)
+    return Draft(tree, draw, expanded, laws, draws if draw is Draw.SAMPLED else None, ranks=ranks)
 
 
 def default_cores() -> tuple[int, ...]:

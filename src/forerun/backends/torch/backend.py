@@ -22,10 +22,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forerun import sampling
+from forerun.backends import growing
 from forerun.backends.prefill import prefill
 from forerun.backends.torch.attention import SLICE, RowPath, attend_path, row_paths, slices
 from forerun.backends.torch.decoder import Decoder, Rotation, rotary_frequencies
 from forerun.backends.torch.probe import is_independent
+from forerun.draft import Draft
 from forerun.errors import BackendError, OptionError
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import Checkpoint
@@ -33,6 +35,7 @@ from forerun.protocols import (
     BLOCK_LEN,
     ForwardBatch,
     ForwardOutput,
+    GrowthPlan,
     ProposalPlan,
     Selection,
 )
@@ -176,6 +179,14 @@ class TorchBackend:
             pending = self._step(plan, pending, known + step, drafted)
             drafted.append(pending)
         return np.stack(drafted, axis=1)
+
+    def grow(self, plan: GrowthPlan) -> list[Draft]:
+        """Trees level by level, each level computing its rows' trees anew."""
+        return growing.grow(plan, growing.rereader(self, plan))
+
+    def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:  # noqa: ARG002
+        """Nothing: what was grown is read again as text."""
+        return False
 
     def close(self) -> None:
         """Give back the weights and the K/V memory."""

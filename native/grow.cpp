@@ -1,0 +1,383 @@
+#include "grow.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "propose.h"
+
+namespace forerun {
+namespace {
+
+constexpr int kDeepest = 256;
+
+// A token that was offered for the tree. In a given tree `place` is its node there.
+struct Candidate {
+  int32_t token;
+  int parent, rank, depth, place;
+  float margin;
+  double score;
+  int kv = -1;
+  bool expanded = false;
+};
+
+// What a node offers: tokens in order of drawing, with what orders them.
+struct Offer {
+  std::vector<int32_t> tokens, draws;
+  std::vector<double> values;
+  std::vector<float> law;
+};
+
+struct Leaf {
+  int row, candidate;
+};
+
+class Grower {
+ public:
+  Grower(Model& model, const GrowthPlan& plan);
+  int num_levels() const;
+  void read_text();
+  void offer();
+  bool choose();
+  void read();
+  std::vector<GrownRow> finished() const;
+
+ private:
+  using Tree = std::vector<Candidate>;
+  Tree& tree(int row) { return trees_[static_cast<size_t>(row)]; }
+  const Tree& tree(int row) const { return trees_[static_cast<size_t>(row)]; }
+  int num_children(const Leaf& leaf) const;
+  std::vector<int32_t> path_of(const Leaf& leaf) const;
+  Offer offered(int64_t r, const Leaf& leaf, int count, SelectScratch& scratch) const;
+  Offer drawn(const float* logits, const Leaf& leaf, int count, const std::vector<int32_t>& path,
+              SelectScratch& scratch) const;
+  void likeliest(const float* logits, const Leaf& leaf, int count, const std::vector<int32_t>& path,
+                 SelectScratch& scratch, Offer& offer) const;
+  void take(const Leaf& leaf, const Offer& offer);
+  double acceptance(int row, int rank, double margin) const;
+  void choose_best(int row);
+  GrownRow finished_row(int row) const;
+
+  Model& model_;
+  const GrowthPlan& plan_;
+  std::vector<std::vector<int>> places_;  // children of every node of a given tree
+  std::vector<Tree> trees_;
+  std::vector<Leaf> leaves_;  // whose logits the model holds, or is about to read; rows ascending
+  std::vector<GrownRow> results_;
+};
+
+Grower::Grower(Model& model, const GrowthPlan& plan) : model_(model), plan_(plan) {
+  places_.resize(plan.parents.size() + 1);
+  for (size_t n = 0; n < plan.parents.size(); ++n)
+    places_[static_cast<size_t>(plan.parents[n])].push_back(static_cast<int>(n) + 1);
+  for (int b = 0; b < plan.num_rows; ++b) {
+    const int32_t pending = plan.catch_up[plan.catch_up_starts[b + 1] - 1];
+    trees_.push_back({{pending, -1, -1, 0, 0, std::nanf(""), 1.0}});
+    leaves_.push_back({b, 0});
+  }
+  results_.resize(trees_.size());
+}
+
+// The tokens a row has not read, as chains: their K/V goes to its place at once.
+void Grower::read_text() {
+  std::vector<int32_t> parents, last;
+  for (int b = 0; b < plan_.num_rows; ++b) {
+    for (int i = plan_.catch_up_starts[b]; i < plan_.catch_up_starts[b + 1]; ++i)
+      parents.push_back(i - plan_.catch_up_starts[b] - 1);
+    last.push_back(plan_.catch_up_starts[b + 1] - 1);
+  }
+  model_.forward({plan_.num_rows, static_cast<int>(parents.size()), plan_.table_width,
+                  plan_.num_rows, 0, plan_.catch_up, parents.data(), plan_.catch_up_starts,
+                  plan_.committed, plan_.block_table, last.data(), nullptr});
+  const int inner =
+      plan_.is_given() ? static_cast<int>(plan_.parents.size()) : num_levels() * plan_.frontier;
+  model_.begin_growth(plan_.num_rows * inner);
+}
+
+int Grower::num_levels() const {
+  return std::min(kDeepest, *std::max_element(plan_.depths, plan_.depths + plan_.num_rows));
+}
+
+// Children of every leaf, from the logits just computed.
+void Grower::offer() {
+  std::vector<Offer> offers(leaves_.size());
+  each_row(model_.lane(), static_cast<int64_t>(leaves_.size()),
+           [&](int64_t r, SelectScratch& scratch) {
+             const Leaf& leaf = leaves_[static_cast<size_t>(r)];
+             const int count = num_children(leaf);
+             if (count > 0) offers[static_cast<size_t>(r)] = offered(r, leaf, count, scratch);
+           });
+  for (size_t i = 0; i < leaves_.size(); ++i) take(leaves_[i], offers[i]);
+}
+
+int Grower::num_children(const Leaf& leaf) const {
+  const Candidate& node = tree(leaf.row)[static_cast<size_t>(leaf.candidate)];
+  if (node.depth >= std::min(plan_.depths[leaf.row], kDeepest)) return 0;
+  if (!plan_.is_given()) return plan_.budgets[leaf.row] > 0 ? plan_.width : 0;
+  const std::vector<int>& places = places_[static_cast<size_t>(node.place)];
+  return static_cast<int>(std::count_if(
+      places.begin(), places.end(), [&](int place) { return place <= plan_.budgets[leaf.row]; }));
+}
+
+std::vector<int32_t> Grower::path_of(const Leaf& leaf) const {
+  std::vector<int32_t> path;
+  for (int at = leaf.candidate; at > 0; at = tree(leaf.row)[static_cast<size_t>(at)].parent)
+    path.push_back(tree(leaf.row)[static_cast<size_t>(at)].token);
+  std::reverse(path.begin(), path.end());
+  return path;
+}
+
+Offer Grower::offered(int64_t r, const Leaf& leaf, int count, SelectScratch& scratch) const {
+  const float* logits = model_.logits()->data() + r * model_.logits_stride();
+  const std::vector<int32_t> path = path_of(leaf);
+  if (plan_.is_sampled()) return drawn(logits, leaf, count, path, scratch);
+  Offer offer;
+  if (plan_.draw == Draw::kPoint) {
+    likeliest(logits, leaf, count, path, scratch, offer);
+    return offer;
+  }
+  const Sampler& sampler = *plan_.samplers[leaf.row];
+  const int asked = std::max(count, 2);  // a margin needs somebody to be compared with
+  offer.tokens.resize(static_cast<size_t>(asked));
+  offer.values.resize(static_cast<size_t>(asked));
+  const int64_t position = plan_.known(leaf.row) + static_cast<int64_t>(path.size());
+  const int found = best_tokens(model_.lane().kernels(), logits, model_.shape().vocab, sampler,
+                                position, path.data(), static_cast<int64_t>(path.size()), asked,
+                                scratch, offer.tokens.data(), offer.values.data());
+  offer.tokens.resize(static_cast<size_t>(std::min(found, count)));
+  offer.values.resize(static_cast<size_t>(found));
+  return offer;
+}
+
+// The likeliest tokens and their probabilities; a greedy row's law is that of temperature 1.
+void Grower::likeliest(const float* logits, const Leaf& leaf, int count,
+                       const std::vector<int32_t>& path, SelectScratch& scratch,
+                       Offer& offer) const {
+  Sampler sampler = *plan_.samplers[leaf.row];
+  if (sampler.temperature == 0.0) sampler.temperature = 1.0;
+  std::vector<float> probabilities(static_cast<size_t>(model_.shape().vocab));
+  if (!law(logits, model_.shape().vocab, sampler, path.data(), static_cast<int64_t>(path.size()),
+           scratch, probabilities.data()))
+    return;
+  std::vector<int32_t> ids(probabilities.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const size_t kept = std::min(ids.size(), static_cast<size_t>(count));
+  const auto p = [&](int32_t t) { return probabilities[static_cast<size_t>(t)]; };
+  std::partial_sort(ids.begin(), ids.begin() + static_cast<int64_t>(kept), ids.end(),
+                    [&](int32_t a, int32_t b) { return p(a) != p(b) ? p(a) > p(b) : a < b; });
+  for (size_t i = 0; i < kept && p(ids[i]) > 0.0f; ++i) {
+    offer.tokens.push_back(ids[i]);
+    offer.values.push_back(p(ids[i]));
+  }
+}
+
+// Draws of a sampled rule: each by a counter of (tokens known, node, index) and no other. Whether
+// anything is drawn may depend on the law, never on what is drawn.
+Offer Grower::drawn(const float* logits, const Leaf& leaf, int count,
+                    const std::vector<int32_t>& path, SelectScratch& scratch) const {
+  const Sampler& sampler = *plan_.samplers[leaf.row];
+  const Kernels& kernels = model_.lane().kernels();
+  const int64_t vocab = model_.shape().vocab;
+  Offer offer;
+  offer.law.resize(static_cast<size_t>(vocab));
+  if (!law(logits, vocab, sampler, path.data(), static_cast<int64_t>(path.size()), scratch,
+           offer.law.data()))
+    return {};
+  if (plan_.least > 0.0) {
+    double entropy = 0.0;
+    for (const float q : offer.law)
+      if (q > 0.0f) entropy -= static_cast<double>(q) * std::log(static_cast<double>(q));
+    if (1.0 - std::sqrt(0.2 * entropy) < plan_.least) return {};
+  }
+  std::vector<int32_t> removed;
+  for (int i = 0; i < count; ++i) {
+    int32_t token = kNoToken;
+    if (plan_.draw == Draw::kTopAndOne && i + 1 < count) {
+      for (int32_t t = 0; t < vocab; ++t) {
+        const float q = offer.law[static_cast<size_t>(t)];
+        const bool better = token < 0 || q > offer.law[static_cast<size_t>(token)];
+        if (q > 0.0f && better && std::find(removed.begin(), removed.end(), t) == removed.end())
+          token = t;
+      }
+    } else {
+      const double u = uniform(kernels, sampler, kDraftPurpose, plan_.known(leaf.row),
+                               leaf.candidate, i, scratch);
+      token = pick(offer.law.data(), vocab, removed, u);
+    }
+    if (token < 0) break;
+    offer.draws.push_back(token);
+    if (plan_.draw != Draw::kSampled) removed.push_back(token);
+    if (std::find(offer.tokens.begin(), offer.tokens.end(), token) == offer.tokens.end())
+      offer.tokens.push_back(token);
+  }
+  return offer;
+}
+
+double Grower::acceptance(int row, int rank, double margin) const {
+  const double bin = std::floor((margin - plan_.least_margin) / plan_.margin_step);
+  const int last = plan_.num_margins - 1;
+  const int at = bin >= last ? last : bin > 0 ? static_cast<int>(bin) : 0;
+  const int of = std::min(rank, plan_.num_ranks - 1);
+  const float value = plan_.acceptance[(row * plan_.num_ranks + of) * plan_.num_margins + at];
+  return std::clamp(static_cast<double>(value), 0.0, 1.0);
+}
+
+void Grower::take(const Leaf& leaf, const Offer& offer) {
+  Tree& nodes = tree(leaf.row);
+  const size_t parent = static_cast<size_t>(leaf.candidate);
+  nodes[parent].expanded = true;
+  const std::vector<double>& values = offer.values;
+  for (size_t i = 0; i < offer.tokens.size(); ++i) {
+    Candidate child{
+        offer.tokens[i], leaf.candidate,     static_cast<int>(i), nodes[parent].depth + 1, 0,
+        std::nanf(""),   nodes[parent].score};
+    if (plan_.is_given()) child.place = places_[static_cast<size_t>(nodes[parent].place)][i];
+    if (plan_.draw == Draw::kPoint) child.score *= values[i];
+    if (plan_.draw == Draw::kCoupled) {
+      const size_t rival = i > 0 ? 0 : 1;
+      const double margin = rival < values.size() ? values[i] - values[rival]
+                                                  : std::numeric_limits<double>::infinity();
+      child.margin = static_cast<float>(margin);
+      child.score *= acceptance(leaf.row, child.rank, child.margin);
+    }
+    nodes.push_back(child);
+  }
+  if (offer.law.empty()) return;
+  GrownRow& result = results_[static_cast<size_t>(leaf.row)];
+  result.expanded.push_back(leaf.candidate);
+  result.laws.insert(result.laws.end(), offer.law.begin(), offer.law.end());
+  result.draws.insert(result.draws.end(), offer.draws.begin(), offer.draws.end());
+  result.draws.resize(result.expanded.size() * static_cast<size_t>(plan_.width), kNoToken);
+}
+
+// Which nodes to expand next; false when there are none.
+bool Grower::choose() {
+  leaves_.clear();
+  for (int b = 0; b < plan_.num_rows; ++b) {
+    if (!plan_.is_given()) {
+      choose_best(b);
+      continue;
+    }
+    for (size_t c = 1; c < tree(b).size(); ++c)
+      if (!tree(b)[c].expanded && num_children({b, static_cast<int>(c)}) > 0)
+        leaves_.push_back({b, static_cast<int>(c)});
+  }
+  return !leaves_.empty();
+}
+
+// The best nodes that are not expanded yet and whose children could still be among the budget's.
+void Grower::choose_best(int row) {
+  const Tree& nodes = tree(row);
+  const size_t budget = static_cast<size_t>(std::max(0, plan_.budgets[row]));
+  double bar = plan_.least;
+  if (nodes.size() > budget) {
+    std::vector<double> scores;
+    for (size_t c = 1; c < nodes.size(); ++c) scores.push_back(nodes[c].score);
+    if (budget == 0) return;
+    std::nth_element(scores.begin(), scores.begin() + static_cast<int64_t>(budget) - 1,
+                     scores.end(), std::greater<>());
+    bar = std::max(bar, scores[budget - 1]);
+  }
+  std::vector<int> open;
+  for (size_t c = 1; c < nodes.size(); ++c) {
+    const bool could = nodes.size() > budget ? nodes[c].score > bar : nodes[c].score >= bar;
+    if (!nodes[c].expanded && could && num_children({row, static_cast<int>(c)}) > 0)
+      open.push_back(static_cast<int>(c));
+  }
+  std::stable_sort(open.begin(), open.end(), [&](int a, int b) {
+    return nodes[static_cast<size_t>(a)].score > nodes[static_cast<size_t>(b)].score;
+  });
+  if (open.size() > static_cast<size_t>(plan_.frontier))
+    open.resize(static_cast<size_t>(plan_.frontier));
+  std::sort(open.begin(), open.end());
+  for (const int c : open) leaves_.push_back({row, c});
+}
+
+// The chosen nodes in one pass; each sees the text and its own ancestors.
+void Grower::read() {
+  const size_t width = static_cast<size_t>(plan_.table_width);
+  std::vector<int32_t> tokens, parents, starts{0}, committed, tables, logit_nodes;
+  for (const Leaf& leaf : leaves_) {
+    Candidate& node = tree(leaf.row)[static_cast<size_t>(leaf.candidate)];
+    const bool is_new_row = tokens.empty() || (&leaf)[-1].row != leaf.row;
+    if (is_new_row && !tokens.empty()) starts.push_back(static_cast<int32_t>(tokens.size()));
+    if (is_new_row) {
+      committed.push_back(plan_.known(leaf.row));
+      const int32_t* table = plan_.block_table + static_cast<size_t>(leaf.row) * width;
+      tables.insert(tables.end(), table, table + width);
+    }
+    logit_nodes.push_back(static_cast<int32_t>(tokens.size()));
+    node.kv = model_.num_grown() + static_cast<int>(tokens.size());
+    tokens.push_back(node.token);
+    parents.push_back(tree(leaf.row)[static_cast<size_t>(node.parent)].kv);
+  }
+  starts.push_back(static_cast<int32_t>(tokens.size()));
+  Batch batch{static_cast<int>(committed.size()),
+              static_cast<int>(tokens.size()),
+              plan_.table_width,
+              static_cast<int>(tokens.size()),
+              0,
+              tokens.data(),
+              parents.data(),
+              starts.data(),
+              committed.data(),
+              tables.data(),
+              logit_nodes.data(),
+              nullptr};
+  batch.grows = true;
+  model_.forward(batch);
+}
+
+std::vector<GrownRow> Grower::finished() const {
+  std::vector<GrownRow> rows;
+  for (int b = 0; b < plan_.num_rows; ++b) rows.push_back(finished_row(b));
+  return rows;
+}
+
+// The best of the budget, in order of age: a parent is older than its child and no worse.
+GrownRow Grower::finished_row(int row) const {
+  const Tree& nodes = tree(row);
+  std::vector<int> kept(nodes.size() - 1);
+  std::iota(kept.begin(), kept.end(), 1);
+  const size_t budget = static_cast<size_t>(std::max(0, plan_.budgets[row]));
+  if (!plan_.is_given()) {
+    std::erase_if(kept, [&](int c) { return nodes[static_cast<size_t>(c)].score < plan_.least; });
+    std::stable_sort(kept.begin(), kept.end(), [&](int a, int b) {
+      return nodes[static_cast<size_t>(a)].score > nodes[static_cast<size_t>(b)].score;
+    });
+    if (kept.size() > budget) kept.resize(budget);
+    std::sort(kept.begin(), kept.end());
+  }
+  kept.insert(kept.begin(), 0);
+  std::vector<int> places(nodes.size(), -1);
+  GrownRow result = results_[static_cast<size_t>(row)];
+  for (const int c : kept) {
+    const Candidate& node = nodes[static_cast<size_t>(c)];
+    places[static_cast<size_t>(c)] = static_cast<int>(result.tokens.size());
+    result.tokens.push_back(node.token);
+    result.parents.push_back(c == 0 ? -1 : places[static_cast<size_t>(node.parent)]);
+    result.ranks.push_back(node.rank);
+    result.margins.push_back(node.margin);
+    result.scores.push_back(static_cast<float>(node.score));
+    result.kv.push_back(node.kv);
+    if (!plan_.is_sampled() && node.expanded)
+      result.expanded.push_back(places[static_cast<size_t>(c)]);
+  }
+  return result;
+}
+
+}  // namespace
+
+std::vector<GrownRow> grow(Model& model, const GrowthPlan& plan) {
+  Grower grower(model, plan);
+  grower.read_text();
+  grower.offer();
+  for (int level = 1; level < grower.num_levels() && grower.choose(); ++level) {
+    grower.read();
+    grower.offer();
+  }
+  return grower.finished();
+}
+
+}  // namespace forerun

@@ -1,0 +1,43 @@
+// A whole proposal of trees in one call: read what is unread, then level by level offer children,
+// choose which nodes to expand, read those. The readable reference is backends/growing.py.
+#pragma once
+
+#include <vector>
+
+#include "model.h"
+#include "select.h"
+
+namespace forerun {
+
+enum class Draw { kCoupled, kPoint, kSampled, kWithoutReplacement, kTopAndOne };
+
+// protocols.py, Growth and GrowthPlan, has the meaning of every field.
+struct GrowthPlan {
+  int num_rows, table_width;
+  const int32_t *catch_up, *catch_up_starts, *committed, *block_table, *budgets, *depths;
+  const Sampler* const* samplers;
+  Draw draw;
+  std::vector<int32_t> parents;  // of a given tree's drafted nodes; empty: best first
+  int width, frontier;           // of a given tree: the most children of a node, and nothing
+  double least;
+  const float* acceptance;  // [num_rows num_ranks num_margins]
+  int num_ranks, num_margins;
+  double margin_step, least_margin;
+
+  bool is_sampled() const { return draw != Draw::kCoupled && draw != Draw::kPoint; }
+  bool is_given() const { return !parents.empty(); }
+  // Tokens known to row b, the pending one included.
+  int known(int b) const { return committed[b] + catch_up_starts[b + 1] - catch_up_starts[b]; }
+};
+
+// One row's tree; node 0 is pending. `kv[n]`: the number of its K/V among the grown nodes, or -1.
+// `laws`: vocab values for each of `expanded`; `draws`: the same number of tokens for each, -1
+// behind.
+struct GrownRow {
+  std::vector<int32_t> tokens, parents, ranks, kv, expanded, draws;
+  std::vector<float> margins, scores, laws;
+};
+
+std::vector<GrownRow> grow(Model& model, const GrowthPlan& plan);
+
+}  // namespace forerun
