@@ -138,7 +138,7 @@ class Prediction:
         self._places[sequence_id] = self._followed(self._places[sequence_id], commit.tokens)
         self._num_seen[sequence_id] += len(commit.tokens)
 
-    def rewind(self, sequence_id: int, num_tokens: int) -> None:
+    def rewind(self, sequence_id: int, tokens: Sequence[int]) -> None:
         """Nothing to undo: only what was observed is remembered."""
 
     def release(self, sequence_id: int) -> None:
