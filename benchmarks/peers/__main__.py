@@ -1,14 +1,16 @@
 """Other engines on the same checkpoint, prompts, token counts and cores as forerun, in turns.
 
     python benchmarks/peers install                          # a virtual environment each
-    python benchmarks/peers --model DIR --prompts FILE.jsonl --json OUT.json --picture OUT.png
+    python benchmarks/peers --model DIR --json OUT.json --picture OUT.png
+    python benchmarks/peers --model DIR --prompts FILE.jsonl --limit 6 --threads 1,2 --lengths 2,4
     python benchmarks/peers --model DIR --peers transformers,llamacpp --max-tokens 64 --repeat 3
 
-Greedy decoding, end-of-text ignored, so that all write exactly `--max-tokens` tokens. Threads and
-draft lengths are chosen for each engine on two prompts; what was chosen and what it was chosen from
-is in the JSON. Time to the first token is left out of every rate. An engine that is not installed
-or fails becomes a row that says why. Text is compared with forerun's and reported: engines that
-round differently part ways at near ties.
+Greedy decoding, end-of-text ignored, so that all write exactly `--max-tokens` tokens. Prompts are
+spread over the suite's categories. First the number of threads and the draft lengths of each engine
+are chosen on a few prompts; what was chosen and all that was tried is in the JSON. Time to the
+first token is left out of every rate. An engine that is not installed or fails becomes a row that
+says why. Text is compared with forerun's and reported: engines that round differently part ways at
+near ties.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -28,8 +31,9 @@ from types import FrameType
 import environments
 from catalogue import PEERS, SWEPT_LENGTHS, Peer, forerun
 from child import Child
+from entrants import Plan
 from environments import Environments, PeerError
-from race import Plan, Race
+from race import Race
 from report import draw, rows_of, show
 from rich.console import Console
 
@@ -39,7 +43,7 @@ from forerun.models.resolve import EMBEDDED_NAME, resolve_model
 from forerun.models.spec import read_spec
 from forerun.models.tokenizer import load_tokenizer
 from forerun.tools import machine
-from forerun.tools.prompt_files import BUILT_IN, read_prompts
+from forerun.tools.prompt_files import ALL, Prompt, read_prompts, read_suite, spread
 
 DRIVERS = Path(__file__).resolve().parent / "drivers"
 MEMORY_SHARE = 0.6  # of what is free now, for all engines of a group together
@@ -83,7 +87,7 @@ def _measure(
 ) -> int:
     if options.picture is not None and find_spec("matplotlib") is None:
         raise OptionError("--picture needs matplotlib: install it, or leave the option out")
-    plan = _plan(options, places)
+    plan, prompts = _plan(options, places)
 
     def open_child(peer: Peer, seat: str, threads: int) -> Child:
         command = [str(places.python(peer)), str(DRIVERS / peer.driver)]
@@ -95,18 +99,28 @@ def _measure(
         race.run(forerun(tuple(options.forerun)), peers)
     report = {
         "what": "peers",
-        "command": "python benchmarks/peers " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/peers " + shlex.join(sys.argv[1:]),
         "machine": machine.machine_name(),
         "cpu_flags": machine.cpu_flags(),
         "date": date.today().isoformat(),
         "model": str(options.model),
         "drafter": None if plan.drafter is None else str(plan.drafter),
-        "num_prompts": len(plan.prompts),
+        "num_prompts": len(prompts),
+        "prompts": [
+            {"name": prompt.name, "category": prompt.category, "num_tokens": len(tokens)}
+            for prompt, tokens in zip(prompts, plan.prompts, strict=True)
+        ],
         "max_tokens": plan.max_tokens,
         "repeat": plan.repeat,
         "temperature": options.temperature,
         "floor_tokens_per_s": 1 / median(race.floors_s) if race.floors_s else None,
-        "rows": rows_of(race.outcomes),
+        "swept": {
+            "threads": list(plan.threads),
+            "num_draft": list(plan.lengths),
+            "num_prompts": len(plan.trial_prompts),
+            "max_tokens": min(plan.trial_tokens, plan.max_tokens),
+        },
+        "rows": rows_of(race.outcomes, [prompt.category for prompt in prompts]),
     }
     show(report, Console() if sys.stdout.isatty() else Console(width=WIDTH))
     if options.json is not None:
@@ -116,7 +130,8 @@ def _measure(
     return 0
 
 
-def _plan(options: argparse.Namespace, places: Environments) -> Plan:
+def _plan(options: argparse.Namespace, places: Environments) -> tuple[Plan, list[Prompt]]:
+    """What to run, and the prompts it has as tokens."""
     if options.temperature != 0:
         raise OptionError(
             f"--temperature {options.temperature} cannot be compared: engines draw different"
@@ -128,23 +143,32 @@ def _plan(options: argparse.Namespace, places: Environments) -> Plan:
         raise OptionError(f"--drafter-dir {drafter} has no config.json: name a checkpoint")
     spec = read_spec(model)
     tokenizer = load_tokenizer(model, spec)
-    chosen = read_prompts(options.prompts)[: options.limit or None]
-    prompts = [tokenizer.encode(prompt.text) for prompt in chosen]
-    longest = max(map(len, prompts)) + options.max_tokens + SLACK_TOKENS
-    return Plan(
+    there = read_prompts(options.prompts) if options.prompts else read_suite(options.suite)
+    room = spec.max_position - options.max_tokens - SLACK_TOKENS
+    tokens = {one: tokenizer.encode(one.text) for one in spread(there, options.limit)}
+    chosen = [one for one in tokens if len(tokens[one]) <= room]
+    if not chosen:
+        raise OptionError(
+            f"no prompt leaves room for {options.max_tokens} tokens in the {spec.max_position}"
+            " positions of the model: ask for fewer with --max-tokens, or for shorter prompts"
+        )
+    longest = max(len(tokens[one]) for one in chosen) + options.max_tokens + SLACK_TOKENS
+    plan = Plan(
         model=model,
         drafter=drafter if (drafter / "config.json").exists() else None,
         made=places.workspace(_name_of(model)),
-        prompts=prompts,
+        prompts=[tokens[one] for one in chosen],
         max_tokens=options.max_tokens,
         repeat=options.repeat,
         context=min(-(-longest // 256) * 256, spec.max_position),
         threads=options.threads or _thread_counts(machine.num_cores()),
         lengths=options.lengths,
+        trial_tokens=options.trial_tokens,
         load_timeout_s=options.load_timeout_s,
         timeout_s=options.timeout_s,
         memory_bytes=int(available_bytes() * MEMORY_SHARE),
     )
+    return plan, chosen
 
 
 def _name_of(model: Path) -> str:
@@ -185,16 +209,18 @@ def _arguments() -> argparse.Namespace:
     add("action", nargs="?", choices=("run", "install"), default="run")
     add("--model", default=EMBEDDED_NAME, help="a checkpoint directory")
     add("--drafter-dir", type=Path, help="default: MODEL/drafters/lm, if it is there")
-    add("--prompts", type=Path, default=BUILT_IN, help='JSONL with a "prompt" a line')
+    add("--suite", default=ALL, help="categories of the suite, by commas; default all")
+    add("--prompts", type=Path, help='JSONL with a "prompt" a line, not the suite')
     add("--max-tokens", type=int, default=128)
     add("--temperature", type=float, default=0.0, help="only 0 can be compared")
-    add("--limit", type=int, default=0, help="prompts to use; 0: all")
+    add("--limit", type=int, default=18, help="prompts, spread over all there are; 0: all")
     add("--repeat", type=int, default=2)
     add("--peers", default="all", help=f"all, or some of {','.join(one.name for one in PEERS)}")
     add("--forerun", nargs="*", default=list(SPECULATIONS), metavar="'DRAFTER SHAPE'",
         help="speculations of forerun; `chain` alone is swept")  # fmt: skip
     add("--threads", type=_counts, help="thread counts to choose from; default 1, 2, 4, … cores")
     add("--lengths", type=_counts, default=list(SWEPT_LENGTHS), help="draft lengths to choose from")
+    add("--trial-tokens", type=int, default=24, help="tokens of a run that chooses a setting")
     add("--environments", type=Path, default=environments.DEFAULT)
     add("--load-timeout-s", type=float, default=900.0)
     add("--timeout-s", type=float, default=300.0)

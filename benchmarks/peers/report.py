@@ -9,27 +9,34 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
-from race import Outcome, rate_of
+from entrants import Outcome
 from rich.console import Console
 from rich.table import Table
 
 from forerun.tools.loops import loop_share
+from forerun.tools.pairs import Pair, Round, Run, ratio_without_loops, speedup
 
-_NUM_RESAMPLES = 2000
+_CLOCK = Run((), (Round(1, 1.0, 0.0, 0.0),))
+_ONE_PASS_S = 1e-4  # sooner than any pass: tokens that an engine hands over one by one
 _FIGURE_INCHES = (9.0, 0.32)  # width, height of a bar
 
 Key = tuple[int, int, int]  # group, repeat, prompt
 Runs = Mapping[Key, Mapping[str, Any]]
 
 
-def rows_of(outcomes: Mapping[tuple[str, str], Outcome]) -> list[dict[str, Any]]:
-    """One row an entrant, with the keys scripts build on; without runs, `reason` says why."""
+def rows_of(
+    outcomes: Mapping[tuple[str, str], Outcome], categories: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """One row an entrant, with the keys scripts build on; without runs, `reason` says why.
+
+    `categories` are the prompts' own; a row then has a ratio for each.
+    """
     baseline = outcomes["forerun", "plain"].runs
-    return [_row(outcome, baseline) for outcome in outcomes.values()]
+    return [_row(outcome, baseline, categories) for outcome in outcomes.values()]
 
 
-def _row(outcome: Outcome, baseline: Runs) -> dict[str, Any]:
+def _row(outcome: Outcome, baseline: Runs, categories: Sequence[str]) -> dict[str, Any]:
+    has_pairs = not baseline.keys().isdisjoint(outcome.runs)
     return {
         "engine": outcome.peer.title,
         "mode": outcome.mode.name,
@@ -41,31 +48,31 @@ def _row(outcome: Outcome, baseline: Runs) -> dict[str, Any]:
         "idle_cpu_share": outcome.idle_share,
         "forward_s": {str(count): seconds for count, seconds in outcome.forwards_s.items()},
         "reason": outcome.reason,
-        **(_figures(outcome.runs, baseline) if outcome.runs else {}),
+        **(_figures(outcome.runs, baseline, categories) if has_pairs else {}),
     }
 
 
-def _figures(runs: Runs, baseline: Runs) -> dict[str, Any]:
-    """Rates are medians over prompts of medians over runs; ratios pair runs of the same turn."""
-    ratios = {key: rate_of(run) / rate_of(baseline[key]) for key, run in runs.items()}
-    rate, *rate_interval = _median_and_interval(
-        _by_prompt({k: rate_of(r) for k, r in runs.items()})
-    )
-    ratio, *ratio_interval = _median_and_interval(_by_prompt(ratios))
+def _figures(runs: Runs, baseline: Runs, categories: Sequence[str]) -> dict[str, Any]:
+    """Rates and ratios are those of `tools/pairs`: plain is forerun's of the same turn."""
+    pairs = _pairs(runs, baseline)
+    rate, against_plain = speedup(_against_the_clock(pairs)), speedup(list(pairs.values()))
     equal = [
         same
-        for key, run in runs.items()
-        for same in starmap(eq, zip(run["token_ids"], baseline[key]["token_ids"], strict=True))
+        for group in pairs.values()
+        for pair in group
+        for same in starmap(eq, zip(*(one.token_ids for one in _sides(pair)), strict=True))
     ]
     return {
-        "tokens_per_s": rate,
-        "tokens_per_s_ci95": rate_interval,
-        "ratio_to_forerun_plain": ratio,
-        "ratio_ci95": ratio_interval,
+        "tokens_per_s": rate.ratio,
+        "tokens_per_s_ci95": [rate.low, rate.high],
+        "ratio_to_forerun_plain": against_plain.ratio,
+        "ratio_ci95": [against_plain.low, against_plain.high],
+        "ratio_without_loops": ratio_without_loops(list(pairs.values())),
         "first_token_s": median(run["first_s"] for run in runs.values()),
         "equal_tokens": sum(equal) / len(equal),
         "loop_share": loop_share(run["token_ids"] for run in runs.values()),
         "num_runs": len(runs),
+        "categories": _categories(pairs, categories),
         "runs": [
             {"group": key[0], "repeat": key[1], "prompt": key[2]}
             | {name: run[name] for name in ("num_first", "first_s", "rest_s")}
@@ -74,20 +81,50 @@ def _figures(runs: Runs, baseline: Runs) -> dict[str, Any]:
     }
 
 
-def _by_prompt(values: Mapping[Key, float]) -> list[list[float]]:
-    prompts: dict[int, list[float]] = {}
-    for (_, _, prompt), value in values.items():
-        prompts.setdefault(prompt, []).append(value)
-    return list(prompts.values())
+def _categories(
+    pairs: Mapping[int, Sequence[Pair]], categories: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The ratio of each category that has a name and prompts that were run."""
+    figures = {}
+    for name in sorted({categories[prompt] for prompt in pairs if categories} - {""}):
+        own = [group for prompt, group in pairs.items() if categories[prompt] == name]
+        speed = speedup(own)
+        figures[name] = {
+            "num_prompts": len(own),
+            "ratio_to_forerun_plain": speed.ratio,
+            "ratio_ci95": [speed.low, speed.high],
+            "ratio_without_loops": ratio_without_loops(own),
+        }
+    return figures
 
 
-def _median_and_interval(by_prompt: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Median over prompts of each one's median, and its 95 % bootstrap interval over prompts."""
-    medians = np.array([median(values) for values in by_prompt])
-    generator = np.random.default_rng(0)
-    picks = generator.integers(len(medians), size=(_NUM_RESAMPLES, len(medians)))
-    low, high = np.quantile(np.median(medians[picks], axis=1), (0.025, 0.975))
-    return float(np.median(medians)), float(low), float(high)
+def _pairs(runs: Runs, baseline: Runs) -> dict[int, list[Pair]]:
+    """By prompt, as many of each: where an engine stopped early, what it did not finish is cut."""
+    pairs: dict[int, list[Pair]] = {}
+    for key, run in runs.items():
+        if key in baseline:
+            pairs.setdefault(key[2], []).append(Pair(_run(baseline[key]), _run(run)))
+    fewest = min(map(len, pairs.values()))
+    return {prompt: group[:fewest] for prompt, group in pairs.items()}
+
+
+def _run(run: Mapping[str, Any]) -> Run:
+    """A driver's answer; the first chunk, which waited for the prompt, is no round."""
+    rounds: list[Round] = []
+    for num_tokens, seconds in run["arrivals"]:
+        if rounds and seconds < _ONE_PASS_S:
+            num_tokens, seconds = rounds[-1].num_tokens + num_tokens, rounds.pop().round_s + seconds
+        rounds.append(Round(num_tokens, seconds, 0.0, 0.0))
+    return Run(tuple(run["token_ids"]), tuple(rounds))
+
+
+def _against_the_clock(pairs: Mapping[int, Sequence[Pair]]) -> list[list[Pair]]:
+    """Each run against one that makes a token a second: its ratio to that is tokens per second."""
+    return [[Pair(_CLOCK, pair.speculative) for pair in group] for group in pairs.values()]
+
+
+def _sides(pair: Pair) -> tuple[Run, Run]:
+    return pair.plain, pair.speculative
 
 
 def show(report: Mapping[str, Any], console: Console) -> None:
@@ -105,12 +142,40 @@ def show(report: Mapping[str, Any], console: Console) -> None:
         if "tokens_per_s" in row:
             table.add_row(*_cells(row))
     console.print(table)
+    if "swept" in report:
+        console.print(_settings(report["swept"]), soft_wrap=True)
+    _show_categories(report["rows"], console)
     for row in report["rows"]:
         if row["reason"]:
             failed = "stopped early" if "tokens_per_s" in row else "did not run"
             console.print(f"{row['engine']}, {row['mode']} {failed}: {row['reason']}", markup=False)
     if report["floor_tokens_per_s"]:
         console.print(f"floor of plain decoding: {report['floor_tokens_per_s']:.1f} tokens/s")
+
+
+def _settings(swept: Mapping[str, Any]) -> str:
+    threads, lengths = (", ".join(map(str, swept[key])) for key in ("threads", "num_draft"))
+    return (
+        f"settings: each engine's fastest of {threads} threads and {lengths} drafted tokens,"
+        f" on {swept['num_prompts']} prompts, {swept['max_tokens']} tokens each"
+    )
+
+
+def _show_categories(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """The ratio to forerun's plain decoding in each category of prompts."""
+    known = [row for row in rows if row.get("categories")]
+    names = sorted({name for row in known for name in row["categories"]})
+    if not known:
+        return
+    table = Table(box=None, pad_edge=False, title="÷ forerun plain, by category")
+    table.add_column("engine, mode", no_wrap=True)
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in known:
+        cells = [row["categories"].get(name) for name in names]
+        ratios = ["—" if one is None else f"{one['ratio_to_forerun_plain']:.2f}" for one in cells]
+        table.add_row(f"{row['engine']}, {row['mode']}", *ratios)
+    console.print(table)
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

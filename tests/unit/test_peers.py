@@ -159,7 +159,7 @@ def running_groups():
 
 @pytest.fixture
 def plan(tmp_path):
-    from race import Plan
+    from entrants import Plan
 
     return Plan(
         model=tmp_path / "model",

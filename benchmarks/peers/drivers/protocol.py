@@ -3,7 +3,8 @@
     -> {"do": "load", "model": DIR, "drafter": DIR|null, "workspace": DIR, "threads": 2, ...}
     <- {"ok": true, "engine": "...", "versions": {...}, "modes": [...]}
     -> {"do": "generate", "mode": "plain", "options": {}, "prompt": [ids], "max_tokens": 64}
-    <- {"ok": true, "token_ids": [...], "num_first": 1, "first_s": 0.01, "rest_s": 0.5}
+    <- {"ok": true, "token_ids": [...], "num_first": 1, "first_s": 0.01, "rest_s": 0.5,
+        "arrivals": [[1, 0.02], [3, 0.021], ...]}
     -> {"do": "forward", "num_tokens": 16, "context": 64, "repeat": 8}
     <- {"ok": true, "forward_s": 0.02}   or   {"ok": false, "error": "..."}
     -> {"do": "floor", "context": 64}      forerun's driver only
@@ -40,12 +41,16 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """A completion: `num_first` tokens took `first_s`, the prompt included, the others `rest_s`."""
+    """A completion: `num_first` tokens took `first_s`, the prompt included, the others `rest_s`.
+
+    `arrivals` are the others chunk by chunk: how many tokens, and seconds since the chunk before.
+    """
 
     token_ids: Sequence[int]
     num_first: int
     first_s: float
     rest_s: float
+    arrivals: Sequence[tuple[int, float]]
 
 
 class Driver(Protocol):
@@ -68,22 +73,26 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._token_ids: list[int] = []
-        self._num_first = 0
-        self._started = self._first = self._last = time.perf_counter()
+        self._arrivals: list[tuple[int, float]] = []
+        self._last = time.perf_counter()
 
     def add(self, token_ids: Sequence[int]) -> int:
         """Note a chunk that has just arrived; how many tokens there are now."""
-        self._last = time.perf_counter()
-        if not self._token_ids:
-            self._first, self._num_first = self._last, len(token_ids)
+        now = time.perf_counter()
+        self._arrivals.append((len(token_ids), now - self._last))
+        self._last = now
         self._token_ids.extend(token_ids)
         return len(self._token_ids)
 
     def result(self, max_tokens: int) -> Timed:
         """All tokens up to `max_tokens`; a chunk that overshot counts as far as it was wanted."""
         token_ids = self._token_ids[:max_tokens]
-        num_first = min(self._num_first, len(token_ids))
-        return Timed(token_ids, num_first, self._first - self._started, self._last - self._first)
+        left, wanted = len(token_ids), []
+        for num_tokens, seconds in self._arrivals:
+            wanted.append((min(num_tokens, left), seconds))
+            left -= wanted[-1][0]
+        (num_first, first_s), *others = wanted or [(0, 0.0)]
+        return Timed(token_ids, num_first, first_s, sum(s for _, s in others), others)
 
 
 def serve(driver: Driver) -> None:
