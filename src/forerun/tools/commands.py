@@ -184,6 +184,40 @@ def bench_decode(
 
 @app.command()
 @grouped
+def certify(
+    model_dir: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="The model, as with --model.", show_default=False),
+    ] = None,
+    *,
+    prompts: _Prompts = None,
+    seed: Annotated[int, typer.Option(help="Every seed used is made from it.")] = 0,
+    budget_s: Annotated[float, typer.Option(help="Seconds to spend, roughly.")] = 50.0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a Markdown report here.", show_default=False)
+    ] = None,
+    as_json: _Json = False,
+    engine: EngineArguments,
+) -> int:
+    """Check that output does not depend on how it was computed; exits 1 if any check fails.
+
+    Bits of logits in every company, tokens with and without speculation, the law of sampled rules,
+    and for each a negative control. Without --drafter, --shape or --rule a representative set.
+
+    \b
+    Examples
+      forerun certify
+      forerun certify path/to/model --drafter lm --shape chain:6 --report certificate.md
+      forerun certify --drafter lm --rule rejection --budget-s 300 --json
+    """
+    from forerun.tools.certify.command import Plan, run
+
+    plan = Plan.parse(model_dir, prompts, engine, (seed, budget_s), report)
+    return run(plan, as_json=as_json)
+
+
+@app.command()
+@grouped
 def demo(*, as_json: _Json = False, engine: EngineArguments, sampling: SamplingArguments) -> int:
     """Complete a Python function, then measure it against plain decoding of the same text."""
     from forerun.tools.demo import run
