@@ -114,5 +114,5 @@ def test_given_children_without_end_then_only_what_is_needed_is_asked_for():
 
     tokens, parents, _ = best_first(offer, "", 3, 2, 0.0)
 
-    assert (tokens, parents) == ([0, 0, 1], [0, 1, 0])
+    assert (tokens, parents) == ([0, 1, 0], [0, 0, 1])
     assert len(asked) <= 2 * 3 + 1
