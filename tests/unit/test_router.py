@@ -252,3 +252,17 @@ def test_given_no_drafters_or_missing_names_then_it_is_refused():
         Router([], [])
     with pytest.raises(OptionError, match="1 drafters and 2 names"):
         Router([Known()], ["a", "b"])
+
+
+def test_given_a_decoder_ahead_then_members_that_cannot_go_back_read_again():
+    drafter = Known()
+    router = routed(drafter)
+    router.admit(1, [1, 2])
+
+    router.propose([row()])
+    router.settle(1, Commit((5, 6)))
+    router.rewind(1, [1, 2, 5])
+    router.observe(1, Commit((5, 7)))
+
+    assert drafter.verbs() == ["admit", "propose", "release", "admit", "observe"]
+    assert drafter.told[3] == ("admit", 1, (1, 2, 5))

@@ -138,6 +138,9 @@ class Prediction:
         self._places[sequence_id] = self._followed(self._places[sequence_id], commit.tokens)
         self._num_seen[sequence_id] += len(commit.tokens)
 
+    def settle(self, sequence_id: int, commit: Commit) -> None:
+        """Nothing to learn before it is observed."""
+
     def rewind(self, sequence_id: int, tokens: Sequence[int]) -> None:
         """Nothing to undo: only what was observed is remembered."""
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from forerun.draft import Commit, Draft
-from forerun.drafters.ahead import rewind
+from forerun.drafters.ahead import rewind, settle
 from forerun.drafters.plain import plain_draft
 from forerun.errors import CapacityError, OptionError
 from forerun.protocols import Drafter, DraftRow
@@ -162,19 +162,18 @@ class Router:
             if own:
                 drafts |= self._ask(arm, drafter, own)
         self._verdict, self._is_pending = Span(), True
-        self._verdict.__enter__()  # left in `observe`: what lies between is the round's other part
+        self._verdict.__enter__()  # left in `_learn`: what lies between is the round's other part
         return [drafts[row.sequence_id] for row in rows]
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """Tell every drafter what was kept, and learn what the one asked was worth."""
-        if self._is_pending:
-            self._verdict.__exit__(None, None, None)
-            self._is_pending = False
-        draft_s = self._draft_s.pop(sequence_id, None)
-        if draft_s is not None:
-            cost = draft_s + self._verdict.seconds if self._is_timed else 1.0
-            self._bandits[sequence_id].learn(len(commit.tokens), cost)
+        self._learn(sequence_id, commit)
         self._call_all(sequence_id, "observe", lambda one: one.observe(sequence_id, commit))
+
+    def settle(self, sequence_id: int, commit: Commit) -> None:
+        """Tell every drafter what was kept for now, and learn what the one asked was worth."""
+        self._learn(sequence_id, commit)
+        self._call_all(sequence_id, "settle", lambda one: settle(one, sequence_id, commit))
 
     def rewind(self, sequence_id: int, tokens: Sequence[int]) -> None:
         """Take every drafter back."""
@@ -215,6 +214,16 @@ class Router:
             return {}
         self._draft_s |= dict.fromkeys(drafts, span.seconds)
         return drafts
+
+    def _learn(self, sequence_id: int, commit: Commit) -> None:
+        """The first verdict after a proposal says what it was worth; later ones repeat it."""
+        if self._is_pending:
+            self._verdict.__exit__(None, None, None)
+            self._is_pending = False
+        draft_s = self._draft_s.pop(sequence_id, None)
+        if draft_s is not None:
+            cost = draft_s + self._verdict.seconds if self._is_timed else 1.0
+            self._bandits[sequence_id].learn(len(commit.tokens), cost)
 
     def _call_all(self, sequence_id: int, verb: str, call: Callable[[Drafter], None]) -> None:
         for arm in sorted(self._readers.get(sequence_id, ())):
