@@ -27,7 +27,6 @@ from forerun.tools.certify.laws import NUM_RUNS, Runs, TwoTokens, check_law, exa
 from forerun.tools.certify.report import Head, progress, show, write_markdown
 from forerun.tools.certify.same_tokens import (
     Request,
-    check_another_seed,
     check_tokens,
     requests,
     run_all,
@@ -72,6 +71,8 @@ class Plan:
                     f"two models were named, {model!r} and --model {engine.model!r}: name one"
                 )
             engine = replace(engine, model=model)
+        if report is not None and not report.absolute().parent.is_dir():
+            raise OptionError(f"--report {report}: there is no folder {report.parent}; make it")
         chosen = spread(read_prompts(prompts or BUILT_IN), _NUM_PROMPTS)
         return Plan(Subject(engine, tuple(chosen), seed), budget_s, report)
 
@@ -86,7 +87,6 @@ class _Run:
     asked: list[Request] = field(default_factory=list)
     plain: list[Completion] = field(default_factory=list)
     law: TwoTokens | None = None
-    has_another_seed: bool = False
 
 
 def run(plan: Plan, *, as_json: bool) -> int:
@@ -166,6 +166,3 @@ def _tokens(certified: _Run, candidate: Candidate, engine: Engine, budget: Budge
     name = "tokens" if candidate.keeps_tokens else "greedy tokens"
     findings = certified.findings
     check_tokens(f"{name}: {candidate.name}", engine, asked, plain, budget.share(part), findings)
-    if candidate.keeps_tokens and not certified.has_another_seed:
-        certified.has_another_seed = True
-        check_another_seed(engine, asked, plain, findings)

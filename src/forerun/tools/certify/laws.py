@@ -168,11 +168,6 @@ def check_law(
     result = fit(counts, bins.law)
     seen = distance_seen(num, result.num_free)
     findings.add(name, not result.is_refused, _sentence(num, result, seen, found))
-    if found.num_drafted:
-        refused = found.num_drafted - found.num_accepted
-        kept = f"{found.num_accepted:,} drafted tokens kept, {refused:,} refused"
-        judged = 0 < found.num_accepted < found.num_drafted
-        findings.add(f"control: {name}: drafts were judged", judged, kept)
     tampered, distance = tampered_law(bins.law, 1.5 * seen)
     control = fit(counts, tampered)
     findings.add(
@@ -198,7 +193,7 @@ def _sentence(num: int, result: Fit, seen: float, found: Draws) -> str:
         f"{num:,} runs, {result.num_free + 1} bins: chi-square {result.statistic:.1f},"
         f" p = {result.p:.3g} (refused below {FALSE_ALARM:g}); a law off by {seen:.3f} in total"
         f" variation would be refused in {POWER:.0%} of cases;"
-        f" {found.num_drafted:,} drafted"
+        f" {found.num_drafted:,} drafted, {found.num_accepted:,} kept"
     )
 
 

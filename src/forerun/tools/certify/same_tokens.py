@@ -30,6 +30,7 @@ SETTINGS = (
     ),
 )
 _AT_ONCE = 14
+_NUM_CONTROLS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,12 @@ class Comparison:
     num_tokens: int
     num_drafted: int
     num_accepted: int
+
+    @property
+    def drafts(self) -> str:
+        """What became of the drafts, in words."""
+        refused = self.num_drafted - self.num_accepted
+        return f"{self.num_drafted:,} drafted, {self.num_accepted:,} kept, {refused:,} refused"
 
 
 def requests(subject: Subject) -> list[Request]:
@@ -76,20 +83,17 @@ def check_tokens(
     budget: Budget,
     findings: Findings,
 ) -> None:
-    """Compare as many requests as the budget allows, fourteen at least; see that drafts were
-    judged at all."""
+    """Compare as many requests as the budget allows, fourteen at least; then compare what must
+    differ."""
     found = compared(engine, asked, plain, budget)
     detail = f"{found.num} completions, {found.num_tokens:,} tokens"
-    if found.num < len(asked):
+    if found.num <= len(asked):
         detail += f" (of {len(asked)}: the time for it was spent)"
-    detail += f": {found.num_different} differ"
-    findings.add(name, found.num_different == 0, detail + found.first)
-    refused = found.num_drafted - found.num_accepted
-    findings.add(
-        f"control: {name}: drafts were judged",
-        refused > 0,
-        f"{found.num_drafted:,} tokens drafted, {found.num_accepted:,} kept, {refused:,} refused",
-    )
+    detail += f": {found.num_different} differ{found.first}; {found.drafts}"
+    findings.add(name, found.num_different == 0, detail)
+    if not found.num_drafted:
+        findings.skip(f"drafts of {name}", "nothing was drafted: only plain decoding was seen")
+    _control(name, engine, asked, plain, findings)
 
 
 def compared(
@@ -116,23 +120,30 @@ def compared(
     )
 
 
-def check_another_seed(
-    engine: Engine, asked: Sequence[Request], plain: Sequence[Completion], findings: Findings
+def _control(
+    name: str,
+    engine: Engine,
+    asked: Sequence[Request],
+    plain: Sequence[Completion],
+    findings: Findings,
 ) -> None:
-    """The comparison itself must be able to fail: with another seed it has to."""
-    chosen = [at for at, one in enumerate(asked) if one.params.temperature > 0][:_AT_ONCE]
-    others = [
-        replace(
-            asked[at], params=replace(asked[at].params, seed=(asked[at].params.seed or 0) + 999)
-        )
-        for at in chosen
-    ]
+    """The comparison must be able to fail: with another seed, or prompt where none is used."""
+    chosen = [at for at, one in enumerate(asked) if one.params.temperature > 0][:_NUM_CONTROLS]
+    if chosen:
+        what, others = "seed", [_reseeded(asked[at]) for at in chosen]
+    else:
+        chosen = list(range(len(asked)))[:_NUM_CONTROLS]
+        what, others = "prompt", [asked[at - 1] for at in chosen]
     found = compared(engine, others, [plain[at] for at in chosen], Budget(0.0))
     findings.add(
-        "control: another seed gives other tokens",
+        f"control: {name}: another {what}",
         found.num_different > 0,
         f"{found.num_different} of {found.num} completions differ",
     )
+
+
+def _reseeded(one: Request) -> Request:
+    return replace(one, params=replace(one.params, seed=(one.params.seed or 0) + 1000))
 
 
 def _first(
