@@ -15,10 +15,8 @@ from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.translate_reading import Reading, Readings
 from forerun.drafters.translate_text import continuation
-from forerun.models.tokenizer import Tokenizer
 from forerun.options import SamplingParams
-from forerun.protocols import Backend, DraftRow, ProposalPlan, Sampler
-from forerun.stats import Span
+from forerun.protocols import DraftRow, ProposalPlan, Sampler
 from forerun.tree import TokenTree
 
 _POINT = Draw.POINT  # looked up once: an enum's member is found by a slow call
@@ -29,13 +27,10 @@ MOST_STEPS_PER_TOKEN = 2.0  # drafter tokens for one of the target's; beyond it 
 
 
 class Translated:
-    """Drafts point chains of at most `num_drafted` target tokens with a backend whose tokenizer is
-    `own`; `span` sums the seconds of that backend's calls."""
+    """Drafts point chains of at most `num_drafted` target tokens."""
 
-    def __init__(
-        self, backend: Backend, own: Tokenizer, target: Tokenizer, num_drafted: int, span: Span
-    ) -> None:
-        self._readings = Readings(backend, own, target, span)
+    def __init__(self, readings: Readings, num_drafted: int) -> None:
+        self._readings = readings
         self._num_drafted = num_drafted
 
     def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:

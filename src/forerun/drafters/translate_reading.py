@@ -57,7 +57,8 @@ class Reading:
 
 
 class Readings:
-    """The sequences of one drafter backend; `span` sums the seconds of its calls."""
+    """The sequences of one drafter's `backend`, whose tokenizer is `own`; `span` sums the seconds
+    of the backend's calls."""
 
     def __init__(self, backend: Backend, own: Tokenizer, target: Tokenizer, span: Span) -> None:
         self.backend = backend

@@ -23,7 +23,7 @@ from forerun.models.tokenizer import Tokenizer
 
 LEAST_TAIL, LONGEST_TAIL, TAIL_GROWTH = 64, 4096, 4  # bytes of known text that are encoded again
 NUM_ANCHORS = 2  # tokens that must agree behind a seam
-_TAIL_COUNTS = (16, 4, 1, 0)  # known tokens that stand before a draft when it is encoded
+_TAIL_COUNTS = (16, 4, 1)  # known tokens that stand before a draft when it is encoded
 
 
 class Spelling(dict[int, bytes]):
@@ -168,11 +168,9 @@ def continuation(target: Spelling, known: Sequence[int], drafted: bytes) -> list
     not be what the tokenizer makes of their text. Empty where there is none.
     """
     drafted = drafted[: num_whole(drafted)]
-    specials = target.tokenizer.special_ids
-    for count in _TAIL_COUNTS:
-        tail = known[len(known) - count :] if count <= len(known) else known
-        if not drafted or any(token in specials for token in tail):
-            continue
+    if not drafted:
+        return []
+    for tail in _tails(target, known):
         spelled = target.join(tail)
         while spelled and _is_continuation(spelled[0]):
             spelled = spelled[1:]
@@ -187,6 +185,16 @@ def continuation(target: Spelling, known: Sequence[int], drafted: bytes) -> list
         if target.join(ids[start:]) == drafted:
             return ids[start:]
     return []
+
+
+def _tails(target: Spelling, known: Sequence[int]) -> list[Sequence[int]]:
+    """Ends of the known tokens, the longest first; none reaches over a special token."""
+    tail = known[-_TAIL_COUNTS[0] :]
+    specials = target.tokenizer.special_ids
+    walls = [at for at, token in enumerate(tail) if token in specials]
+    tail = tail[walls[-1] + 1 :] if walls else tail
+    counts = [len(tail), *[count for count in _TAIL_COUNTS[1:] if count < len(tail)]]
+    return [tail[len(tail) - count :] for count in counts]
 
 
 def num_whole(spelled: bytes) -> int:
