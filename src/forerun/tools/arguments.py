@@ -19,6 +19,7 @@ from forerun.models.resolve import EMBEDDED_NAME
 
 if TYPE_CHECKING:
     from forerun.engine.engine import Engine
+    from forerun.engine.witness import Witness
     from forerun.options import SamplingParams, Speculation
 
 _LANE = re.compile(r"(?P<name>target|draft)=(?P<first>\d{1,4})(-(?P<last>\d{1,4}))?")
@@ -88,7 +89,9 @@ class EngineArguments:
 
         return Speculation(self.drafter, self.shape, self.rule, self.schedule)
 
-    def open(self, speculation: Speculation | None = None) -> Engine:
+    def open(
+        self, speculation: Speculation | None = None, witness: Witness | None = None
+    ) -> Engine:
         """The engine that these arguments describe, or one that speculates otherwise.
 
         Raises:
@@ -106,6 +109,7 @@ class EngineArguments:
             target_cores=lanes.get("target"),
             draft_cores=lanes.get("draft"),
             threads=self.threads,
+            witness=witness,
         )
 
 

@@ -32,6 +32,10 @@ bench = typer.Typer(
     no_args_is_help=True, help="Measure this machine: every figure with its floor or its baseline."
 )
 app.add_typer(bench, name="bench")
+trace_app = typer.Typer(
+    no_args_is_help=True, help="Look into a file of `generate --trace`, round by round."
+)
+app.add_typer(trace_app, name="trace")
 
 
 @app.callback(invoke_without_command=True)
@@ -66,6 +70,10 @@ def generate(
     ] = None,
     *,
     prompts: _Prompts = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(help="Write every round to this file, as JSON lines.", show_default=False),
+    ] = None,
     as_json: _Json = False,
     engine: EngineArguments,
     sampling: SamplingArguments,
@@ -83,7 +91,7 @@ def generate(
     """
     from forerun.tools.generate import run
 
-    return run(prompt, prompts, engine, sampling, as_json=as_json)
+    return run(prompt, prompts, engine, sampling, trace=trace, as_json=as_json)
 
 
 @app.command()
@@ -231,6 +239,63 @@ def doctor(as_json: _Json = False) -> int:
     from forerun.tools.doctor import run
 
     return run(as_json=as_json)
+
+
+@trace_app.command("show")
+def trace_show(
+    file: Annotated[Path, typer.Argument(help="A file of generate --trace.")],
+    *,
+    number: Annotated[
+        int | None,
+        typer.Option("--round", help="Draw this one, from 0.", show_default=False),
+    ] = None,
+    request: Annotated[int, typer.Option(help="Of this prompt, from 0.")] = 0,
+    as_json: _Json = False,
+) -> int:
+    """List the rounds of a trace, or draw one of them as a tree.
+
+    \b
+    Examples
+      forerun generate "def quicksort(items):" --trace run.jsonl
+      forerun trace show run.jsonl
+      forerun trace show run.jsonl --round 3
+    """
+    from forerun.tools.trace_show import run
+
+    return run(file, number, request, as_json=as_json)
+
+
+@trace_app.command("replay")
+def trace_replay(
+    file: Annotated[Path, typer.Argument(help="A file of generate --trace.")],
+    *,
+    drafter: Annotated[
+        str | None, typer.Option("--drafter", "-d", help="As traced if absent.", show_default=False)
+    ] = None,
+    shape: Annotated[
+        str | None, typer.Option(help="As traced if absent.", show_default=False)
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="As traced if absent.", show_default=False)
+    ] = None,
+    rerun: Annotated[
+        bool, typer.Option("--rerun/--no-rerun", help="Load a drafter's model and run it again.")
+    ] = True,
+    as_json: _Json = False,
+) -> int:
+    """Say what another drafter, shape or rule would have given for the same text.
+
+    Exactly where the trace says it or the drafter can be run again, else between two ends. Without
+    options the traced drafter is run again: exits 1 if its rounds are not those of the trace.
+
+    \b
+    Examples
+      forerun trace replay run.jsonl --shape chain:4
+      forerun trace replay run.jsonl --drafter lookup --shape chain:8
+    """
+    from forerun.tools.replay import run
+
+    return run(file, (drafter, shape, rule), rerun=rerun, as_json=as_json)
 
 
 @app.command(context_settings=_PASS_ON)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -11,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from forerun.errors import OptionError
 from forerun.options import SamplingParams
+from forerun.tools.machine import forerun_version, machine_name
 from forerun.tools.prompt_files import read_prompts
 from forerun.tools.terminal import Ink, say, write, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from forerun.engine.engine import Completion, Engine, Piece
     from forerun.tools.arguments import EngineArguments, SamplingArguments
+    from forerun.tools.trace import Header
 
 
 def run(
@@ -27,21 +30,61 @@ def run(
     engine: EngineArguments,
     sampling: SamplingArguments,
     *,
+    trace: Path | None = None,
     as_json: bool,
 ) -> int:
-    """Generate and report; texts go to stdout, figures to stderr."""
+    """Generate and report; texts go to stdout, figures to stderr, rounds to `trace`."""
     if (prompt is None) == (prompts is None):
         raise OptionError("give either a PROMPT (- reads it from stdin) or --prompts FILE")
     params = with_seed(sampling.params())
     if prompts is not None:
-        return _run_batch(prompts, engine, params, as_json=as_json)
+        return _run_batch(prompts, engine, params, trace=trace, as_json=as_json)
     text = sys.stdin.read() if prompt == "-" else _printable(prompt or "")
-    with engine.open() as live:
+    with _opened(engine, trace) as live:
         if as_json:
             write_json(completion_dict(live.generate(text, params)[0]))
         else:
             _stream(live, text, params)
     return 0
+
+
+@contextmanager
+def _opened(engine: EngineArguments, trace: Path | None) -> Iterator[Engine]:
+    """The engine, its rounds written to `trace` where that is asked for."""
+    if trace is None:
+        with engine.open() as live:
+            yield live
+        return
+    from forerun.tools.trace_writer import TraceWriter
+
+    with TraceWriter(trace) as writer, engine.open(witness=writer) as live:
+        writer.begin(_header(engine, live))
+        yield live
+
+
+def _header(engine: EngineArguments, live: Engine) -> Header:
+    """What made a trace; a directory is named in full, so that a replay finds it."""
+    from forerun.models.resolve import resolve_model
+    from forerun.models.spec import read_spec
+    from forerun.tools.trace import FORMAT, Header
+
+    directory = resolve_model(engine.model)
+    is_path = Path(engine.model).expanduser().is_dir()
+    return Header(
+        format=FORMAT,
+        version=forerun_version(),
+        model=str(directory.resolve()) if is_path else engine.model,
+        vocab=read_spec(directory).vocab,
+        numerics=live.numerics,
+        exactness=live.exactness,
+        backend=engine.backend,
+        device=engine.device,
+        drafter=engine.drafter,
+        shape=engine.shape,
+        rule=engine.rule,
+        schedule=engine.schedule,
+        machine=machine_name(),
+    )
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:
@@ -113,11 +156,16 @@ class _Figures:
 
 
 def _run_batch(
-    path: Path, engine: EngineArguments, params: SamplingParams, *, as_json: bool
+    path: Path,
+    engine: EngineArguments,
+    params: SamplingParams,
+    *,
+    trace: Path | None,
+    as_json: bool,
 ) -> int:
     """All prompts of a file in one call; 1 if a request failed by itself."""
     prompts = read_prompts(path)
-    with engine.open() as live:
+    with _opened(engine, trace) as live:
         completions = live.generate([prompt.text for prompt in prompts], params)
     if as_json:
         write_json({"completions": [completion_dict(one) for one in completions]})
