@@ -19,7 +19,7 @@ from forerun.protocols import Noise, Reads
 from forerun.rules.laws import ANY_NUMBER, Branches, Row, normal, positive, read_draft, walk_down
 
 _DRAWS = (Draw.SAMPLED,)
-_NUM_HALVINGS = 24  # r to within k / 2**24: a matter of acceptance, not of exactness
+_NUM_HALVINGS = 16  # r to within k / 2**16: a matter of acceptance, not of exactness
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,12 @@ def _first_kept(branches: Branches, node: int, p: Row, noise: Noise) -> tuple[in
 
 
 def least_ratio(p: Row, q: Row, num_draws: int) -> float:
-    """The least r in [1, k] with `w(r) <= r`, from above."""
+    """The least r in [1, k] with `w(r) <= r`, from above; only tokens that both laws have matter."""
     low, high = 1.0, float(num_draws)
     if num_draws == 1:
         return high
+    common = (p > 0.0) & (q > 0.0)
+    p, q = p[common], q[common]
     for _ in range(_NUM_HALVINGS):
         middle = (low + high) / 2
         if _weight(_common(p, q, middle)[1], num_draws) <= middle:
