@@ -1,12 +1,13 @@
-"""A small language model with the target's vocabulary, drafting coupled chains.
+"""A small language model with the target's vocabulary, drafting chains and trees.
 
-Knows its own backend and K/V blocks. A proposal reads the tokens it has not seen and draws K
-tokens with the target's own noise, all in one backend call. Nothing is ever undone:
+Knows its own backend and K/V blocks. A proposal reads the tokens it has not seen and drafts below
+them, all in one backend call. Of a coupled chain nothing is ever undone:
 
     tokens       0 ………………… base-1 | accepted …, bonus
     its K/V      0 ………………… base-1 | drafted …, all but the last
 
-After a verdict the K/V is valid as far as both lines agree; that is its committed length.
+After a verdict the K/V is valid as far as both lines agree; that is its committed length. Of a tree
+the kept path's K/V is moved behind the text; a leaf that was not read rides in the next proposal.
 """
 
 from __future__ import annotations
@@ -15,19 +16,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forerun.backends.prefill import prefill
 from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft, Draw
+from forerun.drafters.margins import Margins
 from forerun.drafters.plain import plain_draft
 from forerun.errors import CapacityError
-from forerun.protocols import BLOCK_LEN, Backend, DraftRow, ProposalPlan
+from forerun.protocols import (
+    BLOCK_LEN,
+    Backend,
+    DraftRow,
+    Growth,
+    GrowthPlan,
+    ProposalPlan,
+    Sampler,
+)
 from forerun.stats import Span
-from forerun.tree import TokenTree
+from forerun.tree import Tokens, TokenTree
 
 _COUPLED = Draw.COUPLED  # looked up once: an enum's member is found by a slow call
 
 LONGEST_CATCH_UP = 32  # unseen tokens a proposal reads itself; more are read in chunks before it
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Grown:
+    """A row's last tree, and which row of which proposal it was."""
+
+    plan: GrowthPlan
+    row: int
+    draft: Draft
 
 
 @dataclass(slots=True, eq=False)
@@ -40,6 +60,7 @@ class _Progress:
     num_reserved: int
     committed: int = 0
     drafted: list[int] = field(default_factory=list)
+    grown: _Grown | None = None
 
     def settle(self, tokens: Sequence[int]) -> None:
         """Keep the K/V of drafted tokens that the sequence really has; the last has none."""
@@ -52,12 +73,19 @@ class _Progress:
 
 
 class LM:
-    """Drafts with a backend of its own; `span` sums the seconds of that backend's calls."""
+    """Drafts with a backend of its own; `span` sums the seconds of that backend's calls.
 
-    def __init__(self, backend: Backend, num_steps: int, span: Span) -> None:
+    Without a `growth` it drafts coupled chains of `num_levels`; with one, trees at most so deep.
+    """
+
+    def __init__(
+        self, backend: Backend, num_levels: int, span: Span, growth: Growth | None = None
+    ) -> None:
         self._backend = backend
-        self._num_steps = num_steps
+        self._num_steps = num_levels
         self._span = span
+        self._growth = growth
+        self._margins = Margins()
         self._slots = Slots(backend.num_blocks)
         self._progress: dict[int, _Progress] = {}
 
@@ -79,22 +107,24 @@ class LM:
         drafting = [row for row in rows if self._prepare(row)]
         if not drafting:
             return [plain_draft(row.tokens[-1]) for row in rows]
-        plan = self._plan(drafting)
-        with self._span:
-            proposed = self._backend.propose(plan)
-        drafts: list[Draft] = []
-        for row, tokens in zip(drafting, proposed.tolist(), strict=True):
-            progress = self._progress[row.sequence_id]
-            progress.committed, progress.drafted = len(row.tokens), tokens
-            tree = TokenTree.made_chain([row.tokens[-1], *tokens[: row.max_drafted]])
-            drafts.append(Draft(tree, _COUPLED))
+        drafts = self._chains(drafting) if self._growth is None else self._trees(drafting)
         if len(drafting) == len(rows):
             return drafts
         made = dict(zip((row.sequence_id for row in drafting), drafts, strict=True))
         return [made.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
-        """The next proposal compares tokens itself."""
+        """Keep what was computed of the kept path; of a chain the next proposal compares tokens."""
+        progress = self._progress[sequence_id]
+        grown, progress.grown = progress.grown, None
+        if grown is None:
+            return
+        is_greedy = grown.plan.samplers[grown.row].params.temperature == 0
+        self._margins.learn(grown.draft, commit, is_greedy=is_greedy)
+        path = _computed_path(grown.draft, commit)
+        with self._span:
+            is_kept = self._backend.keep(grown.plan, grown.row, path)
+        progress.committed += len(path) if is_kept else 0
 
     def release(self, sequence_id: int) -> None:
         """Give back the sequence's blocks."""
@@ -136,22 +166,74 @@ class LM:
             prefill(self._backend, table, tokens[progress.committed : until], progress.committed)
         progress.committed = until
 
-    def _plan(self, rows: Sequence[DraftRow]) -> ProposalPlan:
+    def _chains(self, rows: Sequence[DraftRow]) -> list[Draft]:
+        plan = self._chain_plan(rows)
+        with self._span:
+            proposed = self._backend.propose(plan)
+        drafts: list[Draft] = []
+        for row, tokens in zip(rows, proposed.tolist(), strict=True):
+            progress = self._progress[row.sequence_id]
+            progress.committed, progress.drafted = len(row.tokens), tokens
+            tree = TokenTree.made_chain([row.tokens[-1], *tokens[: row.max_drafted]])
+            drafts.append(Draft(tree, _COUPLED))
+        return drafts
+
+    def _trees(self, rows: Sequence[DraftRow]) -> list[Draft]:
+        plan = self._growth_plan(rows)
+        with self._span:
+            drafts = self._backend.grow(plan)
+        for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+            progress = self._progress[row.sequence_id]
+            progress.committed, progress.grown = len(row.tokens), _Grown(plan, index, draft)
+        return drafts
+
+    def _chain_plan(self, rows: Sequence[DraftRow]) -> ProposalPlan:
+        most = max(row.max_drafted for row in rows)
+        return ProposalPlan(*self._unread(rows), min(self._num_steps, max(most, 1)))
+
+    def _growth_plan(self, rows: Sequence[DraftRow]) -> GrowthPlan:
+        assert self._growth is not None
+        tables = [
+            self._margins.table(is_greedy=row.sampler.params.temperature == 0) for row in rows
+        ]
+        depths = [min(self._num_steps, row.max_depth) for row in rows]
+        return GrowthPlan(
+            *self._unread(rows),
+            budgets=np.array([row.max_drafted for row in rows], np.int32),
+            depths=np.array(depths, np.int32),
+            growth=self._growth,
+            acceptance=np.stack(tables),
+        )
+
+    def _unread(
+        self, rows: Sequence[DraftRow]
+    ) -> tuple[Tokens, Tokens, Tokens, NDArray[np.int32], list[Sampler]]:
+        """What each row has not read, and where it goes: the first fields of both plans."""
         catch_up: list[int] = []
-        samplers, starts, committed, most = [], [0], [], 1
+        starts, committed = [0], []
         for row in rows:
             seen = self._progress[row.sequence_id].committed
             catch_up += row.tokens[seen:]
             starts.append(len(catch_up))
             committed.append(seen)
-            samplers.append(row.sampler)
-            if row.max_drafted > most:
-                most = row.max_drafted
-        return ProposalPlan(
+        return (
             np.array(catch_up, np.int32),
             np.array(starts, np.int32),
             np.array(committed, np.int32),
             self._slots.table([row.sequence_id for row in rows]),
-            samplers,
-            min(self._num_steps, most),
+            [row.sampler for row in rows],
         )
+
+
+def _computed_path(draft: Draft, commit: Commit) -> list[int]:
+    """The kept nodes whose K/V was computed, from a child of node 0 down."""
+    expanded = set() if draft.expanded is None else set(draft.expanded.tolist())
+    path: list[int] = []
+    node = 0
+    for token in commit.tokens:
+        child = draft.tree.child(node, token)
+        if child is None or child not in expanded:
+            break
+        path.append(child)
+        node = child
+    return path

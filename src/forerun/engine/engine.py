@@ -28,7 +28,7 @@ from forerun.models.resolve import EMBEDDED_NAME, resolve_model
 from forerun.models.tokenizer import Tokenizer, load_tokenizer
 from forerun.models.weights import open_checkpoint
 from forerun.options import EngineOptions, SamplingParams, Speculation
-from forerun.protocols import Backend
+from forerun.protocols import Backend, Reads
 from forerun.stats import RoundMeter
 
 __all__ = ["Completion", "Engine", "Piece", "Prompt"]
@@ -85,7 +85,7 @@ class Engine:
 
         try:
             span = self._meter.model
-            parts = build_parts(speculate, target, directory, open_drafter, span)
+            parts = build_parts(speculate, target, directory, self._tokenizer, open_drafter, span)
             self._parts = replace(parts, witness=witness)
         except BaseException:
             target.close()
@@ -107,7 +107,7 @@ class Engine:
     @property
     def exactness(self) -> str:
         """What holds between any two ways of computing a result: `bits`, `tokens` or `law`."""
-        return self._parts.target.exactness
+        return "law" if self._parts.rule.reads is Reads.LAWS else self._parts.target.exactness
 
     @property
     def drafter_is_disabled(self) -> bool:

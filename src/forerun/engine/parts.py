@@ -1,41 +1,45 @@
-"""From the four strings of a `Speculation` to live parts.
-
-The only parser of these names; what the design plans but this version lacks is refused by name.
-"""
+"""From the four names of a `Speculation` to live parts: shape, rule, schedule and, by
+`drafting.py`, the drafter."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forerun.backends.slots import Slots
-from forerun.composition import DrafterName, ShapeName
+from forerun.composition import ShapeName
 from forerun.control.pace import Pace
-from forerun.control.trial import draft_pays
 from forerun.drafters.guard import Guard
-from forerun.drafters.lm import LM
-from forerun.drafters.lookup import Lookup
-from forerun.drafters.plain import Plain
+from forerun.engine.drafting import OpenModel, Surroundings, build_drafter, discovered
 from forerun.engine.witness import Witness
-from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
-from forerun.models.resolve import EMBEDDED_NAME, resolve_model
-from forerun.models.spec import read_spec
+from forerun.errors import OptionError
+from forerun.models.tokenizer import Tokenizer
 from forerun.options import Speculation
-from forerun.protocols import Backend, Drafter, Rule, Schedule, Shape
+from forerun.protocols import Backend, Rule, Schedule, Shape
+from forerun.rules.block import Block
+from forerun.rules.kseq import KSeq
 from forerun.rules.match import Match
+from forerun.rules.rejection import Rejection
+from forerun.rules.traversal import Traversal
 from forerun.schedules.sequential import Sequential
 from forerun.shapes.chain import Chain
+from forerun.shapes.tree import FixedTree, Tree
 from forerun.stats import Span
 
 # The longest chain of `shape=auto`; how much of it is used is measured round by round (`Pace`).
 AUTO_CHAIN = {"lm": 8, "lookup": 12, "none": 1}
+_AUTO_LEN = 8  # of any other drafter
+_AUTO_TREE = 8  # nodes: about as many as are verified for the price of one without AMX
+_CHAIN_STOP = 0.25  # expected acceptance of a whole chain below which it is not continued
 
-_log = logging.getLogger(__name__)
-
-OpenBackend = Callable[[Path], Backend]
+_RULES: dict[str, Rule] = {
+    "match": Match(),
+    "rejection": Rejection(),
+    "block": Block(),
+    "traversal": Traversal(),
+    "kseq": KSeq(),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +60,8 @@ def build_parts(
     speculation: Speculation,
     target: Backend,
     directory: Path,
-    open_drafter: OpenBackend,
+    tokenizer: Tokenizer,
+    open_model: OpenModel,
     model_span: Span,
 ) -> Parts:
     """Check all four names, then load what they need.
@@ -70,85 +75,58 @@ def build_parts(
         ModelError: a drafter that cannot be loaded.
     """
     wanted = speculation.composition()
-    drafter, rule = wanted.drafter, _rule(wanted.rule)
-    asked = _shape(wanted.shape)
-    is_ours = drafter.name == "auto"
-    if is_ours:
-        drafter = _discovered(target, directory)
-    if drafter.name == "lm":
-        path = _drafter_directory(drafter, directory)
-        _refuse_other_vocabulary(target, path)
-        backend = open_drafter(path)
-        if not is_ours or draft_pays(target, backend):
-            shape = asked or Chain(AUTO_CHAIN["lm"])
-            live = LM(backend, shape.max_drafted, model_span)
-            return _assembled(target, live, shape, rule, is_paced=asked is None)
-        backend.close()
-        _log.info("drafting with %s would cost more than it yields here: lookup is used", path)
-        drafter = DrafterName("lookup")
-    shape = asked or Chain(AUTO_CHAIN[drafter.name])
-    if drafter.name == "none":
-        return _assembled(target, Plain(), shape, rule, is_paced=False)
-    return _assembled(target, Lookup(), shape, rule, is_paced=asked is None)
-
-
-def _assembled(
-    target: Backend, drafter: Drafter, shape: Shape, rule: Rule, *, is_paced: bool
-) -> Parts:
-    guard = Guard(drafter, shape, target.spec.vocab)
-    pace = Pace(shape.max_drafted) if is_paced else None
-    return Parts(target, Slots(target.num_blocks), guard, shape, rule, Sequential(), pace)
-
-
-def _rule(name: str) -> Rule:
-    if name != "match":
-        raise OptionError(f"rule {name!r} is not built yet; available: match")
-    return Match()
-
-
-def _shape(shape: ShapeName) -> Shape | None:
-    """The shape asked for; None where it is ours to choose."""
-    if shape.kind == "auto":
-        return None
-    if shape.kind == "chain" and shape.size:
-        return Chain(shape.size)
-    raise OptionError(f"shape {shape} is not built yet; available: auto, chain:K")
-
-
-def _discovered(target: Backend, directory: Path) -> DrafterName:
-    """The model's own small model where it has a fitting one, else lookup."""
-    path = directory / "drafters" / "lm"
-    if not path.is_dir():
-        return DrafterName("lookup")
-    try:
-        _refuse_other_vocabulary(target, path)
-    except (ModelError, IncompatibleSpeculation) as error:
-        _log.warning("the drafter beside the model is not used: %s", error)
-        return DrafterName("lookup")
-    return DrafterName("lm", str(path))
-
-
-def _drafter_directory(drafter: DrafterName, directory: Path) -> Path:
-    """A bare name means the model's own drafter, else the embedded model's if it fits."""
-    if drafter.argument is not None:
-        return resolve_model(drafter.argument)
-    own = directory / "drafters" / drafter.name
-    if own.is_dir():
-        return own
-    with suppress(ModelError, OSError):
-        family = resolve_model(EMBEDDED_NAME)
-        tokenizer = "tokenizer.json"
-        if (family / tokenizer).read_bytes() == (directory / tokenizer).read_bytes():
-            return family / "drafters" / drafter.name
-    raise ModelError(
-        f"the model has no drafter of its own at {own}: write {drafter.name}:DIR, or use lookup"
+    shape = _shape(wanted.shape, wanted.drafter.name)
+    around = Surroundings(
+        target,
+        directory,
+        tokenizer,
+        open_model,
+        model_span,
+        shape,
+        wanted.rule,
+        wanted.shape.is_top,
+    )
+    name = wanted.drafter
+    if name.name == "auto":
+        name = discovered(around)
+        shape = _shape(wanted.shape, name.name)
+        around = replace(around, shape=shape)
+    drafter = build_drafter(name, around)
+    is_paced = wanted.shape.kind == "auto" and wanted.rule == "match" and name.name != "none"
+    return Parts(
+        target,
+        Slots(target.num_blocks),
+        Guard(drafter, shape, target.spec.vocab),
+        shape,
+        _RULES[wanted.rule],
+        Sequential(),
+        Pace(shape.max_drafted) if is_paced else None,
     )
 
 
-def _refuse_other_vocabulary(target: Backend, path: Path) -> None:
-    vocab = read_spec(path).vocab
-    if vocab != target.spec.vocab:
-        raise IncompatibleSpeculation(
-            f"the drafter {path} has {vocab} tokens, the target {target.spec.vocab}: an lm drafter"
-            " needs the target's vocabulary; use one made for this model, or lookup"
+def _shape(shape: ShapeName, drafter: str) -> Shape:
+    """The live shape; where its size is ours to choose, the longest that is ever tried."""
+    longest = AUTO_CHAIN.get(drafter, _AUTO_LEN)
+    if shape.kind == "auto":
+        return Chain(longest)
+    if shape.kind == "chain":
+        return Chain(shape.size) if shape.size else Chain(longest, _CHAIN_STOP)
+    if shape.file is not None:
+        return _read_tree(Path(shape.file))
+    if shape.widths:
+        return FixedTree.of_widths(shape.widths)
+    return Tree(shape.size or _AUTO_TREE)
+
+
+def _read_tree(path: Path) -> FixedTree:
+    """A tree written as a JSON list of parents: [0, 0, 1] is two children and a grandchild."""
+    try:
+        parents = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise OptionError(f"the tree {path} cannot be read: {error}") from error
+    if not isinstance(parents, list) or not all(type(parent) is int for parent in parents):
+        raise OptionError(
+            f"the tree {path} must be a JSON list of parents, as [0, 0, 1], 0 being the pending"
+            " token"
         )
+    return FixedTree(tuple(parents))

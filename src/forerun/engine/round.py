@@ -193,8 +193,21 @@ def _penalty_paths(
 def _said(parts: Parts, logits: Any, selection: Selection) -> Any:
     """What the target says at every wanted node, as the rule reads it."""
     if parts.rule.reads is Reads.LAWS:
-        return parts.target.law(logits, selection)
+        return _laws(parts, logits, selection)
     return _select(parts, logits, selection)
+
+
+def _laws(parts: Parts, logits: Any, selection: Selection) -> Any:
+    """The target's law at every wanted node, NaN where there is none."""
+    try:
+        return parts.target.law(logits, selection)
+    except BackendError:
+        laws = np.full((len(selection.positions), parts.target.spec.vocab), np.nan, np.float32)
+    for index in range(len(laws)):
+        with suppress(BackendError):
+            one = parts.target.law(logits[index : index + 1], _single(selection, index))
+            laws[index] = one[0]
+    return laws
 
 
 def _select(parts: Parts, logits: Any, selection: Selection) -> Tokens:

@@ -11,9 +11,14 @@ from forerun.tree import TokenTree
 
 @dataclass(frozen=True, slots=True)
 class Chain:
-    """At most `max_drafted` tokens, no forks."""
+    """At most `max_drafted` tokens, no forks.
+
+    `stop`: a chain ends where it is expected to be kept so far with less than this probability
+    (`match`), or where its law is too even (sampled rules; `protocols.Growth`, `least`). 0: never.
+    """
 
     max_drafted: int
+    stop: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_drafted <= LONGEST:

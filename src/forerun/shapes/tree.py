@@ -66,6 +66,14 @@ class FixedTree:
     def max_drafted(self) -> int:
         return len(self.parents)
 
+    @property
+    def num_levels(self) -> int:
+        """Nodes on the longest path below the pending token."""
+        depths = [0]
+        for parent in self.parents:
+            depths.append(depths[parent] + 1)
+        return max(depths)
+
     def fits(self, depth: int) -> int:
         """All of them; what lies deeper than allowed is left out by whoever fills the tree."""
         return self.max_drafted if depth > 0 else 0
