@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from page import Report, header, interval, line, source, verdict
+from page import Report, header, interval, line, optional, source, verdict
 
 RIVALS = ("Transformers", "vLLM (CPU)", "OpenVINO GenAI")
 PLAIN_MODES = ("plain", "compiled")
@@ -26,6 +26,8 @@ def peers_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
         )  # fmt: skip
         yield from map(peer_line, report["rows"])
         yield ""
+        yield from swept(report)
+        yield from peer_categories(report)
         yield from forward_table(report)
         yield from peer_bars(report)
 
@@ -53,6 +55,38 @@ def peer_line(row: Report) -> str:
         f"{row['loop_share']:.0%}",
         settings,
     )
+
+
+def swept(report: Report) -> Iterator[str]:
+    """What the settings were chosen from, where they were."""
+    if "swept" in report:
+        threads, lengths = (
+            ", ".join(map(str, report["swept"][key])) for key in ("threads", "num_draft")
+        )
+        yield (
+            f"Settings are each engine's fastest of {threads} threads and {lengths} drafted tokens,"
+            f" on {report['swept']['num_prompts']} prompts,"
+            f" {report['swept']['max_tokens']} tokens each.\n"
+        )
+
+
+def peer_categories(report: Report) -> Iterator[str]:
+    """The ratio to our plain decoding in each category, without loops behind the stroke."""
+    rows = [row for row in report["rows"] if row.get("categories")]
+    names = sorted({name for row in rows for name in row["categories"]})
+    if not rows:
+        return
+    yield from header("÷ forerun plain / without loops", "", *names)
+    for row in rows:
+        found = [row["categories"].get(name) for name in names]
+        cells = [
+            "—"
+            if one is None
+            else f"{one['ratio_to_forerun_plain']:.2f} / {optional(one['ratio_without_loops'])}"
+            for one in found
+        ]
+        yield line(row["engine"], row["mode"], *cells)
+    yield ""
 
 
 def forward_table(report: Report) -> Iterator[str]:

@@ -52,6 +52,7 @@ class Plan:
     load_timeout_s: float = 900.0
     timeout_s: float = 300.0
     memory_bytes: int = 8 << 30
+    idle_look_s: float = 1.0
 
     @property
     def trial_prompts(self) -> list[Sequence[int]]:

@@ -17,7 +17,6 @@ from environments import PeerError
 from sweep import Sweep
 
 _FORWARD_REPEAT = 5
-_IDLE_LOOK_S = 1.0
 
 
 class Race:
@@ -75,12 +74,13 @@ class Race:
 
     def _look_at_idleness(self, entrants: Sequence[Entrant], children: dict[str, Asked]) -> None:
         """Processor time that each child takes while nobody asks it anything."""
-        sleep(_IDLE_LOOK_S)
+        look_s = self._plan.idle_look_s
+        sleep(look_s)
         before = {seat: child.cpu_s for seat, child in children.items()}
-        sleep(_IDLE_LOOK_S)
+        sleep(look_s)
         for one in entrants:
             if one.seat in children:
-                share = (children[one.seat].cpu_s - before[one.seat]) / _IDLE_LOOK_S
+                share = (children[one.seat].cpu_s - before[one.seat]) / look_s
                 self.outcomes[one.peer.name, one.mode.name].idle_share = share
 
     def _warm(self, one: Entrant, children: dict[str, Asked]) -> None:

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,7 @@ def plan(tmp_path):
         lengths=[1, 4],
         load_timeout_s=20,
         timeout_s=2,
+        idle_look_s=0.05,
     )
 
 
@@ -211,8 +213,6 @@ def test_given_engines_that_fail_in_every_way_then_the_others_are_measured(opene
 
 
 def test_given_little_memory_then_engines_race_in_groups_and_forerun_in_each(opened, plan):
-    from dataclasses import replace
-
     from race import Race
 
     race = Race(replace(plan, memory_bytes=1, threads=[1]), opened, lambda _: None)
