@@ -295,7 +295,7 @@ def trace_replay(
     """
     from forerun.tools.replay import run
 
-    return run(file, (drafter, shape, rule), rerun=rerun, as_json=as_json)
+    return run(file, (drafter, shape, rule), may_rerun=rerun, as_json=as_json)
 
 
 @app.command(context_settings=_PASS_ON)

@@ -7,14 +7,15 @@ every node of the text's own path, and nowhere else is it asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, NoReturn, TypeAlias, cast
 
 import numpy as np
 
 from forerun.backends import open_backend
 from forerun.backends.slots import Slots, blocks_for
+from forerun.draft import Draft, Verdict
 from forerun.engine.detokenize import Detokenizer
 from forerun.engine.parts import Parts, build_parts
 from forerun.engine.queue import Queue
@@ -25,7 +26,7 @@ from forerun.models.tokenizer import Tokenizer, load_tokenizer
 from forerun.models.weights import open_checkpoint
 from forerun.options import EngineOptions, SamplingParams, Speculation
 from forerun.protocols import Backend, ForwardBatch, ForwardOutput, Selection
-from forerun.stats import RoundMeter
+from forerun.stats import RoundMeter, RoundStats
 from forerun.tools.replay_bounds import Bounds
 from forerun.tools.trace import Header, Request, Trace
 from forerun.tree import Tokens
@@ -128,11 +129,39 @@ class _Counter:
         return ""
 
 
+Played: TypeAlias = tuple[int, tuple[int, ...], tuple[int, ...]]
+
+
+class _Notes:
+    """A witness that writes down what was verified, by request."""
+
+    def __init__(self) -> None:
+        self.played: dict[int, list[Played]] = {}
+
+    def saw(
+        self,
+        rows: Rows[Sequence],
+        drafts: Rows[Draft],
+        said: Any,  # noqa: ARG002
+        starts: Rows[int],  # noqa: ARG002
+        verdicts: Rows[Verdict],  # noqa: ARG002
+    ) -> None:
+        for row, draft in zip(rows, drafts, strict=True):
+            tokens, parents = draft.tree.tokens.tolist(), draft.tree.parents.tolist()
+            played = self.played.setdefault(row.id, [])
+            played.append((len(row.tokens), tuple(tokens), tuple(parents)))
+
+    def settled(self, stats: RoundStats) -> None:
+        """Times are not those of a run."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """What each request took, and `doubt`: why it may not be what a run takes, or None."""
+    """What each request took; its rounds as `(known, tokens, parents)`; and `doubt`: why it may
+    not be what a run takes, or None."""
 
     requests: tuple[Bounds, ...]
+    rounds: tuple[tuple[Played, ...], ...]
     doubt: str | None
 
 
@@ -157,6 +186,8 @@ def rerun(trace: Trace, speculation: Speculation, directory: Path | None) -> Rer
 
     target, place = cast("Backend", recording), directory or Path(header.model)
     parts = build_parts(speculation, target, place, tokenizer, open_drafter, meter.model)
+    notes = _Notes()
+    parts = replace(parts, witness=notes)
     try:
         if parts.pace is not None:
             raise OptionError(
@@ -164,7 +195,8 @@ def rerun(trace: Trace, speculation: Speculation, directory: Path | None) -> Rer
                 " again: name a size, as --shape chain:4"
             )
         counts = [one for call in calls for one in _run_call(trace, call, recording, parts, meter)]
-        return Rerun(tuple(counts), _doubt(header, opened, parts))
+        rounds = tuple(tuple(notes.played[one.request]) for one in trace.begun)
+        return Rerun(tuple(counts), rounds, _doubt(header, opened, parts))
     finally:
         parts.drafter.close()
 

@@ -5,7 +5,7 @@ Exactly, where the trace says it or the drafter can be run again; else between t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,7 +14,7 @@ from forerun.composition import LONGEST, POINT_DRAFTERS, Composition, ShapeName
 from forerun.draft import Draw
 from forerun.errors import ForerunError, OptionError
 from forerun.options import Speculation
-from forerun.tools.recording import rerun
+from forerun.tools.recording import Rerun, rerun
 from forerun.tools.replay_bounds import (
     UNKNOWN,
     Acceptance,
@@ -38,7 +38,7 @@ class Answer:
     """What a replay found: a line of bounds each request.
 
     `method`: `traced` (it is the trace itself), `rerun` (the drafter was run again over the text),
-    `determined` (what was drafted says it) or `bounded` (nothing more is known). `same_text`:
+    `determined` (what was drafted says it), `expected` (so, over the noise of a sampled rule) or `bounded` (nothing more is known). `same_text`:
     whether a run as asked for would write this very text.
     """
 
@@ -46,6 +46,7 @@ class Answer:
     requests: tuple[Bounds, ...]
     why: str
     same_text: bool
+    agrees: bool | None = None  # of the traced parts, run again: whether each round is the same
 
     @property
     def total(self) -> Bounds:
@@ -69,13 +70,17 @@ class Question:
 
 
 def run(
-    path: Path, asked: tuple[str | None, str | None, str | None], *, rerun: bool, as_json: bool
+    path: Path,
+    asked: tuple[str | None, str | None, str | None],
+    *,
+    may_rerun: bool,
+    as_json: bool,
 ) -> int:
     """Replay and report; 1 if the traced composition, run again, gives other rounds."""
     trace = read_trace(path)
     if not trace.begun:
         raise OptionError(f"{path} has no round in it: nothing was generated, or it was cut early")
-    question = ask(trace, *asked, may_rerun=rerun)
+    question = ask(trace, *asked, may_rerun=may_rerun)
     found = report(question, answer(question))
     if as_json:
         write_json({"trace": str(path), **found})
@@ -143,13 +148,14 @@ def answer(question: Question) -> Answer:
             doubt = again.doubt or ""
             if not doubt:
                 why = f"{question.asked.drafter} was run again over the emitted tokens"
-                return Answer("rerun", again.requests, why + note, same_text)
+                agrees = _agrees(question.trace, again) if question.is_same else None
+                return Answer("rerun", again.requests, why + note, same_text, agrees)
     if question.is_same:
         return _as_traced(question, doubt)
     read, why = _reader(traced, asked)
     why = "; ".join(part for part in (doubt, why) if part) + note
     bounds = _bounds(question.trace, read, _depth(asked.shape))
-    method = "bounded" if read is _nothing else "determined"
+    method = _METHODS[read]
     return Answer(method, bounds, why, same_text)
 
 
@@ -180,6 +186,15 @@ def _as_traced(question: Question, doubt: str) -> Answer:
     return Answer("traced", traced_bounds(question.trace), why, same_text=True)
 
 
+def _agrees(trace: Trace, again: Rerun) -> bool:
+    """Whether the same trees were verified at the same places."""
+    rounds = tuple(
+        tuple((one.known, one.tokens, one.parents) for one in trace.rounds_of(request.request))
+        for request in trace.begun
+    )
+    return again.rounds == rounds
+
+
 def traced_bounds(trace: Trace) -> tuple[Bounds, ...]:
     """What each request took."""
     rounds = [trace.rounds_of(request.request) for request in trace.begun]
@@ -187,6 +202,17 @@ def traced_bounds(trace: Trace) -> tuple[Bounds, ...]:
         Bounds.exactly(sum(one.kept for one in row), len(row), sum(one.num_accepted for one in row))
         for row in rounds
     )
+
+
+def _nothing(rounds: list[Round]) -> list[Acceptance]:
+    return [UNKNOWN] * sum(one.kept for one in rounds)
+
+
+_METHODS: Mapping[_Read, str] = {
+    _nothing: "bounded",
+    coupled_acceptance: "determined",
+    sampled_acceptance: "expected",
+}
 
 
 def _bounds(trace: Trace, read: _Read, longest: int) -> tuple[Bounds, ...]:
@@ -220,10 +246,6 @@ def _reader(traced: Composition, asked: Composition) -> tuple[_Read, str]:
     )
 
 
-def _nothing(rounds: list[Round]) -> list[Acceptance]:
-    return [UNKNOWN] * sum(one.kept for one in rounds)
-
-
 def _depth(shape: ShapeName) -> int:
     """The most drafts that one round of a shape can keep."""
     return len(shape.widths) or shape.size or LONGEST
@@ -232,23 +254,18 @@ def _depth(shape: ShapeName) -> int:
 def report(question: Question, found: Answer) -> dict[str, Any]:
     """The object of `--json`; `agrees` where the traced composition itself was run again."""
     traced = Bounds.total(traced_bounds(question.trace))
-    agrees = found.requests == traced_bounds(question.trace) if _is_check(question, found) else None
     return {
         **_names(question.asked),
         "method": found.method,
-        "is_exact": found.total.is_exact,
+        "is_exact": found.total.is_exact and found.method != "expected",
         "same_text": found.same_text,
         "why": found.why,
         **_figures(found.total),
         "traced": {**_names(question.traced), **_figures(traced)},
-        "agrees": agrees,
+        "agrees": found.agrees,
         "is_cut": question.trace.summary is None,
         "requests": [_figures(one) for one in found.requests],
     }
-
-
-def _is_check(question: Question, found: Answer) -> bool:
-    return question.is_same and found.method == "rerun"
 
 
 def _names(speculation: Speculation) -> dict[str, str]:

@@ -38,9 +38,9 @@ def run(path: Path, number: int | None, request: int, *, as_json: bool) -> int:
     if chosen is None:
         _show_all(console, trace, spell)
     else:
-        console.print(_head(chosen), soft_wrap=True)
+        console.print(_head(chosen), soft_wrap=True, markup=False, highlight=False)
         console.print(drawn(chosen, spell))
-        console.print(_verdict(chosen, spell), soft_wrap=True)
+        console.print(_verdict(chosen, spell), soft_wrap=True, markup=False, highlight=False)
     return 0
 
 
@@ -56,7 +56,9 @@ def drawn(one: Round, spell: Spell) -> Tree:
     laws = {law.node: law for law in one.draft_laws or ()}
     for node, parent in enumerate(one.parents[1:], start=1):
         style = _ACCEPTED if node in on_path else _REJECTED
-        label = Text.assemble((spell(one.tokens[node]), style), (_figures(one, node), _REJECTED))
+        text = spell(one.tokens[node])
+        mark = " \N{CHECK MARK}" if node in on_path else ""
+        label = Text.assemble((text, style), mark, (_figures(one, node), _REJECTED))
         branches[node] = branches[parent].add(label)
     for node, law in laws.items():
         branches[node].label.append(f"  q: {_top(law, spell)}", _REJECTED)  # type: ignore[union-attr]
@@ -112,6 +114,8 @@ def _show_all(console: Console, trace: Trace, spell: Spell) -> None:
         f"{header.model} · {header.drafter}, {header.shape}, {header.rule} · {header.numerics} ·"
         f" {header.machine}",
         soft_wrap=True,
+        markup=False,
+        highlight=False,
     )
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("request", "round", "known", "drafted", "accepted", "    ms"):
