@@ -129,9 +129,8 @@ class Intersected:
         if not template[0]:
             return None
         reading = self._readings.ready(row.sequence_id, row.tokens, len(self._parents))
-        # Half a character cannot be told, so there is no law for what comes after it.
-        if reading is None or reading.text.held:
-            return None
+        if reading is None or (reading.text.held and not reading.half):
+            return None  # no law for what comes after half a character that cannot be read
         sampler = self._samplers.get(row.sequence_id)
         if sampler is None:
             sampler = self._samplers[row.sequence_id] = self._shared.sampler(row.sampler)
@@ -197,10 +196,10 @@ class Intersected:
         if one.is_path:
             # Siblings need their parent in their pass: a row has one root.
             num_kept = len(one.open_tokens) - (len(grown) > 1)
-            if one.frontier[0][0] == 0:
-                one.reading.num_kept += num_kept
-            else:
+            if one.frontier[0][0] > 0:
                 one.reading.drafted += one.open_tokens[:num_kept]
+            else:
+                one.reading.keep(num_kept)
             one.num_committed += num_kept
             one.open_tokens = one.open_tokens[num_kept:]
             one.open_parents = list(range(-1, len(one.open_tokens) - 1))

@@ -58,7 +58,8 @@ class Translated:
             with self._readings.span:
                 proposed = self._readings.backend.propose(self._plan(drafting, num_steps))
             for (row, reading), line in zip(drafting, proposed.tolist(), strict=True):
-                reading.num_kept, reading.drafted = len(reading.text.ids), line[:-1]
+                reading.keep(len(reading.catch_up))
+                reading.drafted += line[:-1]
                 drafts[row.sequence_id] = self._draft(row, reading, line)
         return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
 
@@ -104,7 +105,9 @@ class Translated:
         num_text = next(
             (at for at, token in enumerate(line) if token < 0 or not own[token]), len(line)
         )
-        held, spelled = reading.text.held, own.join(line[:num_text])
+        # A character that could not be read as far as it is known must be drafted from its start.
+        held = b"" if reading.half else reading.text.held
+        spelled = own.join(line[:num_text])
         tokens: list[int] = []
         if spelled.startswith(held):
             tokens = continuation(target, row.tokens, spelled[len(held) :])

@@ -30,9 +30,14 @@ LONGEST_CATCH_UP = 32  # unseen tokens a proposal reads itself; more are read in
 @dataclass(slots=True, eq=False)
 class Reading:
     """One sequence: `num_told` tokens of the target are in `text`; the first `num_kept` of
-    `text.ids` have K/V, and behind the last of them lies that of the tokens `drafted`."""
+    `text.ids` have K/V, and behind the last of them lies that of the tokens `drafted`.
+
+    `half`: tokens of single bytes for the first bytes of a character that is not finished, read
+    behind `text.ids` as if they were drafted; empty where there are none.
+    """
 
     text: Retold
+    half: list[int] = field(default_factory=list)
     num_reserved: int = 0
     num_told: int = 0
     num_kept: int = 0
@@ -50,10 +55,18 @@ class Reading:
             num_same += 1
         self.num_kept = max(0, min(with_kv, num_same, len(self.text.ids) - 1))
         self.drafted = []
+        self.half = self.text.half()
 
     @property
     def catch_up(self) -> list[int]:
-        return self.text.ids[self.num_kept :]
+        """What is to be read before a draft."""
+        return self.text.ids[self.num_kept :] + self.half
+
+    def keep(self, num_read: int) -> None:
+        """So many tokens of `catch_up` have K/V now."""
+        num_text = min(num_read, len(self.text.ids) - self.num_kept)
+        self.num_kept += num_text
+        self.drafted = self.half[: num_read - num_text]
 
 
 class Readings:
@@ -91,7 +104,7 @@ class Readings:
         if reading is None:
             return None
         reading.tell(tokens)
-        needed = len(reading.text.ids) + num_more
+        needed = len(reading.text.ids) + len(reading.half) + num_more
         if needed > reading.num_reserved:
             if needed > self.backend.spec.max_position:
                 return None
@@ -99,7 +112,7 @@ class Readings:
                 reading.num_reserved = self._reserve(sequence_id, needed)
             except CapacityError:
                 return None
-        if not reading.text.ids:
+        if not reading.catch_up:
             return None
         if len(reading.catch_up) > LONGEST_CATCH_UP:
             self._read(sequence_id, reading)
@@ -124,7 +137,7 @@ class Readings:
 
     def _read(self, sequence_id: int, reading: Reading) -> None:
         """All but the last token."""
-        unread = reading.catch_up[:-1]
+        unread = reading.text.ids[reading.num_kept : -1]
         with self.span:
             prefill(self.backend, self.table([sequence_id]), unread, reading.num_kept)
         reading.num_kept += len(unread)

@@ -31,6 +31,7 @@ class Spelling(dict[int, bytes]):
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
+        self._single: dict[int, int] | None = None
 
     def __missing__(self, token: int) -> bytes:
         spelled = self[token] = self.tokenizer.token_bytes(token)
@@ -39,6 +40,14 @@ class Spelling(dict[int, bytes]):
     def join(self, tokens: Sequence[int]) -> bytes:
         """What several tokens spell together."""
         return b"".join(map(self.__getitem__, tokens))
+
+    def singly(self, spelled: bytes) -> list[int]:
+        """A token for each byte; empty where the vocabulary lacks one."""
+        if self._single is None:
+            ids = range(self.tokenizer.vocab_size)
+            self._single = {self[token][0]: token for token in ids if len(self[token]) == 1}
+        single = self._single
+        return [single[byte] for byte in spelled] if single.keys() >= set(spelled) else []
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, without a beginning or an end of its own."""
@@ -53,8 +62,10 @@ class Spelling(dict[int, bytes]):
 class Retold:
     """The tokens `ids` of a drafter for a text that comes as tokens of a target.
 
-    The text holds U+FFFD where the target's bytes are no UTF-8; `held` are the last bytes of a
-    character that is not finished, which `ids` do not spell yet. A special token of the target is
+    The text holds U+FFFD where the target's bytes are no UTF-8; `held` are the first bytes of a
+            self._single = {
+                spelled[0]: token for token in ids if len(spelled := self[token]) == 1
+            }
     the drafter's of the same name, or its end of text, or left out. `num_encoded_bytes` counts
     what was given to the drafter's tokenizer.
     """
@@ -72,6 +83,10 @@ class Retold:
     @property
     def held(self) -> bytes:
         return self._decoder.getstate()[0]
+
+    def half(self) -> list[int]:
+        """`held` in the drafter's tokens of single bytes; empty where it has not all of them."""
+        return self._own.singly(self.held)
 
     def extend(self, tokens: Sequence[int]) -> tuple[int, list[int]]:
         """Append tokens of the target: how many `ids` are as before, and those behind them then."""
