@@ -63,10 +63,8 @@ class Retold:
     """The tokens `ids` of a drafter for a text that comes as tokens of a target.
 
     The text holds U+FFFD where the target's bytes are no UTF-8; `held` are the first bytes of a
-            self._single = {
-                spelled[0]: token for token in ids if len(spelled := self[token]) == 1
-            }
-    the drafter's of the same name, or its end of text, or left out. `num_encoded_bytes` counts
+    last character that is not finished, which `ids` do not spell yet. A special token of the target
+    is the drafter's of the same name, or its end of text, or left out. `num_encoded_bytes` counts
     what was given to the drafter's tokenizer.
     """
 
