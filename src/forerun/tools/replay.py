@@ -38,8 +38,9 @@ class Answer:
     """What a replay found: a line of bounds each request.
 
     `method`: `traced` (it is the trace itself), `rerun` (the drafter was run again over the text),
-    `determined` (what was drafted says it), `expected` (so, over the noise of a sampled rule) or `bounded` (nothing more is known). `same_text`:
-    whether a run as asked for would write this very text.
+    `determined` (what was drafted says it), `expected` (so, over the noise of a sampled rule) or
+    `bounded` (nothing more is known). `same_text`: whether a run as asked for would write this very
+    text.
     """
 
     method: str
