@@ -12,11 +12,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from array_api_compat import array_namespace
-
 from forerun.draft import Draft, Draw, Verdict
 from forerun.protocols import Noise, Reads
-from forerun.rules.laws import ANY_NUMBER, Branches, Row, normal, positive, read_draft, walk_down
+from forerun.rules.laws import (
+    ANY_NUMBER,
+    Branches,
+    Row,
+    namespace,
+    normal,
+    positive,
+    read_draft,
+    walk_down,
+)
 
 _DRAWS = (Draw.SAMPLED,)
 _NUM_HALVINGS = 16  # r to within k / 2**16: a matter of acceptance, not of exactness
@@ -53,37 +60,33 @@ def _first_kept(branches: Branches, node: int, p: Row, noise: Noise) -> tuple[in
     for index, token in enumerate(tokens):
         if noise.accepts(node, index, float(p[token]), ratio * float(q[token])):
             return index, p
-    common, mass = _common(p, q, ratio)
-    left = normal(positive(p - common * _weight(mass, len(tokens))))
+    xp = namespace(p)
+    common = xp.minimum(q, p / ratio)
+    left = normal(positive(p - common * _weight(float(xp.sum(common)), len(tokens))))
     return None, p if left is None else left
 
 
 def least_ratio(p: Row, q: Row, num_draws: int) -> float:
-    """The least r in [1, k] with `w(r) <= r`, from above; only tokens that both laws have matter."""
+    """The least r in [1, k] with `w(r) <= r`, from above, over the tokens that both laws have."""
     low, high = 1.0, float(num_draws)
     if num_draws == 1:
         return high
-    common = (p > 0.0) & (q > 0.0)
-    p, q = p[common], q[common]
+    xp, is_common = namespace(p), (p > 0.0) & (q > 0.0)
+    p, q = p[is_common], q[is_common]
     for _ in range(_NUM_HALVINGS):
         middle = (low + high) / 2
-        if _weight(_common(p, q, middle)[1], num_draws) <= middle:
+        kept = float(xp.sum(xp.minimum(q, p / middle)))
+        if _weight(kept, num_draws) <= middle:
             high = middle
         else:
             low = middle
     return high
 
 
-def _common(p: Row, q: Row, ratio: float) -> tuple[Row, float]:
-    """`min(q, p / r)` and its mass, the chance that a draw is kept."""
-    xp = array_namespace(p)
-    common = xp.minimum(q, p / ratio)
-    return common, float(xp.sum(common))
-
-
-def _weight(mass: float, num_draws: int) -> float:
+def _weight(chance: float, num_draws: int) -> float:
+    """`1 + (1-b) + … + (1-b)^(k-1)` for draws that are each kept with `chance` b."""
     weight, term = 0.0, 1.0
     for _ in range(num_draws):
         weight += term
-        term *= 1.0 - mass
+        term *= 1.0 - chance
     return weight

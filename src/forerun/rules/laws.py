@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace, device, to_device
+from array_api_compat import numpy as of_numpy
 from numpy.typing import NDArray
 
 from forerun.draft import Draft, Draw, Verdict
@@ -44,7 +45,7 @@ class Branches:
         if self.laws is None or place is None:
             return None
         row = self.laws[place].astype(np.float64)
-        return normal(array_namespace(like).asarray(row, device=device(like)))
+        return normal(namespace(like).asarray(row, device=device(like)))
 
 
 def read_draft(draft: Draft, rule: str, draws: tuple[Draw, ...], num_draws: int) -> Branches:
@@ -120,16 +121,21 @@ def walk_down(branches: Branches, target: Any, noise: Noise, first_kept: FirstKe
         path.append(child)
 
 
+def namespace(row: Any) -> Any:
+    """The array API of a row's library; numpy's is known without a search."""
+    return of_numpy if type(row) is np.ndarray else array_namespace(row)
+
+
 def target_law(target: Any, node: int) -> Row | None:
     """The target's law at a node of laws `[N V]`; None where it holds NaN or no mass."""
     row = target[node, ...]
-    xp = array_namespace(row)
+    xp = namespace(row)
     return normal(xp.astype(row, xp.float64))
 
 
 def normal(weights: Row) -> Row | None:
     """Weights divided by their sum, or None where they have none that is finite."""
-    total = float(array_namespace(weights).sum(weights))
+    total = float(namespace(weights).sum(weights))
     if not 0.0 < total < float("inf"):  # NaN fails every comparison
         return None
     return weights / total
@@ -139,19 +145,19 @@ def residual(p: Row, q: Row, chance: float = 1.0) -> tuple[Row, float]:
     """`(chance * p - q)_+` as a law, and its mass; p itself where none is left, which happens only
     where both are equal up to rounding, or the chance is zero."""
     left = positive(chance * p - q)
-    mass = float(array_namespace(left).sum(left))
+    mass = float(namespace(left).sum(left))
     return (left / mass, mass) if mass > 0.0 else (p, 0.0)
 
 
 def positive(difference: Row) -> Row:
     """What is above zero."""
-    xp = array_namespace(difference)
+    xp = namespace(difference)
     return xp.maximum(difference, xp.zeros_like(difference))
 
 
 def without(law: Row, token: int) -> Row | None:
     """The law with one token removed; None where nothing is left."""
-    left = array_namespace(law).asarray(law, copy=True)
+    left = namespace(law).asarray(law, copy=True)
     left[token] = 0.0
     return normal(left)
 

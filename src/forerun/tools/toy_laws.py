@@ -64,7 +64,8 @@ class Case:
     def __str__(self) -> str:
         shape = "".join(map(str, self.parents)) or "plain"
         stop = "-stop" if self.least else ""
-        return f"{self.rule}-{self.draw.value}-{shape}{stop}-{self.kind}-V{self.vocab}"
+        laws = f"{self.kind}-V{self.vocab}-{self.num_tokens}"
+        return f"{self.rule}-{self.draw.value}-{shape}{stop}-{laws}"
 
     def prove(self, seed: int = 0) -> Proof:
         """Play it to the end."""
@@ -140,7 +141,8 @@ def _law(kind: str, vocab: int, key: tuple[int, int], text: Text) -> NDArray[np.
 
 def _rounded(law: NDArray[np.float32]) -> NDArray[np.float32]:
     """The next float32 of every probability."""
-    return np.nextafter(law, np.float32(2.0))
+    next_one: NDArray[np.float32] = np.nextafter(law, np.float32(2.0))
+    return next_one
 
 
 def _apart(law: NDArray[np.float32], seed: int, text: Text) -> NDArray[np.float32]:
@@ -149,4 +151,5 @@ def _apart(law: NDArray[np.float32], seed: int, text: Text) -> NDArray[np.float3
     weights = np.where(law > 0, 0.1 * rng.integers(2, size=len(law)), 1.0)
     if not weights.any():
         weights[rng.integers(len(law))] = 1.0
-    return (weights / weights.sum()).astype(np.float32)
+    other: NDArray[np.float32] = (weights / weights.sum()).astype(np.float32)
+    return other
