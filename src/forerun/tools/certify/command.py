@@ -2,6 +2,7 @@
 
     bits      logits of a position in every company                              bits.py
     tokens    with and without speculation, over temperatures and seeds          same_tokens.py
+    exact     every outcome of the sampled rules on tiny laws                    exact.py
     law       counts of sampled tokens against exact probabilities               laws.py
     controls  each of them has one that must fail, and is reported as a check
 
@@ -23,6 +24,7 @@ from forerun.tools.arguments import EngineArguments
 from forerun.tools.certify.bits import check_bits
 from forerun.tools.certify.checks import Budget, Findings
 from forerun.tools.certify.compositions import Candidate, candidates
+from forerun.tools.certify.exact import check_exact
 from forerun.tools.certify.laws import NUM_RUNS, Runs, TwoTokens, check_law, exact_law
 from forerun.tools.certify.report import Head, progress, show, write_markdown
 from forerun.tools.certify.same_tokens import (
@@ -87,6 +89,7 @@ class _Run:
     asked: list[Request] = field(default_factory=list)
     plain: list[Completion] = field(default_factory=list)
     law: TwoTokens | None = None
+    exactness: str = "law"  # of the backend; an engine with a sampled rule promises less
 
 
 def run(plan: Plan, *, as_json: bool) -> int:
@@ -127,6 +130,7 @@ def _plain(certified: _Run, chosen: Sequence[Candidate]) -> Head:
     certified.asked = requests(subject)
     certified.law = exact_law(subject)
     with closing(subject.open(PLAIN)) as engine:
+        certified.exactness = engine.exactness
         certified.plain = run_all(engine, certified.asked)
         share = certified.budget.share(0.15)
         runs = Runs(subject.seeds(NUM_RUNS, _LAW_SEEDS), num_tokens=2)
@@ -140,6 +144,8 @@ def _composition(certified: _Run, candidate: Candidate, budget: Budget) -> None:
     if candidate.speculation is None:
         findings.skip(candidate.name, candidate.reason)
         return
+    if not candidate.keeps_tokens:
+        check_exact(candidate.speculation.composition(), subject.seed, findings)
     try:
         engine = subject.open(candidate.speculation)
     except ForerunError as error:
@@ -148,7 +154,7 @@ def _composition(certified: _Run, candidate: Candidate, budget: Budget) -> None:
         findings.skip(candidate.name, error)
         return
     with closing(engine):
-        if engine.exactness == "law":
+        if certified.exactness == "law":
             findings.skip(f"tokens: {candidate.name}", "this backend promises only the law here")
         else:
             _tokens(certified, candidate, engine, budget)
