@@ -16,12 +16,14 @@ from forerun.draft import Verdict
 from forerun.options import Speculation
 from forerun.protocols import ForwardOutput
 from forerun.rules.match import Match
+from forerun.rules.rejection import Rejection
 from forerun.tools.arguments import EngineArguments
-from forerun.tools.certify import laws
+from forerun.tools.certify import exact, laws
 from forerun.tools.certify.bits import check_bits
 from forerun.tools.certify.checks import Budget, Findings
 from forerun.tools.certify.chi_square import POWER, distance_seen, exceeded, fit
 from forerun.tools.certify.compositions import REPRESENTATIVE, candidates
+from forerun.tools.certify.exact import check_exact
 from forerun.tools.certify.laws import Runs, binned, check_law, exact_law, tampered_law
 from forerun.tools.certify.subject import PLAIN, Subject
 from forerun.tools.prompt_files import Prompt
@@ -246,3 +248,38 @@ def test_given_plain_decoding_then_its_law_passes_and_a_hotter_one_is_refused(su
     assert verdicts["right"]
     assert not verdicts["hotter"]
     assert all(passed for name, passed in verdicts.items() if name.startswith("control: right"))
+
+
+# --- every outcome -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [one for one in REPRESENTATIVE if one[2] != "match"])
+def test_given_a_sampled_rule_then_it_is_proved_and_its_spoilt_twin_is_not(words):
+    found = findings()
+
+    check_exact(Speculation(*words).composition(), 0, found)
+
+    assert [one.name.startswith("control: ") for one in found.checks] == [False, True]
+    assert failed(found) == []
+
+
+def test_given_a_rule_that_is_wrong_then_enumeration_refuses_it(monkeypatch):
+    monkeypatch.setitem(exact.RULES, "rejection", exact.Believer(Rejection()))
+    found = findings()
+
+    check_exact(Speculation("lm", "chain:4", "rejection").composition(), 0, found)
+
+    assert failed(found) == ["exact: rejection on a chain, draws: sampled"]
+
+
+def test_given_a_sampled_rule_that_is_wrong_then_the_certificate_fails(
+    model, drafter, capsys, monkeypatch
+):
+    # given a rejection that never takes the draft's law off
+    monkeypatch.setattr("forerun.rules.rejection.residual", lambda p, q: (p, 1.0))
+
+    words = ("--drafter", drafter, "--shape", "chain:2", "--rule", "rejection")
+    found = certify(model, capsys, *words, code=1)
+
+    wrong = [one["name"] for one in found["checks"] if not one["passed"]]
+    assert wrong[0] == "exact: rejection on a chain, draws: sampled"
