@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from forerun.draft import Draft, Draw
+from forerun.noise import RoundNoise
 from forerun.rules.match import Match
 from forerun.schedules.sequential import Sequential
 from forerun.tree import TokenTree
@@ -13,7 +14,7 @@ from forerun.tree import TokenTree
 
 def judge(tokens, parents, choices):
     tree = TokenTree(np.array(tokens, np.int32), np.array(parents, np.int32))
-    return Match().judge(Draft(tree, Draw.POINT), np.array(choices, np.int32))
+    return Match().judge(Draft(tree, Draw.POINT), np.array(choices, np.int32), RoundNoise(0, 0, 0))
 
 
 @pytest.mark.parametrize(
