@@ -15,6 +15,7 @@ from forerun.draft import Draw
 from forerun.drafters.intersect import Intersected
 from forerun.drafters.intersect_tokens import intersect
 from forerun.drafters.lm import LM
+from forerun.drafters.translate import Translated
 from forerun.drafters.translate_reading import Readings
 from forerun.drafters.translate_text import Retold, Spelling
 from forerun.errors import IncompatibleSpeculation
@@ -247,3 +248,22 @@ def test_control_given_another_seed_then_coupled_drafts_differ(target, fewer):
     drafter.release(1)
 
     assert drafts[0] != drafts[1]
+
+
+def test_given_both_kinds_of_drafter_on_one_model_then_each_request_has_its_own(target, fewer):
+    backend, own = fewer
+    readings = Readings(backend, own, target, Span())
+    shared = intersect(own, backend.spec.vocab, target, target.vocab_size)
+    coupled = Intersected(readings, shared, Growth(Draw.COUPLED), 4)
+    drafter = Translated(readings, 4, coupled)
+    tokens = target.encode(CODE)
+    for sequence_id in (1, 2):
+        drafter.admit(sequence_id, tokens[:12])
+
+    rows = [row(tokens[:12], 4, temperature=0.0), row(tokens[:12], 4, sequence_id=2)]
+    greedy, sampled = drafter.propose(rows)
+    for sequence_id in (1, 2):
+        drafter.release(sequence_id)
+
+    assert (greedy.draw, sampled.draw) == (Draw.POINT, Draw.COUPLED)
+    assert readings.ready(1, tokens[:12], 1) is None

@@ -133,7 +133,9 @@ class Intersected:
             return None  # no law for what comes after half a character that cannot be read
         sampler = self._samplers.get(row.sequence_id)
         if sampler is None:
-            sampler = self._samplers[row.sequence_id] = self._shared.sampler(row.sampler)
+            is_ranked = self._growth.draw in (Draw.COUPLED, Draw.POINT)
+            params = self._shared.params(row.sampler.params, is_ranked=is_ranked)
+            sampler = self._samplers[row.sequence_id] = Sampler(params, row.sampler.seed)
         unread = reading.catch_up
         return _Growing(
             row, reading, sampler, template, unread, list(range(-1, len(unread) - 1)),

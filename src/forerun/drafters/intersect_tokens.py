@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from forerun.errors import IncompatibleSpeculation
 from forerun.models.tokenizer import Tokenizer
 from forerun.options import SamplingParams
-from forerun.protocols import Sampler
 from forerun.tree import Tokens
 
 LEAST_SHARE = 0.1  # of the smaller vocabulary; two byte-level ones share 256 tokens whatever else
@@ -53,9 +52,12 @@ class Intersection:
         """The drafter's id of each shared id of the target."""
         return dict(zip(self.target_ids.tolist(), self.own_ids.tolist(), strict=True))
 
-    def params(self, params: SamplingParams) -> SamplingParams:
+    def params(self, params: SamplingParams, *, is_ranked: bool = False) -> SamplingParams:
         """A request's parameters in the drafter's ids. Bias and allowed tokens keep what is shared;
-        penalties, which count tokens the drafter has others for, are left to the target."""
+        penalties, which count tokens the drafter has others for, are left to the target. A greedy
+        request's law is one token that need not be shared: `is_ranked` takes the whole law."""
+        if is_ranked and params.temperature == 0:
+            params = replace(params, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
         own = self.own_of()
         bias = {own[token]: value for token, value in params.logit_bias.items() if token in own}
         kept = tuple(own[token] for token in params.allowed_tokens or () if token in own)
@@ -67,10 +69,6 @@ class Intersection:
             presence_penalty=0.0,
             frequency_penalty=0.0,
         )
-
-    def sampler(self, sampler: Sampler) -> Sampler:
-        """A request's way of choosing, in the drafter's ids."""
-        return Sampler(self.params(sampler.params), sampler.seed)
 
 
 def intersect(own: Tokenizer, own_vocab: int, target: Tokenizer, target_vocab: int) -> Intersection:

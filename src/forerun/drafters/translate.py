@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from forerun.draft import Commit, Draft, Draw
+from forerun.drafters.intersect import Intersected
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.translate_reading import Reading, Readings
 from forerun.drafters.translate_text import continuation
@@ -27,11 +28,16 @@ MOST_STEPS_PER_TOKEN = 2.0  # drafter tokens for one of the target's; beyond it 
 
 
 class Translated:
-    """Drafts point chains of at most `num_drafted` target tokens."""
+    """Drafts point chains of at most `num_drafted` target tokens. Where `coupled`, a drafter of
+    shared tokens on the same `readings`, is given, it drafts for requests with a temperature:
+    noise that is shared is worth more than tokens that are not."""
 
-    def __init__(self, readings: Readings, num_drafted: int) -> None:
+    def __init__(
+        self, readings: Readings, num_drafted: int, coupled: Intersected | None = None
+    ) -> None:
         self._readings = readings
         self._num_drafted = num_drafted
+        self._coupled = coupled
 
     def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
         """Tell the prompt in the drafter's tokens and read it.
@@ -42,26 +48,35 @@ class Translated:
         self._readings.admit(sequence_id, prompt, self._num_drafted)
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
-        """One chain a row; nothing for rows without room, in one backend call for all others."""
+        """One draft a row; nothing for rows without room, in one backend call for all others."""
+        told = [row for row in rows if self._coupled is None or not row.sampler.params.temperature]
+        drafts = self._tell(told) if told else {}
+        if self._coupled is not None and len(told) < len(rows):
+            others = [row for row in rows if row.sampler.params.temperature]
+            found = self._coupled.propose(others)
+            drafts |= {row.sequence_id: draft for row, draft in zip(others, found, strict=True)}
+        return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
+
+    def _tell(self, rows: Sequence[DraftRow]) -> dict[int, Draft]:
         drafting: list[tuple[DraftRow, Reading]] = []
         num_steps = 0
         for row in rows:
-            most = min(row.max_drafted, row.max_depth)
-            if most < 1:
+            if min(row.max_drafted, row.max_depth) < 1:
                 continue
             reading = self._readings.ready(row.sequence_id, row.tokens, self._most_steps)
             if reading is not None:
                 drafting.append((row, reading))
                 num_steps = max(num_steps, self._num_steps(row, reading))
+        if not drafting:
+            return {}
+        with self._readings.span:
+            proposed = self._readings.backend.propose(self._plan(drafting, num_steps))
         drafts: dict[int, Draft] = {}
-        if drafting:
-            with self._readings.span:
-                proposed = self._readings.backend.propose(self._plan(drafting, num_steps))
-            for (row, reading), line in zip(drafting, proposed.tolist(), strict=True):
-                reading.keep(len(reading.catch_up))
-                reading.drafted += line[:-1]
-                drafts[row.sequence_id] = self._draft(row, reading, line)
-        return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
+        for (row, reading), line in zip(drafting, proposed.tolist(), strict=True):
+            reading.keep(len(reading.catch_up))
+            reading.drafted += line[:-1]
+            drafts[row.sequence_id] = self._draft(row, reading, line)
+        return drafts
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """The next proposal reads the text itself."""
@@ -69,6 +84,8 @@ class Translated:
     def release(self, sequence_id: int) -> None:
         """Give back the sequence's blocks."""
         self._readings.release(sequence_id)
+        if self._coupled is not None:
+            self._coupled.release(sequence_id)
 
     def close(self) -> None:
         """Close the small model."""
