@@ -126,6 +126,19 @@ class LM:
             is_kept = self._backend.keep(grown.plan, grown.row, path)
         progress.committed += len(path) if is_kept else 0
 
+    def settle(self, sequence_id: int, commit: Commit) -> None:
+        """As `observe`: what is taken back later is rewound."""
+        self.observe(sequence_id, commit)
+
+    def rewind(self, sequence_id: int, tokens: Sequence[int]) -> None:
+        """Forget what was read beyond `tokens`."""
+        progress = self._progress.get(sequence_id)
+        if progress is None:
+            return
+        progress.grown = None
+        if progress.committed > len(tokens):
+            progress.committed, progress.drafted = len(tokens), []
+
     def release(self, sequence_id: int) -> None:
         """Give back the sequence's blocks."""
         self._slots.release(sequence_id)
