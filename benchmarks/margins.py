@@ -26,6 +26,7 @@ from forerun.stats import RoundStats
 from forerun.tools.bench_decode import progress
 from forerun.tools.prompt_files import read_suite, spread
 
+_OWN_CURVE = 3  # ranks
 TREE = "tree:8x2x2x1"  # every rank below the pending token, two below the likeliest paths
 
 
@@ -91,26 +92,30 @@ def main() -> int:
     parser.add_argument("--drafter", default="lm")
     parser.add_argument("--limit", type=int, default=60)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     prompts = [prompt.text for prompt in spread(read_suite("all"), options.limit)]
     report = {}
-    for name, temperatures in (("greedy", (0.0,)), ("sampled", (0.5, 0.7, 1.0))):
+    for name, temperatures in (("sampled", (0.5, 0.7, 1.0)), ("greedy", (0.0,))):
         counts = Counts()
         speculation = Speculation(options.drafter, TREE)
-        with (
-            Engine(options.model, speculate=speculation, witness=counts) as engine,
-            progress(name, len(temperatures) * len(prompts)) as advance,
-        ):
+        with Engine(
+            options.model, speculate=speculation, witness=counts, threads=options.threads
+        ) as engine:
             for temperature in temperatures:
-                for prompt in prompts:
+                for at, prompt in enumerate(prompts):
+                    progress(f"T={temperature} prompt {at + 1} of {len(prompts)}")
                     params = SamplingParams(
                         temperature=temperature, seed=1, max_tokens=options.max_tokens
                     )
                     engine.generate(prompt, params)
-                    advance()
+        progress("")
         kept, seen = counts.counts
-        lines = [fitted(kept[rank], seen[rank]) for rank in range(NUM_RANKS)]
+        # Later ranks are rare: they share one curve.
+        pooled = [(kept[r], seen[r]) for r in range(_OWN_CURVE)]
+        pooled.append((kept[_OWN_CURVE:].sum(0), seen[_OWN_CURVE:].sum(0)))
+        lines = [fitted(*one) for one in pooled]
         report[name] = {"kept": kept.tolist(), "seen": seen.tolist(), "curves": lines}
         shares = ", ".join(f"{kept[r].sum() / max(1, seen[r].sum()):.3f}" for r in range(NUM_RANKS))
         print(f"{name}: kept by rank {shares}")

@@ -9,11 +9,13 @@ import pytest
 from forerun.drafters.lm import LM
 from forerun.drafters.lookup import Lookup
 from forerun.drafters.plain import Plain
-from forerun.engine.parts import AUTO_CHAIN, build_parts, parse_drafter, parse_shape
+from forerun.engine.parts import AUTO_CHAIN, build_parts
 from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
 from forerun.models.spec import read_spec
+from forerun.models.tokenizer import load_tokenizer
 from forerun.options import Speculation
 from forerun.shapes.chain import Chain
+from forerun.shapes.tree import FixedTree, Tree
 from forerun.stats import Span
 
 
@@ -36,48 +38,42 @@ def model(tiny_checkpoint_dir, tmp_path):
 
 
 def build(directory, *names):
-    return build_parts(Speculation(*names), Target(directory), directory, Target, Span())
+    tokenizer = load_tokenizer(directory, read_spec(directory))
+    speculation = Speculation(*names)
+    return build_parts(speculation, Target(directory), directory, tokenizer, Target, Span())
 
 
 def live(parts):
     return parts.drafter._drafter
 
 
-@pytest.mark.parametrize("name", ["auto", "none", "lookup", "lm", "lm:/some/where:else"])
-def test_given_a_built_drafter_then_its_name_is_understood(name):
-    choice = parse_drafter(name)
-
-    assert ":".join(filter(None, (choice.name, choice.argument))) == name
-
-
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("name", "shape"),
     [
-        (("dflash",), "drafter 'dflash' is not built yet; available: auto, none, lookup"),
-        (("router(lm,lookup)",), "not built yet"),
-        (("prediction:FILE",), "not built yet"),
-        (("magic",), "unknown drafter 'magic'; available"),
-        (("lm:",), "unknown drafter 'lm:'"),
-        (("lookup:3",), "unknown drafter"),
-        (("none", "tree:16"), "shape 'tree:16' is not built yet; available: auto, chain:K"),
-        (("none", "chain"), r"chain:K with K in \[1, 256\]"),
-        (("none", "chain:x"), "chain:K"),
-        (("none", "chain:0"), r"K in \[1, 256\], found 0"),
-        (("none", "chain:257"), "found 257"),
-        (("none", "auto", "rejection"), "rule 'rejection' is not built yet"),
-        (("none", "auto", "close enough"), "unknown rule"),
-        (("none", "auto", "auto", "ahead:24"), "schedule 'ahead:24' is not built yet"),
-        (("none", "auto", "auto", "later"), "unknown schedule"),
+        ("auto", Chain(AUTO_CHAIN["lookup"])),
+        ("chain:5", Chain(5)),
+        ("tree:24", Tree(24)),
+        ("tree:2x1", FixedTree((0, 0, 1, 2))),
     ],
 )
-def test_given_another_name_then_the_refusal_lists_what_there_is(model, names, message):
-    with pytest.raises(OptionError, match=message):
-        build(model, *names)
+def test_given_a_shape_then_it_is_the_one_written(model, name, shape):
+    assert build(model, "lookup", name).shape == shape
 
 
-def test_given_a_shape_then_it_is_the_one_written():
-    assert parse_shape("chain:5") == Chain(5)
-    assert parse_shape("auto") is None
+def test_given_a_tree_in_a_file_then_it_is_read_and_a_wrong_one_refused(model, tmp_path):
+    path = tmp_path / "tree.json"
+    path.write_text("[0, 0, 1]")
+    assert build(model, "lookup", f"tree:{path}").shape == FixedTree((0, 0, 1))
+
+    for text, message in (
+        ("[0, 5]", "node 2 of a fixed tree has the parent 5"),
+        ("[0, true]", "JSON list of parents"),
+        ("[", "cannot be read"),
+        ("[]", "1 to 256"),
+    ):
+        path.write_text(text)
+        with pytest.raises(OptionError, match=message):
+            build(model, "lookup", f"tree:{path}")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("none", Plain), ("lookup", Lookup), ("auto", Lookup)])
@@ -91,7 +87,7 @@ def test_given_a_drafter_beside_the_model_then_auto_and_lm_take_it(
     model, tiny_checkpoint_dir, monkeypatch
 ):
     shutil.copytree(tiny_checkpoint_dir("qwen3", 1), model / "drafters" / "lm")
-    monkeypatch.setattr("forerun.engine.parts.draft_pays", lambda *_: True)
+    monkeypatch.setattr("forerun.engine.drafting.draft_pays", lambda *_: True)
 
     for name in ("auto", "lm"):
         parts = build(model, name)
@@ -103,7 +99,7 @@ def test_given_a_drafter_that_does_not_pay_then_only_auto_passes_it_over(
     model, tiny_checkpoint_dir, monkeypatch
 ):
     shutil.copytree(tiny_checkpoint_dir("qwen3", 1), model / "drafters" / "lm")
-    monkeypatch.setattr("forerun.engine.parts.draft_pays", lambda *_: False)
+    monkeypatch.setattr("forerun.engine.drafting.draft_pays", lambda *_: False)
 
     assert isinstance(live(build(model, "auto")), Lookup)
     assert isinstance(live(build(model, "lm")), LM)
@@ -134,7 +130,7 @@ def test_given_a_bare_lm_then_the_embedded_one_serves_models_of_its_tokenizer(
     family = tmp_path / "family"
     shutil.copytree(tiny_checkpoint_dir("qwen3", 2), family)
     shutil.copytree(tiny_checkpoint_dir("qwen3", 1), family / "drafters" / "lm")
-    monkeypatch.setattr("forerun.engine.parts.resolve_model", lambda _: family)
+    monkeypatch.setattr("forerun.engine.drafting.resolve_model", lambda _: family)
     if has_its_tokenizer:
         assert isinstance(live(build(model, "lm")), LM)
         return

@@ -15,19 +15,20 @@ from forerun.protocols import LEAST_MARGIN, MARGIN_STEP, NUM_MARGINS, NUM_RANKS
 _PRIOR_TRIALS = 12.0  # observations that the starting figures are worth
 _MOST_TRIALS = 400.0  # beyond, older observations fade: texts change
 
-# Starting figures, `low + (high - low) / (1 + exp(-(margin - middle) / width))`, one line a rank:
-# low, high, middle, width. Fitted on the suite with the embedded pair by benchmarks/margins.py.
+# Starting figures: low, high, middle and width of a logistic curve over the margin, a line a rank,
+# from `low + (high - low) / (1 + exp(-(margin - middle) / width))`. Fitted on the suite with the embedded pair by benchmarks/margins.py.
 _SAMPLED = (
-    (0.30, 0.99, 2.0, 1.0),
-    (0.00, 0.40, -1.0, 1.0),
-    (0.00, 0.30, -1.5, 1.0),
-    (0.00, 0.20, -2.0, 1.0),
-    (0.00, 0.15, -2.0, 1.0),
-    (0.00, 0.12, -2.0, 1.0),
-    (0.00, 0.10, -2.0, 1.0),
-    (0.00, 0.08, -2.0, 1.0),
+    (0.00, 0.95, 1.5, 1.4),
+    (0.00, 0.80, 1.5, 2.0),
+    (0.00, 0.10, -3.0, 0.8),
+    *[(0.00, 0.10, -1.0, 2.0)] * (NUM_RANKS - 3),
 )
-_GREEDY = _SAMPLED
+_GREEDY = (
+    (0.05, 0.99, 1.0, 0.6),
+    (0.00, 0.20, -1.5, 0.6),
+    (0.00, 0.20, -1.5, 0.4),
+    *[(0.00, 0.10, -1.0, 0.6)] * (NUM_RANKS - 3),
+)
 
 
 class Margins:

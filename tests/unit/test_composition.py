@@ -1,0 +1,133 @@
+"""What the four names say, and every pair that is refused, by its sentence."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forerun.composition import (
+    DrafterName,
+    ShapeName,
+    compose,
+    num_nodes,
+    read_drafter,
+    read_shape,
+)
+from forerun.errors import IncompatibleSpeculation, OptionError
+from forerun.options import Speculation
+from forerun.shapes.tree import FixedTree
+
+DRAFTERS = ("none", "lookup", "lookup:corpus", "prediction:out.py", "lm", "lm:/a:b", "exit:3")
+
+
+@pytest.mark.parametrize("text", DRAFTERS)
+def test_given_a_drafter_then_its_name_and_argument_are_read(text):
+    name = read_drafter(text)
+
+    assert ":".join(filter(None, (name.name, name.argument))) == text
+    assert name.leaves() == (name,)
+
+
+def test_given_parentheses_then_what_is_inside_is_read():
+    router = read_drafter("router(lm, lookup, nested(lookup,chain:4,match))")
+
+    assert [part.name for part in router.parts] == ["lm", "lookup", "nested"]
+    nested = router.parts[2]
+    assert nested == DrafterName(
+        "nested", parts=(DrafterName("lookup"),), shape=ShapeName("chain", 4), rule="match"
+    )
+    assert [leaf.name for leaf in router.leaves()] == ["lm", "lookup", "lookup"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("auto", ShapeName()),
+        ("chain:4", ShapeName("chain", 4)),
+        ("chain:auto", ShapeName("chain")),
+        ("tree:24", ShapeName("tree", 24)),
+        ("tree:auto", ShapeName("tree")),
+        ("tree:16:top", ShapeName("tree", 16, is_top=True)),
+        ("tree:3x2x1", ShapeName("tree", 15, (3, 2, 1))),
+        ("tree:mine.json", ShapeName("tree", file="mine.json")),
+    ],
+)
+def test_given_a_shape_then_its_numbers_are_read(text, shape):
+    assert read_shape(text) == shape
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple))
+def test_given_widths_then_the_tree_has_as_many_nodes(widths):
+    tree = FixedTree.of_widths(widths)
+
+    assert num_nodes(widths) == tree.max_drafted
+    assert tree.num_levels == len(widths)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("dflash",), "drafter 'dflash' is not built yet; available: auto, none, lookup"),
+        (("magic",), "unknown drafter 'magic'; available"),
+        (("magic(lm)",), "unknown drafter"),
+        (("lm:",), "unknown drafter 'lm:'"),
+        (("exit:two",), "unknown drafter"),
+        (("prediction",), "unknown drafter"),
+        (("router(lm)",), "a router needs two drafters or more"),
+        (("nested(lm)",), r"write nested\(D,S,R\)"),
+        (("lm", "star:3"), "unknown shape"),
+        (("lm", "chain"), r"write chain:auto or chain:N with N in \[1, 256\]"),
+        (("lm", "chain:0"), r"N in \[1, 256\]"),
+        (("lm", "chain:257"), r"N in \[1, 256\]"),
+        (("lm", "tree"), "tree:FILE.json"),
+        (("lm", "tree:3x0"), "widths of its levels"),
+        (("lm", "tree:9x9x9"), "has 819 nodes: at most 256"),
+        (("lm", "auto", "close enough"), "unknown rule 'close enough'; available: auto, match"),
+        (("lm", "auto", "auto", "ahead:24"), "schedule 'ahead:24' is not built yet"),
+        (("lm", "auto", "auto", "later"), "unknown schedule"),
+    ],
+)
+def test_given_a_wrong_name_then_the_refusal_says_what_there_is(names, message):
+    with pytest.raises(OptionError, match=message):
+        Speculation(*names)
+
+
+REFUSED = [
+    *[
+        (("lm", "tree:8:top", rule), f"rule {rule} cannot use siblings drawn as `:top`")
+        for rule in ("match", "block", "traversal", "kseq")
+    ],
+    (("lm", "tree:8", "block"), "rule block judges one chain, not a tree: use traversal"),
+    *[
+        ((drafter, "chain:4", rule), f"rule {rule} needs the law its drafts were sampled from")
+        for rule in ("block", "traversal", "kseq")
+        for drafter in ("lookup", "lookup:corpus", "prediction:out.py", "router(lm,lookup)")
+    ],
+    *[
+        (("exit:2", "chain:4", rule), "exit drafts with the target's own noise")
+        for rule in ("rejection", "block", "traversal", "kseq")
+    ],
+    *[
+        ((drafter, "chain:4", "rejection"), "a nested decoder's tokens are choices")
+        for drafter in ("nested(lm,chain:2,match)", "router(lm,nested(lookup,chain:4,match))")
+    ],
+]
+
+
+@pytest.mark.parametrize(("names", "message"), REFUSED)
+def test_given_an_impossible_pair_then_it_is_refused_with_a_reason_and_a_way_out(names, message):
+    with pytest.raises(IncompatibleSpeculation, match=message) as caught:
+        Speculation(*names)
+
+    assert any(way in str(caught.value) for way in (": use", ": drop"))
+
+
+@pytest.mark.parametrize("rule", ["match", "rejection", "block", "traversal", "kseq"])
+def test_given_a_chain_of_the_small_model_then_every_rule_takes_it(rule):
+    assert compose("lm", "chain:4", rule, "auto").rule == rule
+
+
+@pytest.mark.parametrize("rule", ["match", "rejection", "traversal", "kseq"])
+def test_given_a_tree_of_the_small_model_then_every_rule_for_trees_takes_it(rule):
+    assert compose("lm", "tree:8", rule, "auto").rule == rule
