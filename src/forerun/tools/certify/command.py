@@ -97,14 +97,14 @@ def run(plan: Plan, *, as_json: bool) -> int:
     chosen = candidates(plan.subject.engine)
     budget = Budget(plan.budget_s)
     with progress(len(chosen) + 2) as step:
-        findings = Findings(step)
+        findings = Findings(lambda text: step(text, 0))
         certified = _Run(plan.subject, budget, findings)
-        step("bits")
+        step("bits", 0)
         check_bits(plan.subject, budget.share(0.25), findings)
-        step("plain decoding")
+        step("plain decoding", 1)
         head = _plain(certified, chosen)
         for index, one in enumerate(chosen):
-            step(one.name)
+            step(one.name, 1)
             parts = [_weight(other) for other in chosen[index:]]
             _composition(certified, one, budget.share(parts[0] / max(1, sum(parts))))
     report = head.report(findings, budget.spent_s)

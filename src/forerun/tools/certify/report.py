@@ -64,8 +64,11 @@ class Head:
 
 
 @contextmanager
-def progress(num_steps: int) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr, gone when done; nothing where stderr is no terminal."""
+def progress(num_steps: int) -> Iterator[Callable[[str, int], None]]:
+    """A bar on stderr, gone when done; nothing where stderr is no terminal.
+
+    Yields what to call with the name of what is done now, and by how many steps to move on.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -80,7 +83,7 @@ def progress(num_steps: int) -> Iterator[Callable[[str], None]]:
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task("", total=num_steps, at="")
-        yield lambda text: bar.update(task, advance=1, at=text)
+        yield lambda text, steps: bar.update(task, advance=steps, at=text)
 
 
 def show(report: dict[str, Any]) -> None:
