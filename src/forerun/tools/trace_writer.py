@@ -186,7 +186,7 @@ def _laws(
         law = laws.get(node)
         if law is None:
             continue
-        top = np.argsort(-law, kind="stable")[:NUM_TOP].tolist()
+        top = _likeliest(law)
         children = tokens[np.flatnonzero(parents == node)].tolist()
         kept = [_token(law, token) for token in emitted[depth : depth + 1]]
         found.append(
@@ -198,6 +198,14 @@ def _laws(
             )
         )
     return tuple(found)
+
+
+def _likeliest(law: Figures) -> list[int]:
+    """The best tokens, lowest id first among equals; sorts no whole vocabulary."""
+    least = np.partition(law, -NUM_TOP)[-NUM_TOP] if len(law) > NUM_TOP else 0.0
+    ids = np.flatnonzero(law >= least)
+    best: list[int] = ids[np.argsort(-law[ids], kind="stable")[:NUM_TOP]].tolist()
+    return best
 
 
 def _token(law: Figures, token: int) -> tuple[int, float]:
