@@ -200,7 +200,7 @@ def certify(
     *,
     prompts: _Prompts = None,
     seed: Annotated[int, typer.Option(help="Every seed used is made from it.")] = 0,
-    budget_s: Annotated[float, typer.Option(help="Seconds to spend, roughly.")] = 50.0,
+    budget_s: Annotated[float, typer.Option(help="Seconds to spend, roughly.")] = 45.0,
     report: Annotated[
         Path | None, typer.Option(help="Write a Markdown report here.", show_default=False)
     ] = None,
