@@ -1,6 +1,6 @@
 """Is it speculation all the way down? One, two and three levels, measured, with the formula beside.
 
-    python benchmarks/nested.py --model 260M --smaller 260M-matched/drafters/lm --out nested.json
+    python benchmarks/nested.py --model 260M-matched --smaller 260M/drafters/lm --out nested.json
 
 The target decodes alone, with `lookup`, with its own small model `lm`, and with that model decoding
 speculatively itself, with `lookup` or a still smaller model below it. Engines take turns on every
