@@ -13,6 +13,7 @@ from forerun import (
     BackendError,
     CapacityError,
     EngineClosed,
+    ModelError,
     OptionError,
     SamplingParams,
     Speculation,
@@ -349,8 +350,8 @@ def test_given_a_refused_drafter_then_the_target_is_closed_again(open_engine, mo
         return opened[0]
 
     monkeypatch.setattr("forerun.engine.engine.open_backend", spy)
-    with pytest.raises(OptionError, match="not built yet"):
-        open_engine("dflash")
+    with pytest.raises(ModelError, match="no/such/model"):
+        open_engine("lm:/no/such/model")
 
     assert opened[-1] == "closed"
 

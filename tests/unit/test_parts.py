@@ -9,7 +9,8 @@ import pytest
 from forerun.drafters.lm import LM
 from forerun.drafters.lookup import Lookup
 from forerun.drafters.plain import Plain
-from forerun.engine.parts import AUTO_CHAIN, build_parts
+from forerun.engine.parts import build_parts
+from forerun.engine.shaping import AUTO_CHAIN
 from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
 from forerun.models.spec import read_spec
 from forerun.models.tokenizer import load_tokenizer

@@ -55,7 +55,7 @@ def draft_of(tokens, parents):
 
 
 def assembled(rows, drafts, parts):
-    draft_rows = round_module._draft_rows(rows, 8)
+    draft_rows = round_module._draft_rows(rows, 8, parts)
     return Assembled(*round_module._assemble(rows, draft_rows, drafts, parts))
 
 

@@ -63,9 +63,10 @@ class _Progress:
     grown: _Grown | None = None
 
     def settle(self, tokens: Sequence[int]) -> None:
-        """Keep the K/V of drafted tokens that the sequence really has; the last has none."""
+        """Keep the K/V of drafted tokens that the sequence really has; the last has none. The
+        pending token is read again in any case: what follows it is what is asked for."""
         base = self.committed
-        for kept, drafted in zip(tokens[base:], self.drafted[:-1], strict=False):
+        for kept, drafted in zip(tokens[base:-1], self.drafted[:-1], strict=False):
             if kept != drafted:
                 break
             self.committed += 1

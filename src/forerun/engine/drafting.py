@@ -8,27 +8,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forerun.composition import DrafterName
 from forerun.control.trial import draft_pays
 from forerun.draft import Draw
+from forerun.drafters.corpus_files import open_corpus, tokenizer_fingerprint
+from forerun.drafters.intersect import Intersected
+from forerun.drafters.intersect_tokens import intersect
 from forerun.drafters.lm import LM
 from forerun.drafters.lookup import Lookup
+from forerun.drafters.nested import InnerDecoder, Nested
 from forerun.drafters.plain import Plain
-from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
+from forerun.drafters.prediction import Prediction
+from forerun.drafters.router import Router
+from forerun.drafters.translate import Translated
+from forerun.drafters.translate_reading import Readings
+from forerun.engine.shaping import RULES, WIDTH, growth_of, live_shape, num_levels, settled
+from forerun.errors import IncompatibleSpeculation, ModelError
 from forerun.models.resolve import EMBEDDED_NAME, resolve_model
-from forerun.models.spec import read_spec
-from forerun.models.tokenizer import Tokenizer
+from forerun.models.spec import ModelSpec, read_spec
+from forerun.models.tokenizer import Tokenizer, load_tokenizer
 from forerun.protocols import Backend, Drafter, Growth, Shape
 from forerun.shapes.chain import Chain
-from forerun.shapes.profile import likeliest_tree
-from forerun.shapes.tree import FixedTree, Tree
 from forerun.stats import Span
-
-_WIDTH, _FRONTIER, _LEVELS = 4, 4, 12  # of a tree grown best first
-_LEAST = 0.02  # a path less likely than this is not worth the node
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +61,7 @@ def discovered(around: Surroundings) -> DrafterName:
     if not path.is_dir():
         return lookup
     try:
-        _refuse_other_vocabulary(around.target, path)
+        _refuse_other_vocabulary(around, path)
     except (ModelError, IncompatibleSpeculation) as error:
         _log.warning("the drafter beside the model is not used: %s", error)
         return lookup
@@ -76,50 +80,114 @@ def build_drafter(name: DrafterName, around: Surroundings) -> Drafter:
 
     Raises:
         IncompatibleSpeculation: it does not fit the target. ModelError: it cannot be loaded.
-        OptionError: it is not built yet.
     """
-    if name.name == "none":
-        return Plain()
-    if name.name == "lookup" and name.argument is None:
-        return Lookup()
-    if name.name == "lm":
-        return _small_model(name, around)
-    raise OptionError(
-        f"drafter {name.name!r} is not built yet; available: none, lookup, lm, lm:DIR"
-    )
+    return _BUILDERS[name.name](name, around)
+
+
+def _plain(name: DrafterName, around: Surroundings) -> Drafter:
+    del name, around
+    return Plain()
+
+
+def _lookup(name: DrafterName, around: Surroundings) -> Drafter:
+    width = 1 if isinstance(around.shape, Chain) else WIDTH
+    if name.argument is None:
+        return Lookup(width=width)
+    fingerprint = tokenizer_fingerprint(around.directory)
+
+    def encode(text: str) -> list[int]:
+        return around.tokenizer.encode(text, add_special_tokens=False)
+
+    return Lookup(open_corpus(Path(name.argument), encode, fingerprint), width)
+
+
+def _prediction(name: DrafterName, around: Surroundings) -> Drafter:
+    path = Path(name.argument or "")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"the prediction {path} cannot be read as UTF-8 text: {error}") from error
+    return Prediction(around.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _router(name: DrafterName, around: Surroundings) -> Drafter:
+    built: list[Drafter] = []
+    try:
+        built.extend(build_drafter(part, around) for part in name.parts)  # as far as it comes
+    except BaseException:
+        for drafter in built:
+            drafter.close()
+        raise
+    return Router(built, [part.name for part in name.parts])
+
+
+def _nested(name: DrafterName, around: Surroundings) -> Drafter:
+    """The model's small model as a speculative decoder: its own drafter is named inside."""
+    path = _drafter_directory(DrafterName("lm"), around.directory)
+    _refuse_other_vocabulary(around, path)
+    middle = around.open_model(path)
+    assert name.shape is not None
+    shape = live_shape(name.shape, name.parts[0].name)
+    inner = replace(around, target=middle, directory=path, shape=shape, rule=name.rule)
+    try:
+        drafter = build_drafter(name.parts[0], inner)
+    except BaseException:
+        middle.close()
+        raise
+    decoder = InnerDecoder(middle, drafter, shape, RULES[name.rule])
+    return Nested(decoder, num_levels(around.shape), around.span)
 
 
 def _small_model(name: DrafterName, around: Surroundings) -> Drafter:
     path = _drafter_directory(name, around.directory)
-    _refuse_other_vocabulary(around.target, path)
+    spec = read_spec(path)
+    if not _speaks_alike(around, path):
+        return _translated(path, spec, around)
+    _refuse_other_vocabulary(around, path)
     growth = growth_of(around.shape, around.rule, is_top=around.is_top)
-    levels = num_levels(around.shape)
-    return LM(around.open_model(path), levels, around.span, growth)
+    return LM(around.open_model(path), num_levels(around.shape), around.span, growth)
 
 
-def growth_of(shape: Shape, rule: str, *, is_top: bool = False) -> Growth | None:
-    """How a small model grows the shape for the rule; None for coupled chains."""
-    if rule == "match":
-        if isinstance(shape, Tree):
-            return Growth(Draw.COUPLED, None, _WIDTH, _FRONTIER, _LEAST)
-        if isinstance(shape, FixedTree):
-            return Growth(Draw.COUPLED, shape.parents)
-        if isinstance(shape, Chain) and shape.stop > 0:
-            return Growth(Draw.COUPLED, None, least=shape.stop)
-        return None
-    if isinstance(shape, Chain):
-        return Growth(Draw.SAMPLED, tuple(range(shape.max_drafted)), least=shape.stop)
-    given = likeliest_tree(shape.max_drafted) if isinstance(shape, Tree) else shape
-    assert isinstance(given, FixedTree)
-    draw = Draw.SAMPLED if rule == "kseq" else Draw.WITHOUT_REPLACEMENT
-    return Growth(Draw.TOP_AND_ONE if is_top else draw, given.parents)
+def _translated(path: Path, spec: ModelSpec, around: Surroundings) -> Drafter:
+    """A small model of another vocabulary: by shared tokens, and by text where that will do."""
+    own = load_tokenizer(path, spec)
+    sizes = (own, spec.vocab, around.tokenizer, around.target.spec.vocab)
+    longest = around.shape.max_drafted
+    if around.rule != "match":
+        growth = growth_of(around.shape, around.rule, is_top=around.is_top)
+        assert growth is not None
+        shared = intersect(*sizes)
+        readings = Readings(around.open_model(path), own, around.tokenizer, around.span)
+        return Intersected(readings, shared, growth, longest)
+    coupled = None
+    with suppress(IncompatibleSpeculation):
+        shared = intersect(*sizes)
+        parents = settled(around.shape)
+        coupled = (shared, Growth(Draw.COUPLED, parents), longest)
+    readings = Readings(around.open_model(path), own, around.tokenizer, around.span)
+    return Translated(readings, longest, coupled and Intersected(readings, *coupled))
 
 
-def num_levels(shape: Shape) -> int:
-    """How deep a draft of the shape may go."""
-    if isinstance(shape, FixedTree):
-        return shape.num_levels
-    return min(shape.max_drafted, _LEVELS) if isinstance(shape, Tree) else shape.max_drafted
+def _speaks_alike(around: Surroundings, path: Path) -> bool:
+    """Whether a drafter's tokens are the target's: one without a tokenizer is taken at its word."""
+    own, target = path / "tokenizer.json", around.directory / "tokenizer.json"
+    if not own.is_file() or (target.is_file() and own.read_bytes() == target.read_bytes()):
+        return True
+    vocabularies = [
+        one.fast.get_vocab(with_added_tokens=True)
+        for one in (load_tokenizer(path, read_spec(path)), around.tokenizer)
+    ]
+    return vocabularies[0] == vocabularies[1]
+
+
+_BUILDERS: dict[str, Callable[[DrafterName, Surroundings], Drafter]] = {
+    "none": _plain,
+    "lookup": _lookup,
+    "prediction": _prediction,
+    "router": _router,
+    "nested": _nested,
+    "lm": _small_model,
+}
 
 
 def _drafter_directory(name: DrafterName, directory: Path) -> Path:
@@ -139,10 +207,10 @@ def _drafter_directory(name: DrafterName, directory: Path) -> Path:
     )
 
 
-def _refuse_other_vocabulary(target: Backend, path: Path) -> None:
+def _refuse_other_vocabulary(around: Surroundings, path: Path) -> None:
     vocab = read_spec(path).vocab
-    if vocab != target.spec.vocab:
+    if vocab != around.target.spec.vocab:
         raise IncompatibleSpeculation(
-            f"the drafter {path} has {vocab} tokens, the target {target.spec.vocab}: an lm drafter"
-            " needs the target's vocabulary; use one made for this model, or lookup"
+            f"the drafter {path} has {vocab} tokens, the target {around.target.spec.vocab}: an lm"
+            " drafter of the same tokenizer needs as many; use one made for this model, or lookup"
         )
