@@ -162,7 +162,7 @@ def _show(report: dict[str, Any], rows: Sequence[Row]) -> None:
             "{:.2f} to {:.2f}".format(*row.tokens_per_round_ci95),
             "{:+.2f} to {:+.2f}".format(*row.more_than_match_ci95),
         )
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(
         f"{report['model']} drafted by {report['drafter']},"
         f" {report['num_prompts']} prompts, {report['max_tokens']} tokens each"
