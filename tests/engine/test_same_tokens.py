@@ -13,6 +13,7 @@ import pytest
 from engine.engine_parts import with_parts
 from forerun import SamplingParams
 from forerun.draft import Draft, Draw, Verdict
+from forerun.protocols import Reads
 from forerun.rules.match import Match
 from forerun.tree import TokenTree
 
@@ -257,8 +258,10 @@ def test_given_the_right_branch_of_every_fork_then_it_is_kept_and_all_is_the_sam
 class AcceptsOneTooMany:
     """Keeps one drafted token that the target did not choose."""
 
-    def judge(self, draft, choices):
-        verdict = Match().judge(draft, choices)
+    reads = Reads.CHOICES
+
+    def judge(self, draft, choices, noise):
+        verdict = Match().judge(draft, choices, noise)
         if len(verdict.path) == len(draft.tree):
             return verdict
         node = len(verdict.path)
@@ -269,8 +272,10 @@ class AcceptsOneTooMany:
 class ShiftedByOne:
     """Reads each node's choice at the node before it."""
 
-    def judge(self, draft, choices):
-        return Match().judge(draft, np.roll(choices, 1))
+    reads = Reads.CHOICES
+
+    def judge(self, draft, choices, noise):
+        return Match().judge(draft, np.roll(choices, 1), noise)
 
 
 @pytest.mark.parametrize("rule", [AcceptsOneTooMany(), ShiftedByOne()])
