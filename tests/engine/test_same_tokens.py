@@ -14,7 +14,6 @@ from engine.engine_parts import with_parts
 from forerun import SamplingParams
 from forerun.draft import Draft, Draw, Verdict
 from forerun.protocols import Reads
-from forerun.protocols import Reads
 from forerun.rules.match import Match
 from forerun.tree import TokenTree
 
