@@ -88,7 +88,8 @@ nb::list grow_trees(Model& model, const Array<int32_t>& catch_up, const Array<in
                     const std::vector<Sampler*>& samplers, const Array<int32_t>& budgets,
                     const Array<int32_t>& depths, const std::string& draw,
                     const std::vector<int32_t>& parents, int width, int frontier, double least,
-                    const Acceptance& acceptance, double least_margin, double margin_step) {
+                    const Acceptance& acceptance, double least_margin, double margin_step,
+                    int num_layers) {
   const size_t num_rows = committed.size();
   require(samplers.size() == num_rows && budgets.size() == num_rows && depths.size() == num_rows &&
               acceptance.shape(0) == num_rows && acceptance.size() > 0 && width > 0 && frontier > 0,
@@ -120,7 +121,9 @@ nb::list grow_trees(Model& model, const Array<int32_t>& catch_up, const Array<in
                         static_cast<int>(acceptance.shape(1)),
                         static_cast<int>(acceptance.shape(2)),
                         margin_step,
-                        least_margin};
+                        least_margin,
+                        num_layers};
+  require(num_layers >= 0 && num_layers <= model.shape().num_layers, "a number of layers");
   require(plan.is_given() || !plan.is_sampled(), "what is drawn may not decide what is grown");
   std::vector<GrownRow> rows;
   {

@@ -24,7 +24,8 @@ void Model::forward(const Batch& batch) {
 void Model::run_layers(const Batch& batch, int worker) {
   int phase = 0;
   embed(batch, worker, phase++);
-  for (int l = 0; l < shape_.num_layers; ++l, phase += kPhasesPerLayer) {
+  const int layers = batch.num_layers > 0 ? batch.num_layers : shape_.num_layers;
+  for (int l = 0; l < layers; ++l, phase += kPhasesPerLayer) {
     self_attention(batch, l, worker, phase);
     feed_forward(batch, l, worker, phase + 4);
     copy_taps(batch, l, worker);

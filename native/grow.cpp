@@ -89,7 +89,8 @@ void Grower::read_text() {
   }
   model_.forward({plan_.num_rows, static_cast<int>(parents.size()), plan_.table_width,
                   plan_.num_rows, 0, plan_.catch_up, parents.data(), plan_.catch_up_starts,
-                  plan_.committed, plan_.block_table, last.data(), nullptr});
+                  plan_.committed, plan_.block_table, last.data(), nullptr, false,
+                  plan_.num_layers});
   const int inner =
       plan_.is_given() ? static_cast<int>(plan_.parents.size()) : num_levels() * plan_.frontier;
   model_.begin_growth(plan_.num_rows * inner);
@@ -326,6 +327,7 @@ void Grower::read() {
               logit_nodes.data(),
               nullptr};
   batch.grows = true;
+  batch.num_layers = plan_.num_layers;
   model_.forward(batch);
 }
 

@@ -67,6 +67,7 @@ struct Batch {
   // Nodes that go on growing the trees begun by begin_growth: a parent is then the number of an
   // earlier grown node, in order of growth over all rows; -1 is the row's committed text.
   bool grows = false;
+  int num_layers = 0;  // the lowest so many, then the head; 0: all of them
 };
 
 class Model {

@@ -171,6 +171,11 @@ def _read_parts(name: str, words: list[str], text: str) -> DrafterName:
             " decoder behind its model, as nested(lm,chain:4,match)"
         )
     inner = read_drafter(words[0])
+    if any(leaf.name == "exit" for leaf in inner.leaves()):
+        raise IncompatibleSpeculation(
+            f"drafter {text!r}: exit drafts with the layers and K/V of the target alone, not of a"
+            " model inside nested(…): use lm:DIR or lookup there"
+        )
     return DrafterName(
         name,
         parts=(inner,),

@@ -193,9 +193,11 @@ class Backend(Protocol):
     def propose(self, plan: ProposalPlan) -> NDArray[np.int32]:
         """`[B num_steps]` drafted tokens. K/V of all but the last is kept in place."""
 
-    def grow(self, plan: GrowthPlan) -> list[Draft]:
+    def grow(self, plan: GrowthPlan, num_layers: int = 0) -> list[Draft]:
         """One tree a row below its last catch-up token; `expanded` names the nodes it read. K/V of
-        the catch-up tokens is kept in place, that of expanded nodes until the next call."""
+        the catch-up tokens is kept in place, that of expanded nodes until the next call.
+
+        `num_layers`: only the lowest so many, and the head behind them, draft; 0 is all."""
 
     def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:
         """Keep the K/V of expanded nodes `path` (from a child of node 0 down) of a row of the last
@@ -210,7 +212,7 @@ class Backend(Protocol):
 @dataclass(frozen=True, slots=True, eq=False)
 class DraftRow:
     """One sequence as a drafter sees it: its tokens (the last is pending), how it chooses, how many
-    nodes may be proposed, and how deep they may go."""
+    nodes may be proposed, how deep they may go, and how many tokens' K/V the target holds."""
 
     sequence_id: int
     tokens: Sequence[int]
@@ -218,6 +220,7 @@ class DraftRow:
     sampler: Sampler
     max_drafted: int
     max_depth: int = 1 << 30
+    committed_len: int = 0
 
 
 class Drafter(Protocol):

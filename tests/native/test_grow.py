@@ -68,7 +68,7 @@ def read_texts(backend: Any, rows: Sequence[int]) -> list[Text]:
 def readable(plan: GrowthPlan, rows: Sequence[int]) -> list[Draft]:
     with opened(CHECKPOINT, isa="portable") as backend:
         read_texts(backend, rows)
-        return growing.grow(plan, growing.rereader(backend, plan))
+        return growing.grow(plan, growing.rereader(backend.forward, backend.commit, plan))
 
 
 def require_same(found: Draft, expected: Draft) -> None:

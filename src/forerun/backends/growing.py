@@ -24,8 +24,8 @@ from forerun.protocols import (
     MARGIN_STEP,
     NUM_MARGINS,
     NUM_RANKS,
-    Backend,
     ForwardBatch,
+    ForwardOutput,
     GrowthPlan,
     Sampler,
 )
@@ -256,21 +256,26 @@ def _draws(row: Row) -> NDArray[np.int32]:
     return np.array(padded, np.int32).reshape(len(padded), width)
 
 
-def rereader(backend: Backend, plan: GrowthPlan) -> Read:
+Forward: TypeAlias = Callable[[ForwardBatch], ForwardOutput]
+Keep: TypeAlias = Callable[[ForwardBatch, Sequence[Sequence[int]]], None]
+
+
+def rereader(forward: Forward, keep: Keep, plan: GrowthPlan) -> Read:
     """Reads leaves by computing each row's whole tree anew: right on every backend, fast on none.
 
-    The first call reads the unread text and keeps its K/V.
+    `forward` and `keep` are a backend's (`commit`). The first call reads the unread text and keeps
+    its K/V.
     """
 
     def read(rows: Sequence[Row], leaves: Sequence[tuple[int, int]]) -> Logits:
         if all(node == 0 for _, node in leaves):
-            return _read_text(backend, plan)
-        return _read_trees(backend, plan, rows, leaves)
+            return _read_text(forward, keep, plan)
+        return _read_trees(forward, plan, rows, leaves)
 
     return read
 
 
-def _read_text(backend: Backend, plan: GrowthPlan) -> Logits:
+def _read_text(forward: Forward, keep: Keep, plan: GrowthPlan) -> Logits:
     starts = plan.catch_up_starts
     lengths = np.diff(starts)
     batch = ForwardBatch(
@@ -281,13 +286,13 @@ def _read_text(backend: Backend, plan: GrowthPlan) -> Logits:
         block_table=plan.block_table,
         logit_nodes=(starts[1:] - 1).astype(np.int32),
     )
-    logits = np.array(backend.forward(batch).logits, np.float32)
-    backend.commit(batch, [range(length) for length in lengths])
+    logits = np.array(forward(batch).logits, np.float32)
+    keep(batch, [range(length) for length in lengths])
     return logits
 
 
 def _read_trees(
-    backend: Backend, plan: GrowthPlan, rows: Sequence[Row], leaves: Sequence[tuple[int, int]]
+    forward: Forward, plan: GrowthPlan, rows: Sequence[Row], leaves: Sequence[tuple[int, int]]
 ) -> Logits:
     token_ids, parents, starts, logit_nodes = list[int](), list[int](), [0], list[int]()
     wanted = sorted({index for index, _ in leaves})
@@ -308,4 +313,4 @@ def _read_trees(
         block_table=np.ascontiguousarray(plan.block_table[wanted]),
         logit_nodes=np.array(logit_nodes, np.int32),
     )
-    return np.array(backend.forward(batch).logits, np.float32)
+    return np.array(forward(batch).logits, np.float32)

@@ -197,7 +197,7 @@ class NativeBackend:
         self._grown = None
         return tokens
 
-    def grow(self, plan: GrowthPlan) -> list[Draft]:
+    def grow(self, plan: GrowthPlan, num_layers: int = 0) -> list[Draft]:
         """A tree a row in one native call; below NaN logits nothing grows."""
         growth = plan.growth
         rows = self._model.grow(
@@ -216,6 +216,7 @@ class NativeBackend:
             plan.acceptance,
             LEAST_MARGIN,
             MARGIN_STEP,
+            num_layers,
         )
         self._grown = _Grown(plan, [row[_KV] for row in rows])
         return [_draft(row, growth.draw) for row in rows]

@@ -16,7 +16,7 @@ _PRIOR_TRIALS = 12.0  # observations that the starting figures are worth
 _MOST_TRIALS = 400.0  # beyond, older observations fade: texts change
 
 # Starting figures: low, high, middle and width of a logistic curve over the margin, a line a rank,
-# from `low + (high - low) / (1 + exp(-(margin - middle) / width))`. Fitted on the suite with the embedded pair by benchmarks/margins.py.
+# fitted on the suite with the embedded pair by benchmarks/margins.py.
 _SAMPLED = (
     (0.00, 0.95, 1.5, 1.4),
     (0.00, 0.80, 1.5, 2.0),

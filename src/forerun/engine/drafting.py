@@ -11,10 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from forerun.backends.slots import Slots
 from forerun.composition import DrafterName
 from forerun.control.trial import draft_pays
 from forerun.draft import Draw
 from forerun.drafters.corpus_files import open_corpus, tokenizer_fingerprint
+from forerun.drafters.exit import Exit
 from forerun.drafters.intersect import Intersected
 from forerun.drafters.intersect_tokens import intersect
 from forerun.drafters.lm import LM
@@ -26,13 +28,15 @@ from forerun.drafters.router import Router
 from forerun.drafters.translate import Translated
 from forerun.drafters.translate_reading import Readings
 from forerun.engine.shaping import RULES, WIDTH, growth_of, live_shape, num_levels, settled
-from forerun.errors import IncompatibleSpeculation, ModelError
+from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
 from forerun.models.resolve import EMBEDDED_NAME, resolve_model
 from forerun.models.spec import ModelSpec, read_spec
 from forerun.models.tokenizer import Tokenizer, load_tokenizer
 from forerun.protocols import Backend, Drafter, Growth, Shape
 from forerun.shapes.chain import Chain
 from forerun.stats import Span
+
+INFLATION_FILE = "inflation.json"  # beside a model that benchmarks enlarged
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +45,12 @@ OpenModel = Callable[[Path], Backend]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Surroundings:
-    """What drafters are built from: the target and where its own drafters lie, its tokenizer, how a
-    model is opened, the span of a drafter's backend calls, and the shape and rule they serve."""
+    """What drafters are built from: the target, its K/V blocks and where its own drafters lie, its
+    tokenizer, how a model is opened, the span of a drafter's backend calls, and the shape and rule
+    they serve."""
 
     target: Backend
+    slots: Slots
     directory: Path
     tokenizer: Tokenizer
     open_model: OpenModel
@@ -108,6 +114,24 @@ def _prediction(name: DrafterName, around: Surroundings) -> Drafter:
     except (OSError, UnicodeDecodeError) as error:
         raise ModelError(f"the prediction {path} cannot be read as UTF-8 text: {error}") from error
     return Prediction(around.tokenizer.encode(text, add_special_tokens=False))
+
+
+def _exit(name: DrafterName, around: Surroundings) -> Drafter:
+    """The target's own lower layers; on an inflated model the upper ones compute nothing."""
+    num_layers, there = int(name.argument or 0), around.target.spec.num_layers
+    if num_layers >= there:
+        raise OptionError(
+            f"exit:{num_layers} leaves no layer to verify with: the model has {there}, exit earlier"
+        )
+    if (around.directory / INFLATION_FILE).is_file():
+        raise IncompatibleSpeculation(
+            f"{around.directory} is an inflated model ({INFLATION_FILE}): its upper layers are"
+            " identities, so an early exit would measure nothing; use lm or lookup"
+        )
+    growth = growth_of(around.shape, around.rule) or Growth(
+        Draw.COUPLED, tuple(range(around.shape.max_drafted))
+    )
+    return Exit(around.target, around.slots, num_layers, growth, around.span)
 
 
 def _router(name: DrafterName, around: Surroundings) -> Drafter:
@@ -186,6 +210,7 @@ _BUILDERS: dict[str, Callable[[DrafterName, Surroundings], Drafter]] = {
     "prediction": _prediction,
     "router": _router,
     "nested": _nested,
+    "exit": _exit,
     "lm": _small_model,
 }
 

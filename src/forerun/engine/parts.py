@@ -53,8 +53,10 @@ def build_parts(
     """
     wanted = speculation.composition()
     shape = live_shape(wanted.shape, wanted.drafter.name)
+    slots = Slots(target.num_blocks)
     around = Surroundings(
         target,
+        slots,
         directory,
         tokenizer,
         open_model,
@@ -72,7 +74,7 @@ def build_parts(
     is_paced = wanted.shape.kind == "auto" and wanted.rule == "match" and name.name != "none"
     return Parts(
         target,
-        Slots(target.num_blocks),
+        slots,
         Guard(drafter, shape, target.spec.vocab),
         shape,
         RULES[wanted.rule],

@@ -82,7 +82,8 @@ def _draft_rows(rows: Rows[Sequence], most: int, parts: Parts) -> list[DraftRow]
         # A round emits one token more than it drafts, and must not pass the row's limit.
         room = row.limit - len(row.tokens) - 1
         fits = min(most, parts.shape.fits(room))
-        draft_rows.append(DraftRow(row.id, row.tokens, row.prompt_len, row.sampler(), fits, room))
+        sampler, kept = row.sampler(), row.committed_len
+        draft_rows.append(DraftRow(row.id, row.tokens, row.prompt_len, sampler, fits, room, kept))
     return draft_rows
 
 

@@ -93,15 +93,18 @@ class TorchBackend:
     def num_blocks(self) -> int:
         return self._num_blocks
 
-    @torch.inference_mode()
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """Compute all nodes once; their K/V stays provisional until `commit`."""
+        return self._forward(batch, self._spec.num_layers)
+
+    @torch.inference_mode()
+    def _forward(self, batch: ForwardBatch, num_layers: int) -> ForwardOutput:
         self._refuse_unknown_layers(batch)
         paths = row_paths(batch, self._device)
         x, rotations = self._enter(batch)
         self._provisional = _Provisional(batch, [], [])
         tapped: dict[int, NDArray[np.float32]] = {}
-        for index in range(self._spec.num_layers):
+        for index in range(num_layers):
             x = self._layer(index, x, rotations, paths)
             if index in batch.tap_layers:
                 tapped[index] = x.flatten(0, 1)[: len(batch.token_ids)].float().cpu().numpy()
@@ -134,7 +137,7 @@ class TorchBackend:
             places.append(blocks * BLOCK_LEN + positions % BLOCK_LEN)
         source = torch.tensor(nodes, dtype=torch.int64, device=self._device)
         target = torch.from_numpy(np.concatenate(places)).to(self._device)
-        for index in range(self._spec.num_layers):
+        for index in range(len(kept.keys)):
             self._keys[index][target] = kept.keys[index][source]
             self._values[index][target] = kept.values[index][source]
         self._provisional = None
@@ -180,9 +183,14 @@ class TorchBackend:
             drafted.append(pending)
         return np.stack(drafted, axis=1)
 
-    def grow(self, plan: GrowthPlan) -> list[Draft]:
+    def grow(self, plan: GrowthPlan, num_layers: int = 0) -> list[Draft]:
         """Trees level by level, each level computing its rows' trees anew."""
-        return growing.grow(plan, growing.rereader(self, plan))
+        lowest = num_layers or self._spec.num_layers
+
+        def forward(batch: ForwardBatch) -> ForwardOutput:
+            return ForwardOutput(self._forward(batch, lowest).logits.cpu().numpy())
+
+        return growing.grow(plan, growing.rereader(forward, self.commit, plan))
 
     def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:  # noqa: ARG002
         """Nothing: what was grown is read again as text."""
