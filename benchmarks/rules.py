@@ -3,8 +3,9 @@
     python benchmarks/rules.py --out rules.json                  # the embedded pair, the suite
 
 A chain and a full tree, drafted by the small model as each rule wants it: with the target's own
-noise for `match`, sampled for the others. At temperature 0 all rules are one. Tokens a round count
-the bonus; the interval resamples prompts, and so does that of the difference to `match`.
+noise for `match`, sampled for the others. At temperature 0 all rules are one on a chain; a sampled
+tree has no siblings there, for its law is one token. Tokens a round count the bonus; intervals
+resample prompts, those of the difference to `match` the same prompts of both.
 """
 
 from __future__ import annotations
