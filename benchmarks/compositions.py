@@ -52,13 +52,9 @@ class Method:
 
     @property
     def is_counted(self) -> bool:
-        """Whether the passes of its drafter follow from the tokens it drafted.
-
-        A level of a tree is one pass whatever its width, and rounds do not say how many there were.
-        """
-        if self.weights is not None:
-            return self.kind != "tree"
-        return self.drafter.partition(":")[0] in ("none", "lookup", "prediction")
+        """Whether rounds say what its drafter computed; of a nested decoder's models they do not."""
+        plain = self.drafter.partition(":")[0] in ("none", "lookup", "prediction")
+        return plain or self.weights is not None
 
 
 PLAIN = Method("plain", "none", "auto")

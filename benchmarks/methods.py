@@ -244,7 +244,9 @@ def _turn_of(completion: Completion, prompt_len: int) -> Turn:
     run = run_of(completion)
     counts, context = [], prompt_len + len(completion.token_ids) - run.num_decoded
     for one, stats in zip(run.rounds, completion.stats.rounds[1:], strict=True):
-        counts.append(RoundCount(stats.num_drafted, one.num_tokens, context))
+        counts.append(
+            RoundCount(stats.num_drafted, one.num_tokens, context, stats.num_draft_passes)
+        )
         context += one.num_tokens
     return Turn(run, tuple(counts))
 

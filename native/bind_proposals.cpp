@@ -78,7 +78,7 @@ nb::tuple as_tuple(const GrownRow& row) {
   return nb::make_tuple(array_of(row.tokens), array_of(row.parents), array_of(row.ranks),
                         array_of(row.margins), array_of(row.scores), array_of(row.kv),
                         array_of(row.expanded), table_of(row.laws, drawn),
-                        table_of(row.draws, drawn));
+                        table_of(row.draws, drawn), row.num_passes);
 }
 
 using Acceptance = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;

@@ -375,11 +375,15 @@ std::vector<GrownRow> grow(Model& model, const GrowthPlan& plan) {
   Grower grower(model, plan);
   grower.read_text();
   grower.offer();
-  for (int level = 1; level < grower.num_levels() && grower.choose(); ++level) {
+  int num_passes = 1;
+  while (num_passes < grower.num_levels() && grower.choose()) {
     grower.read();
     grower.offer();
+    ++num_passes;
   }
-  return grower.finished();
+  std::vector<GrownRow> rows = grower.finished();
+  for (GrownRow& row : rows) row.num_passes = num_passes;
+  return rows;
 }
 
 }  // namespace forerun

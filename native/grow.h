@@ -37,6 +37,7 @@ struct GrowthPlan {
 struct GrownRow {
   std::vector<int32_t> tokens, parents, ranks, kv, expanded, draws;
   std::vector<float> margins, scores, laws;
+  int num_passes = 0;  // of the whole proposal
 };
 
 std::vector<GrownRow> grow(Model& model, const GrowthPlan& plan);

@@ -31,7 +31,8 @@ class Draft:
     with repetitions, -1 behind. `margins [N]` float32: how far each node's `log q + g` lies above
     the best other one of its parent (below it, for all but the first child); `ranks [N]` its place
     among them; `scores [N]` float32 the probability its whole path was expected to be kept with.
-    NaN and -1 at node 0; None where the drafter has no such figures.
+    NaN and -1 at node 0; None where the drafter has no such figures. `num_passes`: forward passes
+    of a small model that the proposal took, for all its rows together.
     """
 
     tree: TokenTree
@@ -42,6 +43,7 @@ class Draft:
     margins: NDArray[np.float32] | None = None
     ranks: Tokens | None = None
     scores: NDArray[np.float32] | None = None
+    num_passes: int = 0
 
     @property
     def num_drafted(self) -> int:

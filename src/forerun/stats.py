@@ -46,7 +46,8 @@ class RoundStats:
     """One round of all its rows: counts of tokens, and where its time went.
 
     `draft_s` is the whole of proposing, `verify_s` the target's calls, `engine_s` the round
-    outside backend calls of target and drafter.
+    outside backend calls of target and drafter. `num_draft_passes`: forward passes of a small model
+    that drafting took, for all rows together.
     """
 
     num_rows: int
@@ -56,12 +57,15 @@ class RoundStats:
     draft_s: float
     verify_s: float
     engine_s: float
+    num_draft_passes: int = 0
 
 
 class RoundMeter:
     """The spans and counts of one round; `model` are the drafter's own backend calls."""
 
-    __slots__ = ("draft", "model", "num_accepted", "num_drafted", "round", "verify")
+    __slots__ = (
+        "draft", "model", "num_accepted", "num_draft_passes", "num_drafted", "round", "verify",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.round = Span()
@@ -70,12 +74,13 @@ class RoundMeter:
         self.model = Span()
         self.num_drafted = 0
         self.num_accepted = 0
+        self.num_draft_passes = 0
 
     def restart(self) -> None:
         """Begin the next round at zero."""
         self.round.seconds = self.draft.seconds = 0.0
         self.verify.seconds = self.model.seconds = 0.0
-        self.num_drafted = self.num_accepted = 0
+        self.num_drafted = self.num_accepted = self.num_draft_passes = 0
 
     def stats(self, num_rows: int) -> RoundStats:
         """What the round that just ended cost."""
@@ -88,6 +93,7 @@ class RoundMeter:
             self.draft.seconds,
             self.verify.seconds,
             self.round.seconds - backend_s,
+            self.num_draft_passes,
         )
 
 

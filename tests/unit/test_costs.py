@@ -44,7 +44,7 @@ def test_an_untied_embedding_is_looked_up_and_not_read() -> None:
 
 
 def test_plain_decoding_is_one_node_a_token_and_drafts_nothing() -> None:
-    rounds = [RoundCount(0, 1, 7), RoundCount(0, 1, 8)]
+    rounds = [RoundCount(0, 1, 7, 0), RoundCount(0, 1, 8, 0)]
     costs = decode_costs(rounds, TARGET, DRAFTER)
     assert costs.target_flops == pass_flops(TARGET, 1, 7) + pass_flops(TARGET, 1, 8)
     assert costs.draft_flops == costs.draft_bytes == 0
@@ -53,7 +53,7 @@ def test_plain_decoding_is_one_node_a_token_and_drafts_nothing() -> None:
 
 def test_a_drafter_reads_what_it_has_not_seen_in_its_first_pass() -> None:
     # Given: three drafts, all kept (so the last and the bonus are unseen), then two, none kept.
-    rounds = [RoundCount(3, 4, 10), RoundCount(2, 1, 14)]
+    rounds = [RoundCount(3, 4, 10, 3), RoundCount(2, 1, 14, 2)]
     costs = decode_costs(rounds, TARGET, DRAFTER)
     # Then: 1 + 2 nodes in the first round's passes, 2 + 1 in the second's, five passes in all.
     nodes = pass_flops(DRAFTER, 3, 10) + pass_flops(DRAFTER, 3, 14)
@@ -63,11 +63,11 @@ def test_a_drafter_reads_what_it_has_not_seen_in_its_first_pass() -> None:
 
 
 def test_rounds_without_drafts_are_read_when_drafting_begins_again() -> None:
-    rounds = [RoundCount(0, 1, 10), RoundCount(0, 1, 11), RoundCount(1, 1, 12)]
+    rounds = [RoundCount(0, 1, 10, 0), RoundCount(0, 1, 11, 0), RoundCount(1, 1, 12, 1)]
     assert decode_costs(rounds, TARGET, DRAFTER).draft_flops == pass_flops(DRAFTER, 3, 12)
 
 
 def test_the_floor_is_bytes_over_each_models_own_bandwidth() -> None:
-    costs = decode_costs([RoundCount(1, 2, 0)], TARGET, DRAFTER)
+    costs = decode_costs([RoundCount(1, 2, 0, 1)], TARGET, DRAFTER)
     expected = pass_bytes(TARGET, 0) / 10.0 + pass_bytes(DRAFTER, 0) / 40.0
     assert costs.floor_s(10.0, 40.0) == pytest.approx(expected)

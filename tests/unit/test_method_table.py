@@ -39,7 +39,7 @@ def test_given_a_triple_then_its_parts_are_a_speculation():
     _, wide, own = methods_of(["wide=matched;tree:3x2x1;rejection", "own=lm:dir;chain:2"], DRAFTERS)
 
     assert (wide.drafter, wide.shape, wide.rule) == ("lm:large", "tree:3x2x1", "rejection")
-    assert (wide.kind, wide.keeps_tokens, wide.is_counted) == ("tree", False, False)
+    assert (wide.kind, wide.keeps_tokens, wide.is_counted) == ("tree", False, True)
     assert (own.kind, own.keeps_tokens, own.is_counted) == ("chain", True, True)
     assert own.weights == Path("dir")
 

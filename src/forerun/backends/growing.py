@@ -80,15 +80,17 @@ def grow(plan: GrowthPlan, read: Read) -> list[Draft]:
     rows = [_row(plan, index) for index in range(len(plan.committed))]
     children = _children(plan.growth.parents)
     leaves = [(index, 0) for index in range(len(rows))]
-    for _ in range(min(SHALLOW, int(plan.depths.max()))):
+    num_passes = 0
+    for _ in range(max(1, min(SHALLOW, int(plan.depths.max())))):
         for (index, node), line in zip(leaves, read(rows, leaves), strict=True):
             _offer(rows[index], node, line, plan, children)
+        num_passes += 1
         leaves = [
             (index, node) for index, row in enumerate(rows) for node in _chosen(row, plan, children)
         ]
         if not leaves:
             break
-    return [_draft(row, plan) for row in rows]
+    return [replace(_draft(row, plan), num_passes=num_passes) for row in rows]
 
 
 def _row(plan: GrowthPlan, index: int) -> Row:

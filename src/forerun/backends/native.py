@@ -260,13 +260,14 @@ class NativeBackend:
 
 def _draft(row: tuple[Any, ...], draw: Draw) -> Draft:
     """What the core grew for one row."""
-    tokens, parents, ranks, margins, scores, _, expanded, laws, draws = row
+    tokens, parents, ranks, margins, scores, _, expanded, laws, draws, passes = row
     tree = TokenTree.made(tokens, parents)
     if draw is Draw.COUPLED:
-        return Draft(tree, draw, expanded, margins=margins, ranks=ranks, scores=scores)
+        return Draft(tree, draw, expanded, None, None, margins, ranks, scores, passes)
     if draw is Draw.POINT:
-        return Draft(tree, draw, expanded, ranks=ranks, scores=scores)
-    return Draft(tree, draw, expanded, laws, draws if draw is Draw.SAMPLED else None, ranks=ranks)
+        return Draft(tree, draw, expanded, None, None, None, ranks, scores, passes)
+    drawn = draws if draw is Draw.SAMPLED else None
+    return Draft(tree, draw, expanded, laws, drawn, None, ranks, None, passes)
 
 
 def default_cores() -> tuple[int, ...]:

@@ -189,7 +189,7 @@ class LM:
             progress = self._progress[row.sequence_id]
             progress.committed, progress.drafted = len(row.tokens), tokens
             tree = TokenTree.made_chain([row.tokens[-1], *tokens[: row.max_drafted]])
-            drafts.append(Draft(tree, _COUPLED))
+            drafts.append(Draft(tree, _COUPLED, num_passes=plan.num_steps))
         return drafts
 
     def _trees(self, rows: Sequence[DraftRow]) -> list[Draft]:

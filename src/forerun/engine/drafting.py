@@ -142,7 +142,9 @@ def _router(name: DrafterName, around: Surroundings) -> Drafter:
         for drafter in built:
             drafter.close()
         raise
-    return Router(built, [part.name for part in name.parts])
+    # A sampled rule's tokens depend on the draft, so a choice by the clock would not repeat.
+    names = [part.name for part in name.parts]
+    return Router(built, names, is_timed=around.rule == "match")
 
 
 def _nested(name: DrafterName, around: Surroundings) -> Drafter:

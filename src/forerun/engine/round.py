@@ -43,6 +43,7 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
         most = parts.shape.max_drafted if parts.pace is None else parts.pace.length
         draft_rows = _draft_rows(rows, most, parts)
         drafts = parts.drafter.propose(draft_rows)
+    meter.num_draft_passes = max(draft.num_passes for draft in drafts)
     batch, selection, starts, bases = _assemble(rows, draft_rows, drafts, parts)
     with meter.verify:
         logits = parts.target.forward(batch).logits

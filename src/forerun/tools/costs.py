@@ -16,11 +16,13 @@ _BYTES = 2  # bf16 weights and K/V
 
 @dataclass(frozen=True, slots=True)
 class RoundCount:
-    """One round of one request: tokens drafted, tokens emitted, and the context before it."""
+    """One round of one request: tokens drafted, tokens emitted, the context before it, and how many
+    passes of the drafter."""
 
     num_drafted: int
     num_emitted: int
     context: int
+    num_passes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,9 @@ def decode_costs(
 ) -> Costs:
     """What these rounds cost; `drafter` is None where drafting reads no weights.
 
-    A round is one pass of the target over its pending token and its draft. A drafted token is one
-    pass of the drafter; its first pass also reads what the last round added and it has not seen:
-    the bonus, and a last draft that was kept.
+    A round is one pass of the target over its pending token and its draft. The drafter's first pass
+    also reads what the last round added and it has not seen: the bonus, and a last draft that was
+    kept. A node of a tree is counted as read once, though the last ones are not.
     """
     target_flops = draft_flops = target_bytes = draft_bytes = 0.0
     unseen = 1
@@ -71,7 +73,7 @@ def decode_costs(
         target_bytes += pass_bytes(target, one.context)
         if drafter is not None and one.num_drafted:
             draft_flops += pass_flops(drafter, one.num_drafted + unseen - 1, one.context)
-            draft_bytes += one.num_drafted * pass_bytes(drafter, one.context)
+            draft_bytes += one.num_passes * pass_bytes(drafter, one.context)
             unseen = 0
         unseen += max(1, one.num_emitted - max(0, one.num_drafted - 1))
     num_emitted = sum(one.num_emitted for one in rounds)
