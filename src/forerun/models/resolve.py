@@ -13,6 +13,8 @@ from pathlib import Path
 from forerun.errors import ModelError
 
 EMBEDDED_NAME = "forerun-code"
+EMBEDDED_EXIT_NAME = "forerun-code-exit"
+_EMBEDDED_NAMES = (EMBEDDED_NAME, EMBEDDED_EXIT_NAME)
 _EMBEDDED_ROOT = Path(__file__).resolve().parent.parent / "embedded"
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _WANTED_FILES = ["*.safetensors", "*.json", "*.jinja"]
@@ -20,8 +22,9 @@ _YES = {"1", "on", "yes", "true"}
 
 
 def resolve_model(name: str) -> Path:
-    """The directory of a model: a path, `forerun-code`, or `org/name` from the local cache.
+    """The directory of a model: a path, an embedded name, or `org/name` from the local cache.
 
+    Embedded are `forerun-code` and `forerun-code-exit`, a small one trained to foretell itself.
     A repository that is not in the cache is downloaded with the extra `hub`.
 
     Raises:
@@ -30,14 +33,14 @@ def resolve_model(name: str) -> Path:
     path = Path(name).expanduser()
     if name and path.is_dir():
         return path
-    if name == EMBEDDED_NAME:
+    if name in _EMBEDDED_NAMES:
         return _embedded(name)
     if path.is_file():
         raise ModelError(f"{path} is a file: give the directory that has config.json in it")
     if not _REPOSITORY.fullmatch(name):
         raise ModelError(
-            f"no model {name!r}: it is neither a directory, nor {EMBEDDED_NAME!r}, nor a name like"
-            " org/name"
+            f"no model {name!r}: it is neither a directory, nor one of the embedded"
+            f" {', '.join(_EMBEDDED_NAMES)}, nor a name like org/name"
         )
     snapshot = cached_snapshot(name)
     return snapshot if snapshot is not None else _download(name)

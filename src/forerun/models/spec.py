@@ -94,6 +94,29 @@ def read_spec(directory: Path) -> ModelSpec:
     return spec_from_config(config, generation, where=str(path))
 
 
+def read_exit_layer(directory: Path) -> int | None:
+    """The layer after which a checkpoint was trained to be read too; None if it was not.
+
+    `config.json` has it under a key of forerun's own, {"forerun": {"exit_layer": L}}.
+
+    Raises:
+        ModelError: no config, unreadable JSON, or a layer that is not below the last.
+    """
+    path = directory / "config.json"
+    config = _read_json(path)
+    own = config.get("forerun")
+    layer = own.get("exit_layer") if isinstance(own, dict) else None
+    if layer is None:
+        return None
+    num_layers = _Reader(config, str(path)).count("num_hidden_layers")
+    if type(layer) is not int or not 0 < layer < num_layers:
+        raise ModelError(
+            f"{path}: forerun.exit_layer={layer!r} is not one of 1 to {num_layers - 1}, the layers"
+            " below the last: remove the key if the model was not trained with an exit"
+        )
+    return layer
+
+
 def spec_from_config(
     config: Mapping[str, Any], generation: Mapping[str, Any] | None = None, *, where: str = "config"
 ) -> ModelSpec:

@@ -36,8 +36,11 @@ def write_card(
 ) -> None:
     """Write the card of a family to `out` from its corpus manifest and its held-out figures."""
     corpus = json.loads(manifest.read_text())
-    models = _models(trainings, machine) if trainings else ""
-    sections = (INTRODUCTION, models, _figures(measured), LIMITS, _data(corpus))
+    has_exit = "exit" in measured
+    introduction = EXIT_INTRODUCTION if has_exit else INTRODUCTION
+    recipe = EXIT_RECIPE if has_exit else RECIPE
+    models = _models(trainings, machine, recipe) if trainings else ""
+    sections = (introduction, models, _figures(measured), LIMITS, _data(corpus))
     out.write_text("\n\n".join(text for section in sections if (text := section.strip())) + "\n")
 
 
@@ -55,6 +58,21 @@ documents and serves as beginning and end of text; no token is put in front of a
 ![training loss of the target](loss.png)
 """
 
+EXIT_INTRODUCTION = """
+# forerun-code-exit
+
+A small language model of Python source that foretells itself: it was trained to say the next token
+after one of its lower layers too, through the same final norm and head (LayerSkip,
+arXiv:2404.16710). It exists to show the drafter `exit:LAYER` and to test it, nothing else:
+`forerun-code` is the better model. `config.json` has the layer as `"forerun": {"exit_layer": …}`.
+
+It is an ordinary checkpoint (Qwen3 layout, bfloat16 safetensors, the tokenizer of `forerun-code`)
+that Transformers and other engines load. The token `<|endoftext|>` separates documents and serves
+as beginning and end of text; no token is put in front of a prompt.
+
+![training loss, both exits](loss.png)
+"""
+
 LIMITS = """
 ## Limits
 
@@ -69,7 +87,7 @@ LIMITS = """
 """
 
 
-def _models(trainings: Sequence[Training], machine: str) -> str:
+def _models(trainings: Sequence[Training], machine: str, recipe: str) -> str:
     lines = [
         "## Models",
         "",
@@ -93,7 +111,7 @@ def _models(trainings: Sequence[Training], machine: str) -> str:
         *commands,
         "```",
         "",
-        RECIPE.strip(),
+        recipe.strip(),
     ]
     return "\n".join(lines)
 
@@ -108,8 +126,18 @@ embedding, projected to its width, and learned from the target's logits (diverge
 temperatures 0, 0.7 and 1. More than half of it is its embedding.
 """
 
+EXIT_RECIPE = """
+Muon for the matrices of the layers, AdamW for the embedding and the norms, bf16 autocast; a short
+warmup, a constant rate, then a linear decay. Rotary base 10000. The embedding started as that of
+`forerun-code`, projected to the width, all else from scratch. The loss is the cross-entropy of the
+last layer plus `--exit-weight` times that of the exit: 0.9 of its divergence from the last layer's
+law, held fixed, and 0.1 of its own cross-entropy.
+"""
+
 
 def _figures(measured: Mapping[str, Any]) -> str:
+    early = measured.get("exit")
+    name = "forerun-code" if early is None else "forerun-code-exit"
     lines = [
         "## Held-out figures",
         "",
@@ -119,8 +147,10 @@ def _figures(measured: Mapping[str, Any]) -> str:
         "",
         "| bits per byte | each file on its own | all files in one stream |",
         "|---|---|---|",
-        f"| **forerun-code**, {measured['window']} tokens | **{measured['target_bpb']:.3f}** | |",
+        f"| **{name}**, {measured['window']} tokens | **{measured['target_bpb']:.3f}** | |",
     ]
+    if early is not None:
+        lines.append(f"| its exit after layer {early['layer']} | {early['bpb']:.3f} | |")
     if "drafter_bpb" in measured:
         lines.append(f"| its `lm` drafter | {measured['drafter_bpb']:.3f} | |")
     packed = measured["compressors"]
@@ -129,8 +159,10 @@ def _figures(measured: Mapping[str, Any]) -> str:
         for name in ("bz2", "xz")
     ]
     lines += ["", *_positions(measured["bits_by_position"]), "", *_completions(measured)]
+    if early is not None:
+        lines += ["", *_agreement("exit", "last layer", early["agreement"])]
     if "agreement" in measured:
-        lines += ["", *_agreement(measured["agreement"])]
+        lines += ["", *_agreement("drafter", "target", measured["agreement"])]
     return "\n".join(lines)
 
 
@@ -163,14 +195,16 @@ def _completions(measured: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _agreement(agreement: Mapping[str, Mapping[str, float]]) -> list[str]:
+def _agreement(
+    drafter: str, target: str, agreement: Mapping[str, Mapping[str, float]]
+) -> list[str]:
     rows = [
         f"| {text} | {values['greedy']:.1%} | {values['0.7']:.1%} | {values['1.0']:.1%} |"
         for text, values in agreement.items()
     ]
     return [
-        "How often the drafter's first choice is the target's token, on the target's own held-out"
-        " completions; with temperature, both add the same Gumbel noise:",
+        f"How often the {drafter}'s first choice is the {target}'s token, on the {target}'s own"
+        " held-out completions; with temperature, both add the same Gumbel noise:",
         "",
         "| text written at | greedy choice | T = 0.7 | T = 1.0 |",
         "|---|---|---|---|",

@@ -56,6 +56,24 @@ class ShapeArguments:
         Path | None,
         typer.Option(help="Start from this trained model; --layers may be more than its."),
     ] = None
+    embedding_from: Annotated[
+        Path | None,
+        typer.Option(help="Start with this model's embedding, projected to the width."),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LessonArguments:
+    """What is learned."""
+
+    distill_from: Annotated[
+        Path | None,
+        typer.Option(help="Train a drafter that imitates this model.", show_default=False),
+    ] = None
+    exit_layer: Annotated[
+        int, typer.Option(help="Also learn to say the next token after this layer.")
+    ] = 0
+    exit_weight: Annotated[float, typer.Option(help="Weight of that exit's loss.")] = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +127,7 @@ def lm(
     out: _Out,
     minutes: Annotated[float, typer.Option(help="Training time; a pause does not count.")] = 75.0,
     *,
-    distill_from: Annotated[
-        Path | None,
-        typer.Option(help="Train a drafter that imitates this model.", show_default=False),
-    ] = None,
+    lesson: LessonArguments,
     shape: ShapeArguments,
     step: StepArguments,
 ) -> int:
@@ -120,12 +135,13 @@ def lm(
 
     OUT becomes an ordinary checkpoint directory when the time is up (or at SIGTERM); OUT/run keeps
     what is needed to continue. With --distill-from a quarter of the time goes into text sampled
-    from the target, which is half of what the drafter then learns from.
+    from the target, which is half of what the drafter then learns from. With --exit-layer the
+    model learns to be its own drafter, exit:LAYER, and its config.json says after which layer.
     """
     with _extras():
         from forerun.train.recipes import train_lm
 
-        train_lm(corpus, out, minutes, distill_from=distill_from, shape=shape, step=step)
+        train_lm(corpus, out, minutes, lesson=lesson, shape=shape, step=step)
     return 0
 
 

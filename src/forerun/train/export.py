@@ -21,8 +21,13 @@ from forerun.train.tokenizer import PAD_ID
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
-def export_checkpoint(model: Decoder, tokenizer_dir: Path, out: Path) -> None:
-    """Write `model` and the tokenizer's files to `out`; the weights are rounded to bfloat16."""
+def export_checkpoint(
+    model: Decoder, tokenizer_dir: Path, out: Path, *, exit_layer: int = 0
+) -> None:
+    """Write `model` and the tokenizer's files to `out`; the weights are rounded to bfloat16.
+
+    An `exit_layer` the model was trained with is written where other engines do not look.
+    """
     out.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         shutil.copyfile(tokenizer_dir / name, out / name)
@@ -32,7 +37,10 @@ def export_checkpoint(model: Decoder, tokenizer_dir: Path, out: Path) -> None:
     }
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)
-    _write(out / "config.json", qwen3_config(model.spec))
+    config = qwen3_config(model.spec)
+    if exit_layer:
+        config["forerun"] = {"exit_layer": exit_layer}
+    _write(out / "config.json", config)
     _write(out / "generation_config.json", _generation_config(model.spec))
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from forerun.backends.torch.decoder import Decoder
 from forerun.errors import OptionError
-from forerun.models.spec import ModelSpec, read_spec
+from forerun.models.spec import ModelSpec, read_exit_layer, read_spec
 from forerun.train import grow
 from forerun.train.batches import Batches
 from forerun.train.card import Training, write_card
@@ -49,6 +49,7 @@ from forerun.train.evaluate import (
     compressed_bits_per_byte,
     drafter_agreement,
 )
+from forerun.train.exits import EarlyExit, check_exit, exit_figures
 from forerun.train.export import export_checkpoint, load_decoder
 from forerun.train.lm import (
     Budget,
@@ -62,7 +63,7 @@ from forerun.train.lm import (
 from forerun.train.tokenizer import encode_documents, save_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
-    from forerun.train.cli import ShapeArguments, StepArguments
+    from forerun.train.cli import LessonArguments, ShapeArguments, StepArguments
 
 TARGET_SHAPE = {"hidden": 256, "layers": 12, "heads": 4, "kv_heads": 2, "ffn": 768}
 DRAFTER_SHAPE = {"hidden": 128, "layers": 2, "heads": 2, "kv_heads": 1, "ffn": 384}
@@ -74,6 +75,7 @@ STARTED_FROM = "started_from.txt"
 CURVE_LABEL = {
     "target": "training loss, nats a token",
     "drafter": "0.9 KL + 0.1 cross-entropy, nats a token",
+    "exits": "loss of both exits, nats a token",
 }
 
 
@@ -114,36 +116,40 @@ def train_lm(
     out: Path,
     minutes: float,
     *,
-    distill_from: Path | None,
+    lesson: LessonArguments,
     shape: ShapeArguments,
     step: StepArguments,
 ) -> None:
-    """Train, or go on training, a target or a drafter of `distill_from`; export it to `out`."""
+    """Train, or go on training, a target or a drafter of another; export it to `out`.
+
+    Raises:
+        OptionError: sizes or a lesson that do not fit together, or files that are not there.
+    """
+    target = lesson.distill_from
     if step.threads:
         torch.set_num_threads(step.threads)
-    run = _open_run(corpus, out, shape, step, is_drafter=distill_from is not None)
+    run = _open_run(corpus, out, shape, step, is_drafter=target is not None)
+    objective = _objective(lesson, run.model.spec.num_layers)
     if run.position.step == 0:
-        _start(run.model, shape.start_from, distill_from)
-    lesson = _text_lesson(run, corpus)
+        _start(run.model, shape, target)
+    learned = _text_lesson(run, corpus, objective)
     stepping = minutes
-    if distill_from is not None:
+    if target is not None:
         stepping *= 1 - SAMPLING_SHARE
-        lesson = _imitation(run, lesson, distill_from, minutes - stepping)
-    objective = lesson.objective if step.engine == "eager" else _compiled(lesson)
+        learned = _imitation(run, learned, target, minutes - stepping)
+    objective = learned.objective if step.engine == "eager" else _compiled(learned)
     with _progress_bar(stepping) as report:
-        run.train(lesson.windows_at, objective, Budget(minutes=stepping), report=report)
+        run.train(learned.windows_at, objective, Budget(minutes=stepping), report=report)
     command = f"forerun train lm --corpus {corpus} --out {out} --minutes {minutes:g}"
-    role = "target"
-    if distill_from is not None:
-        command, role = f"{command} --distill-from {distill_from}", "drafter"
-    command += _changed(shape) + _changed(step)
-    _finish(run, corpus, out, role, command)
+    command += _changed(lesson) + _changed(shape) + _changed(step)
+    export_checkpoint(run.model, corpus / "tokenizer", out, exit_layer=lesson.exit_layer)
+    _write_facts(run, out, _role(lesson), command)
     if shape.start_from is not None:
         (out / "run" / STARTED_FROM).write_text(f"{shape.start_from.resolve()}\n")
 
 
 def evaluate_family(model_dir: Path, corpus: Path) -> dict[str, Any]:
-    """Every held-out figure of a model and, if there is one, of its `lm` drafter."""
+    """Every held-out figure of a model and, if there are, of its exit and its `lm` drafter."""
     plan, every_document = Examination(), read_documents(corpus / "heldout.jsonl")
     documents = chosen_documents(every_document, plan)
     tokenizer = _tokenizer(model_dir, "forerun train lm")
@@ -163,6 +169,9 @@ def evaluate_family(model_dir: Path, corpus: Path) -> dict[str, Any]:
         ),
         "completions": completions(target, tokenizer, every_document, plan),
     }
+    exit_layer = read_exit_layer(model_dir)
+    if exit_layer is not None:
+        measured["exit"] = exit_figures(target, exit_layer, tokenizer, documents, stream, plan)
     drafter_dir = model_dir / "drafters" / "lm"
     if drafter_dir.exists():
         drafter = load_decoder(drafter_dir)
@@ -204,8 +213,7 @@ def machine() -> str:
     return f"{torch.get_num_threads()} cores of {name} with PyTorch {torch.__version__}"
 
 
-def _finish(run: Run, corpus: Path, out: Path, role: str, command: str) -> None:
-    export_checkpoint(run.model, corpus / "tokenizer", out)
+def _write_facts(run: Run, out: Path, role: str, command: str) -> None:
     draw_curve(run.directory / "log.jsonl", out / "loss.png", label=CURVE_LABEL[role])
     position = run.position
     facts = {
@@ -217,7 +225,13 @@ def _finish(run: Run, corpus: Path, out: Path, role: str, command: str) -> None:
     (run.directory / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def _changed(arguments: ShapeArguments | StepArguments) -> str:
+def _role(lesson: LessonArguments) -> str:
+    if lesson.distill_from is not None:
+        return "drafter"
+    return "exits" if lesson.exit_layer else "target"
+
+
+def _changed(arguments: LessonArguments | ShapeArguments | StepArguments) -> str:
     """The options that were not left at their defaults, as on the command line."""
     return "".join(
         f" --{field.name.replace('_', '-')} {getattr(arguments, field.name)}"
@@ -253,17 +267,30 @@ def _open_run(
     return Run(model, recipe, out / "run", device=step.device)
 
 
-def _start(model: Decoder, trained: Path | None, target: Path | None) -> None:
-    if trained is not None:
-        grow.start_from(model, load_decoder(trained))
-    elif target is not None:
-        start_like(model, load_decoder(target))
+def _start(model: Decoder, shape: ShapeArguments, target: Path | None) -> None:
+    like = shape.embedding_from or target
+    if shape.start_from is not None:
+        grow.start_from(model, load_decoder(shape.start_from))
+    elif like is not None:
+        start_like(model, load_decoder(like))
 
 
-def _text_lesson(run: Run, corpus: Path) -> _Lesson:
+def _objective(lesson: LessonArguments, num_layers: int) -> Objective:
+    if not lesson.exit_layer:
+        return next_token_loss
+    if lesson.distill_from is not None:
+        raise OptionError(
+            "--exit-layer trains a model to be its own drafter, --distill-from the drafter of"
+            " another: give one of them"
+        )
+    check_exit(lesson.exit_layer, num_layers)
+    return EarlyExit(lesson.exit_layer, lesson.exit_weight)
+
+
+def _text_lesson(run: Run, corpus: Path, objective: Objective) -> _Lesson:
     recipe, stream = run.recipe, _stream(corpus / "train.npy")
     batches = Batches(stream, recipe.rows, recipe.row_len, recipe.seed, recipe.long_every)
-    return _Lesson(batches, batches.at, next_token_loss, 4 * recipe.row_len)
+    return _Lesson(batches, batches.at, objective, 4 * recipe.row_len)
 
 
 def _imitation(run: Run, text: _Lesson, target_dir: Path, minutes: float) -> _Lesson:
