@@ -195,7 +195,7 @@ def _chosen(row: Row, plan: GrowthPlan, children: list[list[int]]) -> list[int]:
         for node, one in enumerate(row.nodes)
         if not one.is_expanded and _places(row, node, plan, children)
     ]
-    if growth.parents is not None:
+    if growth.parents is not None or not open_nodes:
         return open_nodes
     scores = sorted((one.score for one in row.nodes[1:]), reverse=True)
     is_full = len(scores) >= row.budget
