@@ -52,7 +52,7 @@ class Method:
 
     @property
     def is_counted(self) -> bool:
-        """Whether rounds say what its drafter computed; of a nested decoder's models they do not."""
+        """Whether rounds say what its drafter computed; a nested decoder's do not."""
         plain = self.drafter.partition(":")[0] in ("none", "lookup", "prediction")
         return plain or self.weights is not None
 

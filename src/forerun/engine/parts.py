@@ -52,32 +52,16 @@ def build_parts(
         ModelError: a drafter that cannot be loaded.
     """
     wanted = speculation.composition()
-    shape = live_shape(wanted.shape, wanted.drafter.name)
-    slots = Slots(target.num_blocks)
+    slots, name = Slots(target.num_blocks), wanted.drafter
     around = Surroundings(
-        target,
-        slots,
-        directory,
-        tokenizer,
-        open_model,
-        model_span,
-        shape,
-        wanted.rule,
-        wanted.shape.is_top,
-    )
-    name = wanted.drafter
+        target, slots, directory, tokenizer, open_model, model_span, rule=wanted.rule,
+        shape=live_shape(wanted.shape, name.name), is_top=wanted.shape.is_top,
+    )  # fmt: skip
     if name.name == "auto":
         name = discovered(around)
-        shape = live_shape(wanted.shape, name.name)
-        around = replace(around, shape=shape)
-    drafter = build_drafter(name, around)
+        around = replace(around, shape=live_shape(wanted.shape, name.name))
+    shape = around.shape
+    drafter = Guard(build_drafter(name, around), shape, target.spec.vocab)
     is_paced = wanted.shape.kind == "auto" and wanted.rule == "match" and name.name != "none"
-    return Parts(
-        target,
-        slots,
-        Guard(drafter, shape, target.spec.vocab),
-        shape,
-        RULES[wanted.rule],
-        Sequential(),
-        Pace(shape.max_drafted) if is_paced else None,
-    )
+    pace = Pace(shape.max_drafted) if is_paced else None
+    return Parts(target, slots, drafter, shape, RULES[wanted.rule], Sequential(), pace)
