@@ -88,11 +88,12 @@ nb::list grow_trees(Model& model, const Array<int32_t>& catch_up, const Array<in
                     const std::vector<Sampler*>& samplers, const Array<int32_t>& budgets,
                     const Array<int32_t>& depths, const std::string& draw,
                     const std::vector<int32_t>& parents, int width, int frontier, double least,
-                    const Acceptance& acceptance, double least_margin, double margin_step,
-                    int num_layers) {
+                    std::vector<float> prices, double pass_price, const Acceptance& acceptance,
+                    double least_margin, double margin_step, int num_layers) {
   const size_t num_rows = committed.size();
   require(samplers.size() == num_rows && budgets.size() == num_rows && depths.size() == num_rows &&
-              acceptance.shape(0) == num_rows && acceptance.size() > 0 && width > 0 && frontier > 0,
+              acceptance.shape(0) == num_rows && acceptance.size() > 0 && !prices.empty() &&
+              width > 0 && frontier > 0,
           "array sizes of a proposal do not fit together");
   check_room(model, catch_up, starts, committed, block_table,
              std::vector<int>(depths.data(), depths.data() + num_rows));
@@ -117,6 +118,8 @@ nb::list grow_trees(Model& model, const Array<int32_t>& catch_up, const Array<in
                         width,
                         frontier,
                         least,
+                        std::move(prices),
+                        pass_price,
                         acceptance.data(),
                         static_cast<int>(acceptance.shape(1)),
                         static_cast<int>(acceptance.shape(2)),

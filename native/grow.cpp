@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "offer.h"
 #include "propose.h"
 
 namespace forerun {
@@ -20,13 +21,6 @@ struct Candidate {
   double score;
   int kv = -1;
   bool expanded = false;
-};
-
-// What a node offers: tokens in order of drawing, with what orders them.
-struct Offer {
-  std::vector<int32_t> tokens, draws;
-  std::vector<double> values;
-  std::vector<float> law;
 };
 
 struct Leaf {
@@ -50,12 +44,10 @@ class Grower {
   int num_children(const Leaf& leaf) const;
   std::vector<int32_t> path_of(const Leaf& leaf) const;
   Offer offered(int64_t r, const Leaf& leaf, int count, SelectScratch& scratch) const;
-  Offer drawn(const float* logits, const Leaf& leaf, int count, const std::vector<int32_t>& path,
-              SelectScratch& scratch) const;
-  void likeliest(const float* logits, const Leaf& leaf, int count, const std::vector<int32_t>& path,
-                 SelectScratch& scratch, Offer& offer) const;
   void take(const Leaf& leaf, const Offer& offer);
   double acceptance(int row, int rank, double margin) const;
+  double price(size_t n) const;
+  size_t num_paid(int row, std::vector<double>& scores) const;
   void choose_best(int row);
   GrownRow finished_row(int row) const;
 
@@ -130,89 +122,18 @@ std::vector<int32_t> Grower::path_of(const Leaf& leaf) const {
 }
 
 Offer Grower::offered(int64_t r, const Leaf& leaf, int count, SelectScratch& scratch) const {
-  const float* logits = model_.logits()->data() + r * model_.logits_stride();
   const std::vector<int32_t> path = path_of(leaf);
-  if (plan_.is_sampled()) return drawn(logits, leaf, count, path, scratch);
-  Offer offer;
-  if (plan_.draw == Draw::kPoint) {
-    likeliest(logits, leaf, count, path, scratch, offer);
-    return offer;
-  }
-  const Sampler& sampler = *plan_.samplers[leaf.row];
-  const int asked = std::max(count, 2);  // a margin needs somebody to be compared with
-  offer.tokens.resize(static_cast<size_t>(asked));
-  offer.values.resize(static_cast<size_t>(asked));
-  const int64_t position = plan_.known(leaf.row) + static_cast<int64_t>(path.size());
-  const int found = best_tokens(model_.lane().kernels(), logits, model_.shape().vocab, sampler,
-                                position, path.data(), static_cast<int64_t>(path.size()), asked,
-                                scratch, offer.tokens.data(), offer.values.data());
-  offer.tokens.resize(static_cast<size_t>(std::min(found, count)));
-  offer.values.resize(static_cast<size_t>(found));
-  return offer;
-}
-
-// The likeliest tokens and their probabilities; a greedy row's law is that of temperature 1.
-void Grower::likeliest(const float* logits, const Leaf& leaf, int count,
-                       const std::vector<int32_t>& path, SelectScratch& scratch,
-                       Offer& offer) const {
-  Sampler sampler = *plan_.samplers[leaf.row];
-  if (sampler.temperature == 0.0) sampler.temperature = 1.0;
-  std::vector<float> probabilities(static_cast<size_t>(model_.shape().vocab));
-  if (!law(logits, model_.shape().vocab, sampler, path.data(), static_cast<int64_t>(path.size()),
-           scratch, probabilities.data()))
-    return;
-  std::vector<int32_t> ids(probabilities.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  const size_t kept = std::min(ids.size(), static_cast<size_t>(count));
-  const auto p = [&](int32_t t) { return probabilities[static_cast<size_t>(t)]; };
-  std::partial_sort(ids.begin(), ids.begin() + static_cast<int64_t>(kept), ids.end(),
-                    [&](int32_t a, int32_t b) { return p(a) != p(b) ? p(a) > p(b) : a < b; });
-  for (size_t i = 0; i < kept && p(ids[i]) > 0.0f; ++i) {
-    offer.tokens.push_back(ids[i]);
-    offer.values.push_back(p(ids[i]));
-  }
-}
-
-// Draws of a sampled rule: each by a counter of (tokens known, node, index) and no other. Whether
-// anything is drawn may depend on the law, never on what is drawn.
-Offer Grower::drawn(const float* logits, const Leaf& leaf, int count,
-                    const std::vector<int32_t>& path, SelectScratch& scratch) const {
-  const Sampler& sampler = *plan_.samplers[leaf.row];
-  const Kernels& kernels = model_.lane().kernels();
-  const int64_t vocab = model_.shape().vocab;
-  Offer offer;
-  offer.law.resize(static_cast<size_t>(vocab));
-  if (!law(logits, vocab, sampler, path.data(), static_cast<int64_t>(path.size()), scratch,
-           offer.law.data()))
-    return {};
-  if (plan_.least > 0.0) {
-    double entropy = 0.0;
-    for (const float q : offer.law)
-      if (q > 0.0f) entropy -= static_cast<double>(q) * std::log(static_cast<double>(q));
-    if (1.0 - std::sqrt(0.2 * entropy) < plan_.least) return {};
-  }
-  std::vector<int32_t> removed;
-  for (int i = 0; i < count; ++i) {
-    int32_t token = kNoToken;
-    if (plan_.draw == Draw::kTopAndOne && i + 1 < count) {
-      for (int32_t t = 0; t < vocab; ++t) {
-        const float q = offer.law[static_cast<size_t>(t)];
-        const bool better = token < 0 || q > offer.law[static_cast<size_t>(token)];
-        if (q > 0.0f && better && std::find(removed.begin(), removed.end(), t) == removed.end())
-          token = t;
-      }
-    } else {
-      const double u = uniform(kernels, sampler, kDraftPurpose, plan_.known(leaf.row),
-                               leaf.candidate, i, scratch);
-      token = pick(offer.law.data(), vocab, removed, u);
-    }
-    if (token < 0) break;
-    offer.draws.push_back(token);
-    if (plan_.draw != Draw::kSampled) removed.push_back(token);
-    if (std::find(offer.tokens.begin(), offer.tokens.end(), token) == offer.tokens.end())
-      offer.tokens.push_back(token);
-  }
-  return offer;
+  const Asked asked{model_.lane().kernels(),
+                    model_.logits()->data() + r * model_.logits_stride(),
+                    model_.shape().vocab,
+                    *plan_.samplers[leaf.row],
+                    path,
+                    plan_.known(leaf.row),
+                    leaf.candidate,
+                    count};
+  if (plan_.draw == Draw::kCoupled) return coupled(asked, scratch);
+  if (plan_.draw == Draw::kPoint) return likeliest(asked, scratch);
+  return drawn(asked, plan_.draw, plan_.least, scratch);
 }
 
 double Grower::acceptance(int row, int rank, double margin) const {
@@ -264,28 +185,43 @@ bool Grower::choose() {
       if (!tree(b)[c].expanded && num_children({b, static_cast<int>(c)}) > 0)
         leaves_.push_back({b, static_cast<int>(c)});
   }
-  return !leaves_.empty();
+  if (plan_.is_given()) return !leaves_.empty();
+  double hope = 0.0;
+  for (const Leaf& leaf : leaves_)
+    hope += tree(leaf.row)[static_cast<size_t>(leaf.candidate)].score;
+  return !leaves_.empty() && hope >= plan_.pass_price;
 }
 
-// The best nodes that are not expanded yet and whose children could still be among the budget's.
+// What the n-th best node of a row must score, from 0.
+double Grower::price(size_t n) const {
+  const double own = plan_.prices[std::min(n, plan_.prices.size() - 1)];
+  return std::max(plan_.least, own);
+}
+
+// How many of a row's nodes, best first, pay for themselves; `scores`: all of them, best first.
+size_t Grower::num_paid(int row, std::vector<double>& scores) const {
+  for (size_t c = 1; c < tree(row).size(); ++c) scores.push_back(tree(row)[c].score);
+  std::sort(scores.begin(), scores.end(), std::greater<>());
+  const size_t budget = static_cast<size_t>(std::max(0, plan_.budgets[row]));
+  size_t count = 0;
+  while (count < std::min(budget, scores.size()) && scores[count] >= price(count)) ++count;
+  return count;
+}
+
+// The best nodes that are not expanded yet and whose children could still be kept: a child is no
+// better than its parent.
 void Grower::choose_best(int row) {
   const Tree& nodes = tree(row);
-  const size_t budget = static_cast<size_t>(std::max(0, plan_.budgets[row]));
-  double bar = plan_.least;
-  if (nodes.size() > budget) {
-    std::vector<double> scores;
-    for (size_t c = 1; c < nodes.size(); ++c) scores.push_back(nodes[c].score);
-    if (budget == 0) return;
-    std::nth_element(scores.begin(), scores.begin() + static_cast<int64_t>(budget) - 1,
-                     scores.end(), std::greater<>());
-    bar = std::max(bar, scores[budget - 1]);
-  }
+  std::vector<double> scores;
+  const size_t paid = num_paid(row, scores);
+  const bool has_room = paid < static_cast<size_t>(std::max(0, plan_.budgets[row]));
+  const auto could = [&](double score) {
+    return (paid > 0 && score > scores[paid - 1]) || (has_room && score >= price(paid));
+  };
   std::vector<int> open;
-  for (size_t c = 1; c < nodes.size(); ++c) {
-    const bool could = nodes.size() > budget ? nodes[c].score > bar : nodes[c].score >= bar;
-    if (!nodes[c].expanded && could && num_children({row, static_cast<int>(c)}) > 0)
+  for (size_t c = 1; c < nodes.size(); ++c)
+    if (!nodes[c].expanded && could(nodes[c].score) && num_children({row, static_cast<int>(c)}) > 0)
       open.push_back(static_cast<int>(c));
-  }
   std::stable_sort(open.begin(), open.end(), [&](int a, int b) {
     return nodes[static_cast<size_t>(a)].score > nodes[static_cast<size_t>(b)].score;
   });
@@ -342,13 +278,13 @@ GrownRow Grower::finished_row(int row) const {
   const Tree& nodes = tree(row);
   std::vector<int> kept(nodes.size() - 1);
   std::iota(kept.begin(), kept.end(), 1);
-  const size_t budget = static_cast<size_t>(std::max(0, plan_.budgets[row]));
   if (!plan_.is_given()) {
-    std::erase_if(kept, [&](int c) { return nodes[static_cast<size_t>(c)].score < plan_.least; });
+    std::vector<double> scores;
+    const size_t paid = num_paid(row, scores);
     std::stable_sort(kept.begin(), kept.end(), [&](int a, int b) {
       return nodes[static_cast<size_t>(a)].score > nodes[static_cast<size_t>(b)].score;
     });
-    if (kept.size() > budget) kept.resize(budget);
+    kept.resize(paid);
     std::sort(kept.begin(), kept.end());
   }
   kept.insert(kept.begin(), 0);

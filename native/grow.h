@@ -5,11 +5,9 @@
 #include <vector>
 
 #include "model.h"
-#include "select.h"
+#include "offer.h"
 
 namespace forerun {
-
-enum class Draw { kCoupled, kPoint, kSampled, kWithoutReplacement, kTopAndOne };
 
 // protocols.py, Growth and GrowthPlan, has the meaning of every field.
 struct GrowthPlan {
@@ -20,7 +18,9 @@ struct GrowthPlan {
   std::vector<int32_t> parents;  // of a given tree's drafted nodes; empty: best first
   int width, frontier;           // of a given tree: the most children of a node, and nothing
   double least;
-  const float* acceptance;  // [num_rows num_ranks num_margins]
+  std::vector<float> prices;  // score of the n-th best node that pays for it; the last goes on
+  double pass_price;          // scores of what a pass would expand, summed, that pay for it
+  const float* acceptance;    // [num_rows num_ranks num_margins]
   int num_ranks, num_margins;
   double margin_step, least_margin;
   int num_layers;  // the lowest so many draft; 0: all of them

@@ -140,6 +140,9 @@ class GrowthPlan:
 
     The first five fields are those of `ProposalPlan`; `block_table` has room for `committed +
     catch_up + depth`. `budgets [B]`: most drafted nodes of each row; `depths [B]`: most levels.
+    `prices`: the score that the n-th best node of a tree must have to be worth verifying, the last
+    one for all further; `pass_price`: what the scores of the nodes expanded next must sum to, over
+    all rows, to be worth a pass. Both are of best-first growth only.
     `acceptance [B, NUM_RANKS, NUM_MARGINS]` float32: how often a child of that rank and margin is
     the target's choice; read by best-first `COUPLED` growth only.
     """
@@ -153,6 +156,8 @@ class GrowthPlan:
     depths: Tokens
     growth: Growth
     acceptance: NDArray[np.float32]
+    prices: tuple[float, ...] = (0.0,)
+    pass_price: float = 0.0
 
 
 class Backend(Protocol):

@@ -113,9 +113,20 @@ def given_trees(draw: st.DrawFn) -> tuple[int, ...] | None:
     budget=st.integers(0, 14),
     depth=st.integers(0, 6),
     which=st.integers(0, 4),
+    prices=st.lists(st.sampled_from([0.0, 0.05, 0.1, 0.3]), min_size=1, max_size=4)
+    .map(sorted)
+    .map(tuple),
+    pass_price=st.sampled_from([0.0, 0.2, 0.9]),
 )
 def test_a_native_tree_is_the_readable_one(
-    rows: list[int], growth: Growth, seed: int, budget: int, depth: int, which: int
+    rows: list[int],
+    growth: Growth,
+    seed: int,
+    budget: int,
+    depth: int,
+    which: int,
+    prices: tuple[float, ...],
+    pass_price: float,
 ) -> None:
     # given rows with other parameters, budgets and depths each
     samplers = [Sampler(PARAMS[(which + row) % 5], seed + row) for row in rows]
@@ -126,6 +137,8 @@ def test_a_native_tree_is_the_readable_one(
         budgets=np.array([max(0, budget - row) for row in rows], np.int32),
         depths=np.array([max(0, depth - row % 2) for row in rows], np.int32),
         acceptance=acceptance(seed, len(rows)),
+        prices=prices,
+        pass_price=pass_price,
     )
     # when both grow
     expected = readable(plan, rows)

@@ -88,7 +88,8 @@ def grow(plan: GrowthPlan, read: Read) -> list[Draft]:
         leaves = [
             (index, node) for index, row in enumerate(rows) for node in _chosen(row, plan, children)
         ]
-        if not leaves:
+        hope = sum(rows[index].nodes[node].score for index, node in leaves)
+        if not leaves or (plan.growth.parents is None and hope < plan.pass_price):
             break
     return [replace(_draft(row, plan), num_passes=num_passes) for row in rows]
 
@@ -197,17 +198,32 @@ def _chosen(row: Row, plan: GrowthPlan, children: list[list[int]]) -> list[int]:
     ]
     if growth.parents is not None or not open_nodes:
         return open_nodes
-    scores = sorted((one.score for one in row.nodes[1:]), reverse=True)
-    is_full = len(scores) >= row.budget
-    bar = max(growth.least, scores[row.budget - 1] if is_full else 0.0)
-    # A child is no better than its parent: below the bar none can be among the budget's best.
-    could = [
-        node
-        for node in open_nodes
-        if row.nodes[node].score > bar or (not is_full and row.nodes[node].score == bar)
-    ]
+    scores, paid = _paid(row, plan)
+    has_room = paid < row.budget
+
+    def may_pay(score: float) -> bool:
+        # A child is no better than its parent.
+        better = paid > 0 and score > scores[paid - 1]
+        return better or (has_room and score >= _price(plan, paid))
+
+    could = [node for node in open_nodes if may_pay(row.nodes[node].score)]
     best = sorted(could, key=lambda node: -row.nodes[node].score)[: growth.frontier]
     return sorted(best)
+
+
+def _price(plan: GrowthPlan, at: int) -> float:
+    """What the node at a place, best first from 0, must score."""
+    own = float(np.float32(plan.prices[min(at, len(plan.prices) - 1)]))
+    return max(plan.growth.least, own)
+
+
+def _paid(row: Row, plan: GrowthPlan) -> tuple[list[float], int]:
+    """All scores, best first, and how many of them pay for themselves within the budget."""
+    scores = sorted((one.score for one in row.nodes[1:]), reverse=True)
+    paid = 0
+    while paid < min(row.budget, len(scores)) and scores[paid] >= _price(plan, paid):
+        paid += 1
+    return scores, paid
 
 
 def _draft(row: Row, plan: GrowthPlan) -> Draft:
@@ -215,8 +231,8 @@ def _draft(row: Row, plan: GrowthPlan) -> Draft:
     nodes, growth = row.nodes, plan.growth
     kept = list(range(1, len(nodes)))
     if growth.parents is None:
-        kept = [node for node in kept if nodes[node].score >= growth.least]
-        kept = sorted(sorted(kept, key=lambda node: -nodes[node].score)[: row.budget])
+        _, paid = _paid(row, plan)
+        kept = sorted(sorted(kept, key=lambda node: -nodes[node].score)[:paid])
     kept = [0, *kept]
     place = {node: at for at, node in enumerate(kept)}
     tree = TokenTree(

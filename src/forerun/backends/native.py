@@ -213,6 +213,8 @@ class NativeBackend:
             growth.width,
             growth.frontier,
             growth.least,
+            plan.prices,
+            plan.pass_price,
             plan.acceptance,
             LEAST_MARGIN,
             MARGIN_STEP,

@@ -1,0 +1,92 @@
+#include "offer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace forerun {
+
+Offer coupled(const Asked& asked, SelectScratch& scratch) {
+  const int wanted = std::max(asked.count, 2);
+  Offer offer;
+  offer.tokens.resize(static_cast<size_t>(wanted));
+  offer.values.resize(static_cast<size_t>(wanted));
+  const int found =
+      best_tokens(asked.kernels, asked.logits, asked.vocab, asked.sampler,
+                  asked.known + asked.path_length(), asked.path.data(), asked.path_length(), wanted,
+                  scratch, offer.tokens.data(), offer.values.data());
+  offer.tokens.resize(static_cast<size_t>(std::min(found, asked.count)));
+  offer.values.resize(static_cast<size_t>(found));
+  return offer;
+}
+
+Offer likeliest(const Asked& asked, SelectScratch& scratch) {
+  Sampler sampler = asked.sampler;
+  if (sampler.temperature == 0.0) sampler.temperature = 1.0;
+  std::vector<float> probabilities(static_cast<size_t>(asked.vocab));
+  Offer offer;
+  if (!law(asked.logits, asked.vocab, sampler, asked.path.data(), asked.path_length(), scratch,
+           probabilities.data()))
+    return offer;
+  std::vector<int32_t> ids(probabilities.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const size_t kept = std::min(ids.size(), static_cast<size_t>(asked.count));
+  const auto p = [&](int32_t t) { return probabilities[static_cast<size_t>(t)]; };
+  std::partial_sort(ids.begin(), ids.begin() + static_cast<int64_t>(kept), ids.end(),
+                    [&](int32_t a, int32_t b) { return p(a) != p(b) ? p(a) > p(b) : a < b; });
+  for (size_t i = 0; i < kept && p(ids[i]) > 0.0f; ++i) {
+    offer.tokens.push_back(ids[i]);
+    offer.values.push_back(p(ids[i]));
+  }
+  return offer;
+}
+
+namespace {
+
+double entropy_of(const std::vector<float>& law) {
+  double entropy = 0.0;
+  for (const float q : law)
+    if (q > 0.0f) entropy -= static_cast<double>(q) * std::log(static_cast<double>(q));
+  return entropy;
+}
+
+// The greatest of a law but for what was taken, lowest id on ties; kNoToken when nothing is left.
+int32_t greatest(const std::vector<float>& law, const std::vector<int32_t>& taken) {
+  int32_t best = kNoToken;
+  for (int32_t t = 0; t < static_cast<int32_t>(law.size()); ++t) {
+    const float q = law[static_cast<size_t>(t)];
+    const bool better = best < 0 || q > law[static_cast<size_t>(best)];
+    if (q > 0.0f && better && std::find(taken.begin(), taken.end(), t) == taken.end()) best = t;
+  }
+  return best;
+}
+
+}  // namespace
+
+Offer drawn(const Asked& asked, Draw draw, double least, SelectScratch& scratch) {
+  Offer offer;
+  offer.law.resize(static_cast<size_t>(asked.vocab));
+  if (!law(asked.logits, asked.vocab, asked.sampler, asked.path.data(), asked.path_length(),
+           scratch, offer.law.data()))
+    return {};
+  if (least > 0.0 && 1.0 - std::sqrt(0.2 * entropy_of(offer.law)) < least) return {};
+  std::vector<int32_t> removed;
+  for (int i = 0; i < asked.count; ++i) {
+    int32_t token;
+    if (draw == Draw::kTopAndOne && i + 1 < asked.count) {
+      token = greatest(offer.law, removed);
+    } else {
+      const double u =
+          uniform(asked.kernels, asked.sampler, kDraftPurpose, asked.known, asked.node, i, scratch);
+      token = pick(offer.law.data(), asked.vocab, removed, u);
+    }
+    if (token < 0) break;
+    offer.draws.push_back(token);
+    if (draw != Draw::kSampled) removed.push_back(token);
+    if (std::find(offer.tokens.begin(), offer.tokens.end(), token) == offer.tokens.end())
+      offer.tokens.push_back(token);
+  }
+  return offer;
+}
+
+}  // namespace forerun
