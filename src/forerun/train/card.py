@@ -130,8 +130,8 @@ EXIT_RECIPE = """
 Muon for the matrices of the layers, AdamW for the embedding and the norms, bf16 autocast; a short
 warmup, a constant rate, then a linear decay. Rotary base 10000. The embedding started as that of
 `forerun-code`, projected to the width, all else from scratch. The loss is the cross-entropy of the
-last layer plus `--exit-weight` times that of the exit: 0.9 of its divergence from the last layer's
-law, held fixed, and 0.1 of its own cross-entropy.
+last layer plus `--exit-weight` times that of the exit, half of it the divergence from the last
+layer's law, held fixed, and half its own cross-entropy.
 """
 
 

@@ -38,7 +38,7 @@ class EarlyExit:
 
     layer: int
     weight: float = 0.3
-    hard_share: float = 0.1
+    hard_share: float = 0.5
 
     def __call__(self, model: Decoder, windows: Tensor) -> Tensor:
         """Mean over positions of windows [B, T + 1], in nats; gradients reach both exits."""

@@ -210,7 +210,9 @@ def machine() -> str:
         if line.startswith("model name"):
             name = line.split(":", 1)[1].strip()
             break
-    return f"{torch.get_num_threads()} cores of {name} with PyTorch {torch.__version__}"
+    count = torch.get_num_threads()
+    cores = f"{count} core{'s' if count > 1 else ''}"
+    return f"{cores} of {name} with PyTorch {torch.__version__}"
 
 
 def _write_facts(run: Run, out: Path, role: str, command: str) -> None:
