@@ -38,6 +38,7 @@ struct Vec {
 
 constexpr int kMaxRegisterRows = 2;
 constexpr int kTouchFrom = 9;  // rows from which the driver touches lines
+constexpr int kStretch = 8;    // K blocks a stretch
 #include "fma.inc"
 
 }  // namespace forerun::avx2

@@ -29,6 +29,7 @@ struct Vec {
 
 constexpr int kMaxRegisterRows = 8;
 constexpr int kTouchFrom = 4;  // rows from which the driver touches lines
+constexpr int kStretch = 8;    // K blocks a stretch
 #include "fma.inc"
 
 }  // namespace forerun::avx512

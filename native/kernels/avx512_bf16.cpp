@@ -18,6 +18,7 @@ namespace forerun::avx512_bf16 {
 constexpr int kRowBytes = kBlock * 2;
 constexpr int kMaxRegisterRows = 6;  // 24 chains + 4 weight registers + 2 broadcasts
 constexpr int kTouchFrom = 4;        // rows from which the driver touches lines
+constexpr int kStretch = 2;          // K blocks between two row groups: they share memory evenly
 
 // Row encoding: 16 words of 32 bits; word 2i = (a[4i] high, a[4i+2] low), word 2i+1 the odd pair.
 static void pack_rows(const float* x, int64_t stride, int rows, int inputs, void* packed) {
@@ -46,6 +47,13 @@ static void pack_half(const float* x, int half, void* row_block) {
 
 static inline __m512bh as_bf16(__m512i x) { return reinterpret_cast<__m512bh>(x); }
 
+// One pair in all lanes, straight from memory: by way of a general register it would take a slot of
+// the multipliers.
+static inline __m512bh spread(const uint8_t* pair) {
+  const __m128 value = _mm_load_ss(reinterpret_cast<const float*>(pair));
+  return as_bf16(_mm512_castps_si512(_mm512_broadcastss_ps(value)));
+}
+
 // One K block of R rows and T neighbouring tiles. Invariant: after step i, even[t][r] and odd[t][r]
 // hold the chains over inputs below 4i + 4 of the block.
 template <int R, int T>
@@ -64,10 +72,8 @@ static inline void tiles_block(const uint8_t* a, const uint8_t* tiles, float* c,
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      int pair[2];
-      __builtin_memcpy(pair, a + r * kRowBytes + 8 * i, 8);
-      const __m512bh ae = as_bf16(_mm512_set1_epi32(pair[0]));
-      const __m512bh ao = as_bf16(_mm512_set1_epi32(pair[1]));
+      const __m512bh ae = spread(a + r * kRowBytes + 8 * i);
+      const __m512bh ao = spread(a + r * kRowBytes + 8 * i + 4);
 #pragma GCC unroll 2
       for (int t = 0; t < T; ++t) {
         even[t][r] = _mm512_dpbf16_ps(even[t][r], ae, we[t]);
