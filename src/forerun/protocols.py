@@ -228,6 +228,20 @@ class DraftRow:
     committed_len: int = 0
 
 
+class Prices(Protocol):
+    """What drafting must be expected to yield, to be worth its time; learned elsewhere."""
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether rows decode plainly for now."""
+
+    def of_nodes(self, num_rows: int, most: int) -> tuple[float, ...]:
+        """`GrowthPlan.prices` for so many rows of at most so many nodes."""
+
+    def of_pass(self, num_rows: int) -> float:
+        """`GrowthPlan.pass_price`."""
+
+
 class Drafter(Protocol):
     """What may come next? Proposals may be anything; only speed depends on their quality."""
 

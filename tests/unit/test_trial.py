@@ -42,7 +42,7 @@ def test_given_what_passes_cost_then_drafting_pays_or_not(target, drafter, pays)
     assert draft_pays(target, drafter) is pays
 
 
-def test_given_a_large_model_then_each_pass_is_timed_once() -> None:
+def test_given_a_large_model_then_its_passes_are_timed_a_few_times_only() -> None:
     target = Paced(0.06)
     draft_pays(target, Paced())
-    assert target.calls == [1, 3]
+    assert target.calls == [1, 3] * 3  # the first warms up

@@ -13,7 +13,7 @@ the kept path's K/V is moved behind the text; a leaf that was not read rides in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from forerun.protocols import (
     DraftRow,
     Growth,
     GrowthPlan,
+    Prices,
     ProposalPlan,
     Sampler,
 )
@@ -76,16 +77,23 @@ class _Progress:
 class LM:
     """Drafts with a backend of its own; `span` sums the seconds of that backend's calls.
 
-    Without a `growth` it drafts coupled chains of `num_levels`; with one, trees at most so deep.
+    Without a `growth` it drafts coupled chains of `num_levels`; with one, trees at most so deep,
+    and by `prices`, where there are some, no more of them than pays.
     """
 
     def __init__(
-        self, backend: Backend, num_levels: int, span: Span, growth: Growth | None = None
+        self,
+        backend: Backend,
+        num_levels: int,
+        span: Span,
+        growth: Growth | None = None,
+        prices: Prices | None = None,
     ) -> None:
         self._backend = backend
         self._num_steps = num_levels
         self._span = span
         self._growth = growth
+        self._prices = prices
         self._margins = Margins()
         self._slots = Slots(backend.num_blocks)
         self._progress: dict[int, _Progress] = {}
@@ -105,7 +113,8 @@ class LM:
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
         """One chain a row; nothing for rows without room, in one backend call for all others."""
-        drafting = [row for row in rows if self._prepare(row)]
+        is_paused = self._prices is not None and self._prices.is_paused
+        drafting = [] if is_paused else [row for row in rows if self._prepare(row)]
         if not drafting:
             return [plain_draft(row.tokens[-1]) for row in rows]
         drafts = self._chains(drafting) if self._growth is None else self._trees(drafting)
@@ -211,13 +220,18 @@ class LM:
             self._margins.table(is_greedy=row.sampler.params.temperature == 0) for row in rows
         ]
         depths = [min(self._num_steps, row.max_depth) for row in rows]
-        return GrowthPlan(
+        plan = GrowthPlan(
             *self._unread(rows),
             budgets=np.array([row.max_drafted for row in rows], np.int32),
             depths=np.array(depths, np.int32),
             growth=self._growth,
             acceptance=np.stack(tables),
         )
+        if self._prices is None:
+            return plan
+        most = max(row.max_drafted for row in rows)
+        prices, of_pass = self._prices.of_nodes(len(rows), most), self._prices.of_pass(len(rows))
+        return replace(plan, prices=prices, pass_price=of_pass)
 
     def _unread(
         self, rows: Sequence[DraftRow]

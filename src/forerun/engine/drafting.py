@@ -13,6 +13,7 @@ from pathlib import Path
 
 from forerun.backends.slots import Slots
 from forerun.composition import DrafterName
+from forerun.control.prices import Prices, measured
 from forerun.control.trial import draft_pays
 from forerun.draft import Draw
 from forerun.drafters.corpus_files import open_corpus, tokenizer_fingerprint
@@ -46,8 +47,8 @@ OpenModel = Callable[[Path], Backend]
 @dataclass(frozen=True, slots=True, eq=False)
 class Surroundings:
     """What drafters are built from: the target, its K/V blocks and where its own drafters lie, its
-    tokenizer, how a model is opened, the span of a drafter's backend calls, and the shape and rule
-    they serve."""
+    tokenizer, how a model is opened, the span of a drafter's backend calls, the shape and rule they
+    serve, and the prices of its nodes where their number is ours to choose."""
 
     target: Backend
     slots: Slots
@@ -58,6 +59,7 @@ class Surroundings:
     shape: Shape
     rule: str
     is_top: bool = False
+    prices: Prices | None = None
 
 
 def discovered(around: Surroundings) -> DrafterName:
@@ -171,7 +173,10 @@ def _small_model(name: DrafterName, around: Surroundings) -> Drafter:
         return _translated(path, spec, around)
     _refuse_other_vocabulary(around, path)
     growth = growth_of(around.shape, around.rule, is_top=around.is_top)
-    return LM(around.open_model(path), num_levels(around.shape), around.span, growth)
+    backend = around.open_model(path)
+    if around.prices is not None:
+        around.prices.settle(measured(around.target, backend))
+    return LM(backend, num_levels(around.shape), around.span, growth, around.prices)
 
 
 def _translated(path: Path, spec: ModelSpec, around: Surroundings) -> Drafter:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from forerun.backends.slots import Slots
 from forerun.control.pace import Pace
+from forerun.control.prices import Prices
 from forerun.drafters.guard import Guard
 from forerun.engine.drafting import OpenModel, Surroundings, build_drafter, discovered
 from forerun.engine.shaping import RULES, live_shape
@@ -30,6 +31,7 @@ class Parts:
     rule: Rule
     schedule: Schedule
     pace: Pace | None = None  # only where nobody asked for a length
+    prices: Prices | None = None  # only where nobody asked for a number of nodes
     witness: Witness | None = None
 
 
@@ -53,9 +55,12 @@ def build_parts(
     """
     wanted = speculation.composition()
     slots, name = Slots(target.num_blocks), wanted.drafter
+    is_free_tree = wanted.shape.kind == "tree" and not wanted.shape.size and not wanted.shape.file
+    prices = Prices() if is_free_tree and wanted.rule == "match" else None
     around = Surroundings(
         target, slots, directory, tokenizer, open_model, model_span, rule=wanted.rule,
         shape=live_shape(wanted.shape, name.name), is_top=wanted.shape.is_top,
+        prices=prices,
     )  # fmt: skip
     if name.name == "auto":
         name = discovered(around)
@@ -64,4 +69,4 @@ def build_parts(
     drafter = Guard(build_drafter(name, around), shape, target.spec.vocab)
     is_paced = wanted.shape.kind == "auto" and wanted.rule == "match" and name.name != "none"
     pace = Pace(shape.max_drafted) if is_paced else None
-    return Parts(target, slots, drafter, shape, RULES[wanted.rule], Sequential(), pace)
+    return Parts(target, slots, drafter, shape, RULES[wanted.rule], Sequential(), pace, prices)

@@ -51,6 +51,8 @@ class Queue:
             self._parts.witness.settled(stats)
         if is_steady and self._parts.pace is not None:
             self._parts.pace.learn(stats)
+        if is_steady and self._parts.prices is not None:
+            self._parts.prices.learn(stats)
         for row in rows:
             row.tally.rounds.append(stats)
             row.tally.num_failures += self._parts.drafter.failed(row.id)

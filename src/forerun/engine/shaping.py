@@ -21,7 +21,7 @@ from forerun.shapes.tree import FixedTree, Tree
 # The longest chain of `shape=auto`; how much of it is used is measured round by round (`Pace`).
 AUTO_CHAIN = {"lm": 8, "lookup": 12, "none": 1}
 _AUTO_LEN = 8  # of any other drafter
-_AUTO_TREE = 8  # nodes: about as many as are verified for the price of one without AMX
+_AUTO_TREE = 24  # nodes at most; how many are drafted is decided by what they cost (`Prices`)
 _CHAIN_STOP = 0.25  # expected acceptance of a whole chain below which it is not continued
 
 RULES: dict[str, Rule] = {

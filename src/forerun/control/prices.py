@@ -1,0 +1,122 @@
+"""What a drafted node and a drafting pass must be expected to yield, to be worth their time.
+
+Costs are timed once, when an engine is built; what a second is worth is learned round by round. A
+node pays if its chance to be kept is at least the tokens that its share of the verification would
+have yielded otherwise. Any price gives the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from forerun.control.trial import chain_of, least_seconds, proposal_of
+from forerun.protocols import Backend
+from forerun.stats import RoundStats
+
+_WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24)  # nodes a pass is timed with
+_STEPS = (1, 3)
+_MEMORY = 0.95  # of past rounds that a round keeps: about the last twenty
+_PASS_YIELD = 0.6  # of the scores that a pass expands, what its best children keep
+_FIRST_PAUSE, _LAST_PAUSE = 32, 512  # plain rounds before drafting is tried again
+_TRIED = 12  # drafting rounds before it is compared with decoding plainly
+_GAIN = 1.02
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Seconds of a verification of so many nodes, `(num_nodes, seconds)` ascending, and of one pass
+    of the drafter."""
+
+    verify: tuple[tuple[int, float], ...]
+    pass_s: float
+
+    def slopes(self) -> tuple[tuple[int, float], ...]:
+        """`(up to so many nodes, seconds a node)` of the greatest convex curve below the times.
+
+        A step in the times (a kernel's next group of rows) is spread over the nodes behind it, for
+        who takes the first of them may take them all.
+        """
+        found, at = [], 0
+        while at + 1 < len(self.verify):
+            few, least = self.verify[at]
+            slopes = [(most_s - least) / (most - few) for most, most_s in self.verify[at + 1 :]]
+            slope = min(slopes)
+            at += len(slopes) - slopes[::-1].index(slope)  # the farthest of the flattest
+            found.append((self.verify[at][0], max(0.0, slope)))
+        return tuple(found)
+
+
+def measured(target: Backend, drafter: Backend) -> Costs:
+    """Costs on this machine, timed in turns."""
+    calls: list[Callable[[], object]] = [partial(target.forward, chain_of(n)) for n in _WIDTHS]
+    calls += [partial(drafter.propose, proposal_of(n)) for n in _STEPS]
+    seconds = least_seconds(*calls)
+    few, many = seconds[len(_WIDTHS) :]
+    pass_s = max(0.0, (many - few) / (_STEPS[1] - _STEPS[0]))
+    return Costs(tuple(zip(_WIDTHS, seconds, strict=False)), pass_s)
+
+
+class Prices:
+    """Prices by costs and by the tokens a second that rounds yield; pauses drafting that loses.
+
+    Nothing costs anything before `settle`.
+    """
+
+    def __init__(self) -> None:
+        self._slopes: tuple[tuple[int, float], ...] = ((1, 0.0),)
+        self._pass_s = 0.0
+        self._plain_s = 0.0
+        self._tokens, self._seconds = 0.0, 0.0
+        self._num_drafting = 0
+        self._pause, self._next_pause = 0, _FIRST_PAUSE
+
+    def settle(self, costs: Costs) -> None:
+        """Take the costs of the machine and the models at hand."""
+        self._slopes, self._pass_s = costs.slopes(), costs.pass_s
+        self._plain_s = costs.verify[0][1]
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second of a row, over the last rounds; of plain decoding before the first."""
+        if self._seconds:
+            return self._tokens / self._seconds
+        return 1.0 / self._plain_s if self._plain_s else 0.0
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether rows decode plainly for now."""
+        return self._pause > 0
+
+    def of_nodes(self, num_rows: int, most: int) -> tuple[float, ...]:
+        """Price of the first, second, … node of each of so many rows."""
+        worth = self.rate * num_rows
+        return tuple(worth * self._slope(num_rows * (node + 2)) for node in range(max(1, most)))
+
+    def of_pass(self, num_rows: int) -> float:
+        """What the scores of the nodes that a pass would expand must sum to."""
+        return self.rate * num_rows * self._pass_s / _PASS_YIELD
+
+    def learn(self, stats: RoundStats) -> None:
+        """Take in a decoding round."""
+        if self._pause:
+            self._pause -= 1
+            self._plain_s += 0.1 * (stats.round_s - self._plain_s)
+            return
+        self._tokens = _MEMORY * self._tokens + stats.num_accepted / stats.num_rows + 1
+        self._seconds = _MEMORY * self._seconds + stats.round_s
+        self._num_drafting += 1
+        if self._num_drafting < _TRIED:
+            return
+        if self.rate * self._plain_s * _GAIN < 1.0 and stats.num_rows == 1:
+            self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LAST_PAUSE)
+            self._num_drafting, self._tokens, self._seconds = 0, 0.0, 0.0
+        else:
+            self._next_pause = _FIRST_PAUSE
+
+    def _slope(self, num_nodes: int) -> float:
+        for up_to, slope in self._slopes:
+            if num_nodes <= up_to:
+                return slope
+        return self._slopes[-1][1]

@@ -1,0 +1,94 @@
+"""What a node must be expected to yield: by what it costs, and by what a second is worth."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from forerun.control.prices import Costs, Prices
+from forerun.stats import RoundStats
+
+FLAT_THEN_STEEP = Costs(((1, 0.010), (2, 0.010), (4, 0.0115), (8, 0.013), (16, 0.029)), 0.001)
+
+
+def settled(costs=FLAT_THEN_STEEP):
+    prices = Prices()
+    prices.settle(costs)
+    return prices
+
+
+def round_of(accepted, seconds, drafted=4):
+    return RoundStats(1, drafted, accepted, seconds, 0.0, 0.0, 0.0)
+
+
+def test_given_times_then_slopes_are_those_of_the_convex_curve_below():
+    assert FLAT_THEN_STEEP.slopes() == (
+        (2, 0.0),
+        (8, pytest.approx(0.0005)),
+        (16, pytest.approx(0.002)),
+    )
+
+
+@given(st.lists(st.floats(0.001, 1.0), min_size=2, max_size=8))
+def test_given_any_times_then_slopes_never_fall_and_never_ask_more_than_was_measured(times):
+    costs = Costs(tuple((n + 1, seconds) for n, seconds in enumerate(times)), 0.0)
+    slopes = costs.slopes()
+
+    assert [up_to for up_to, _ in slopes] == sorted({up_to for up_to, _ in slopes})
+    assert all(a <= b + 1e-12 for (_, a), (_, b) in itertools.pairwise(slopes))
+    assert slopes[-1][0] == len(times)
+
+
+def test_given_faster_decoding_then_every_node_is_dearer():
+    prices = settled()
+    at_first = prices.of_nodes(1, 12)
+    for _ in range(20):
+        prices.learn(round_of(accepted=3, seconds=0.012))
+
+    now = prices.of_nodes(1, 12)
+    assert at_first[0] == 0.0
+    assert list(now) == sorted(now)
+    assert all(b > a for a, b in zip(at_first[1:], now[1:], strict=True))
+    assert prices.of_pass(1) > 0
+
+
+def test_given_more_rows_then_a_node_reaches_the_steep_part_sooner():
+    prices = settled()
+
+    assert prices.of_nodes(4, 4)[1] > 4 * prices.of_nodes(1, 4)[1]
+
+
+def test_given_rounds_that_lose_then_drafting_pauses_and_is_tried_again():
+    # given rounds dearer than plain decoding, and nothing kept
+    prices = settled()
+    for _ in range(12):
+        assert not prices.is_paused
+        prices.learn(round_of(accepted=0, seconds=0.02))
+    # then rows decode plainly for a while
+    num_plain = 0
+    while prices.is_paused:
+        prices.learn(round_of(accepted=0, seconds=0.01, drafted=0))
+        num_plain += 1
+    assert num_plain == 32
+    # ... and twice as long if it still loses
+    for _ in range(12):
+        prices.learn(round_of(accepted=0, seconds=0.02))
+    for _ in range(64):
+        assert prices.is_paused
+        prices.learn(round_of(accepted=0, seconds=0.01, drafted=0))
+    assert not prices.is_paused
+
+
+def test_control_given_rounds_that_win_then_drafting_goes_on():
+    prices = settled()
+    for _ in range(100):
+        prices.learn(round_of(accepted=2, seconds=0.015))
+        assert not prices.is_paused
+
+
+def test_given_nothing_settled_then_nothing_costs_anything():
+    assert Prices().of_nodes(2, 3) == (0.0, 0.0, 0.0)
+    assert Prices().of_pass(2) == 0.0
