@@ -33,7 +33,7 @@ RULES: dict[str, Rule] = {
 }
 
 WIDTH = 4  # most children of a node where trees grow best first
-_FRONTIER, _LEVELS = 4, 12
+_FRONTIER, _LEVELS = 2, 12
 _LEAST = 0.02  # a path less likely than this is not worth the node
 
 
