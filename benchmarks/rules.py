@@ -28,7 +28,7 @@ from forerun.tools.bench_decode import progress
 from forerun.tools.prompt_files import read_suite, spread
 
 CHAIN_RULES = ("match", "rejection", "block", "traversal", "kseq")
-TREE_RULES = ("match", "rejection", "rejection:top", "traversal", "kseq")
+TREE_RULES = ("match", "rejection", "rejection:top", "rejection:likeliest", "traversal", "kseq")
 TEMPERATURES = (0.0, 0.5, 0.7, 1.0)
 NUM_RESAMPLES = 2000
 

@@ -24,7 +24,10 @@ _DRAFTERS = (
     "auto, none, lookup, lookup:DIR, prediction:FILE, lm, lm:DIR, exit:LAYER, router(D,D,…),"
     " nested(D,S,R)"
 )
-_SHAPES = "auto, chain:K, chain:auto, tree:N, tree:auto, tree:3x2x1, tree:FILE.json, each tree :top"
+_SHAPES = (
+    "auto, chain:K, chain:auto, tree:N, tree:auto, tree:3x2x1, tree:FILE.json, each tree also with"
+    " :top or :likeliest"
+)
 
 # Drafters whose proposals are tokens without a law, and those that read a small model.
 POINT_DRAFTERS = ("none", "lookup", "prediction")
@@ -54,14 +57,15 @@ class ShapeName:
 
     `kind`: `auto`, `chain` or `tree`. `size`: the most drafted nodes, 0 where it is ours to choose.
     `widths`: children of every node, level by level. `file`: parents in a JSON file.
-    `is_top`: siblings are the likeliest tokens and one sampled from the rest.
+    `siblings`: `top`, the likeliest tokens and one sampled from the rest; `likeliest`, all of them
+    the likeliest; empty, as the rule prefers.
     """
 
     kind: str = "auto"
     size: int = 0
     widths: tuple[int, ...] = ()
     file: str | None = None
-    is_top: bool = False
+    siblings: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +124,9 @@ def read_shape(text: str) -> ShapeName:
     if kind == "chain" and _is_count(rest):
         return ShapeName("chain", int(rest))
     if kind == "tree" and rest:
-        size, _, top = rest.partition(":")
-        if top in ("", "top"):
-            return _read_tree(size, text, is_top=top == "top")
+        size, _, siblings = rest.partition(":")
+        if siblings in ("", "top", "likeliest"):
+            return _read_tree(size, text, siblings)
     if kind in ("chain", "tree"):
         raise OptionError(
             f"shape {text!r}: write {kind}:auto or {kind}:N with N in [1, {LONGEST}]"
@@ -131,19 +135,19 @@ def read_shape(text: str) -> ShapeName:
     raise _unknown("shape", text, _SHAPES)
 
 
-def _read_tree(size: str, text: str, *, is_top: bool) -> ShapeName:
+def _read_tree(size: str, text: str, siblings: str) -> ShapeName:
     if size == "auto":
-        return ShapeName("tree", is_top=is_top)
+        return ShapeName("tree", siblings=siblings)
     if size.endswith(".json"):
-        return ShapeName("tree", file=size, is_top=is_top)
+        return ShapeName("tree", file=size, siblings=siblings)
     if _is_count(size):
-        return ShapeName("tree", int(size), is_top=is_top)
+        return ShapeName("tree", int(size), siblings=siblings)
     widths = size.split("x")
     if len(widths) > 1 and all(_is_count(width) for width in widths):
         levels = tuple(int(width) for width in widths)
         total = num_nodes(levels)
         if total <= LONGEST:
-            return ShapeName("tree", total, levels, is_top=is_top)
+            return ShapeName("tree", total, levels, siblings=siblings)
         raise OptionError(f"shape {text!r} has {total} nodes: at most {LONGEST} can be verified")
     raise OptionError(
         f"shape {text!r}: write tree:auto, tree:N with N in [1, {LONGEST}], widths of its levels"
@@ -217,7 +221,12 @@ def _unknown(axis: str, text: str, available: str) -> OptionError:
 
 def _refuse_impossible(drafter: DrafterName, shape: ShapeName, rule: str) -> None:
     """The table of docs/exactness.md: which rule may judge which draft."""
-    if shape.is_top and rule in ("match", "block", "traversal", "kseq"):
+    if shape.siblings == "likeliest" and rule in ("block", "traversal", "kseq"):
+        raise IncompatibleSpeculation(
+            f"rule {rule} needs the law its drafts were sampled from, and siblings drawn as"
+            " `:likeliest` have none: drop `:likeliest`, or use match or rejection"
+        )
+    if shape.siblings == "top" and rule in ("match", "block", "traversal", "kseq"):
         raise IncompatibleSpeculation(
             f"rule {rule} cannot use siblings drawn as `:top` (the likeliest tokens and one from"
             " the rest), which only rejection has a law for: drop `:top`, or use rejection"

@@ -51,6 +51,8 @@ SHAPES = (
     "tree:{tree}",
     "tree:5:top",
     "tree:3x2x1:top",
+    "tree:5:likeliest",
+    "tree:3x2x1:likeliest",
 )
 TREE_PARENTS = [0, 0, 1, 2, 1, 3, 0, 6]
 OTHER_MERGES = [("a", "b"), ("e", "n"), ("ab", "c")]

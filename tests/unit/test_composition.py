@@ -48,7 +48,8 @@ def test_given_parentheses_then_what_is_inside_is_read():
         ("chain:auto", ShapeName("chain")),
         ("tree:24", ShapeName("tree", 24)),
         ("tree:auto", ShapeName("tree")),
-        ("tree:16:top", ShapeName("tree", 16, is_top=True)),
+        ("tree:16:top", ShapeName("tree", 16, siblings="top")),
+        ("tree:8:likeliest", ShapeName("tree", 8, siblings="likeliest")),
         ("tree:3x2x1", ShapeName("tree", 15, (3, 2, 1))),
         ("tree:mine.json", ShapeName("tree", file="mine.json")),
     ],
@@ -97,6 +98,10 @@ REFUSED = [
     *[
         (("lm", "tree:8:top", rule), f"rule {rule} cannot use siblings drawn as `:top`")
         for rule in ("match", "block", "traversal", "kseq")
+    ],
+    *[
+        (("lm", "tree:8:likeliest", rule), "siblings drawn as `:likeliest` have none")
+        for rule in ("block", "traversal", "kseq")
     ],
     (("lm", "tree:8", "block"), "rule block judges one chain, not a tree: use traversal"),
     *[

@@ -16,7 +16,7 @@ DRAFTERS = (
     "none", "lookup", "prediction:FILE", "lm", "exit:4", "nested(lm,chain:2,match)",
     "router(lookup,lm)", "auto",
 )  # fmt: skip
-SHAPES = ("auto", "chain:4", "tree:8", "tree:2x2", "tree:2x2:top")
+SHAPES = ("auto", "chain:4", "tree:8", "tree:2x2", "tree:2x2:top", "tree:8:likeliest")
 
 
 def refusals() -> list[tuple[str, str]]:

@@ -58,7 +58,7 @@ class Surroundings:
     span: Span
     shape: Shape
     rule: str
-    is_top: bool = False
+    siblings: str = ""
     prices: Prices | None = None
 
 
@@ -130,7 +130,7 @@ def _exit(name: DrafterName, around: Surroundings) -> Drafter:
             f"{around.directory} is an inflated model ({INFLATION_FILE}): its upper layers are"
             " identities, so an early exit would measure nothing; use lm or lookup"
         )
-    growth = growth_of(around.shape, around.rule) or Growth(
+    growth = growth_of(around.shape, around.rule, around.siblings) or Growth(
         Draw.COUPLED, tuple(range(around.shape.max_drafted))
     )
     return Exit(around.target, around.slots, num_layers, growth, around.span)
@@ -172,7 +172,7 @@ def _small_model(name: DrafterName, around: Surroundings) -> Drafter:
     if not _speaks_alike(around, path):
         return _translated(path, spec, around)
     _refuse_other_vocabulary(around, path)
-    growth = growth_of(around.shape, around.rule, is_top=around.is_top)
+    growth = growth_of(around.shape, around.rule, around.siblings)
     backend = around.open_model(path)
     if around.prices is not None:
         around.prices.settle(measured(around.target, backend))
@@ -185,7 +185,12 @@ def _translated(path: Path, spec: ModelSpec, around: Surroundings) -> Drafter:
     sizes = (own, spec.vocab, around.tokenizer, around.target.spec.vocab)
     longest = around.shape.max_drafted
     if around.rule != "match":
-        growth = growth_of(around.shape, around.rule, is_top=around.is_top)
+        if around.siblings == "likeliest":
+            raise IncompatibleSpeculation(
+                f"{path} has another vocabulary, whose likeliest tokens are not laid out as a tree:"
+                " drop `:likeliest`, or use match"
+            )
+        growth = growth_of(around.shape, around.rule, around.siblings)
         assert growth is not None
         shared = intersect(*sizes)
         readings = Readings(around.open_model(path), own, around.tokenizer, around.span)

@@ -59,7 +59,7 @@ def build_parts(
     prices = Prices() if is_free_tree and wanted.rule == "match" else None
     around = Surroundings(
         target, slots, directory, tokenizer, open_model, model_span, rule=wanted.rule,
-        shape=live_shape(wanted.shape, name.name), is_top=wanted.shape.is_top,
+        shape=live_shape(wanted.shape, name.name), siblings=wanted.shape.siblings,
         prices=prices,
     )  # fmt: skip
     if name.name == "auto":

@@ -65,8 +65,12 @@ def _read_tree(path: Path) -> FixedTree:
     return FixedTree(tuple(parents))
 
 
-def growth_of(shape: Shape, rule: str, *, is_top: bool = False) -> Growth | None:
+def growth_of(shape: Shape, rule: str, siblings: str = "") -> Growth | None:
     """How a small model grows the shape for the rule; None for coupled chains."""
+    if siblings == "likeliest":
+        # Path probability: EAGLE-2 and OPT-Tree grow so (arXiv:2406.16858, 2406.17276).
+        given = shape.parents if isinstance(shape, FixedTree) else None
+        return Growth(Draw.POINT, given, WIDTH, _FRONTIER, _LEAST)
     if rule == "match":
         if isinstance(shape, Tree):
             return Growth(Draw.COUPLED, None, WIDTH, _FRONTIER, _LEAST)
@@ -78,7 +82,7 @@ def growth_of(shape: Shape, rule: str, *, is_top: bool = False) -> Growth | None
     if isinstance(shape, Chain):
         return Growth(Draw.SAMPLED, tuple(range(shape.max_drafted)), least=shape.stop)
     draw = Draw.SAMPLED if rule == "kseq" else Draw.WITHOUT_REPLACEMENT
-    return Growth(Draw.TOP_AND_ONE if is_top else draw, settled(shape))
+    return Growth(Draw.TOP_AND_ONE if siblings == "top" else draw, settled(shape))
 
 
 def settled(shape: Shape) -> tuple[int, ...] | None:

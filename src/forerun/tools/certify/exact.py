@@ -74,9 +74,11 @@ def _proof(rule: Rule, draw: Draw, parents: tuple[int, ...], kind: str, seed: in
 
 def _draw(wanted: Composition) -> Draw:
     """How the drafter of a composition draws (`engine/drafting.py`)."""
+    if wanted.shape.siblings == "likeliest":
+        return Draw.POINT
     if all(leaf.name in POINT_DRAFTERS for leaf in wanted.drafter.leaves()):
         return Draw.POINT
-    if wanted.shape.is_top:
+    if wanted.shape.siblings == "top":
         return Draw.TOP_AND_ONE
     is_kept = wanted.rule == "kseq" or wanted.shape.kind != "tree"
     return Draw.SAMPLED if is_kept else Draw.WITHOUT_REPLACEMENT
