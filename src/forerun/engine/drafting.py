@@ -184,12 +184,10 @@ def _translated(path: Path, spec: ModelSpec, around: Surroundings) -> Drafter:
     own = load_tokenizer(path, spec)
     sizes = (own, spec.vocab, around.tokenizer, around.target.spec.vocab)
     longest = around.shape.max_drafted
+    if around.siblings == "likeliest":
+        readings = Readings(around.open_model(path), own, around.tokenizer, around.span)
+        return Translated(readings, longest, None)  # its text encoded again: no draw, no law
     if around.rule != "match":
-        if around.siblings == "likeliest":
-            raise IncompatibleSpeculation(
-                f"{path} has another vocabulary, whose likeliest tokens are not laid out as a tree:"
-                " drop `:likeliest`, or use match"
-            )
         growth = growth_of(around.shape, around.rule, around.siblings)
         assert growth is not None
         shared = intersect(*sizes)
