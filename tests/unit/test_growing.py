@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forerun.backends.growing import SHALLOW, grow
@@ -16,7 +16,8 @@ from forerun.protocols import NUM_MARGINS, NUM_RANKS, Growth, GrowthPlan, Sample
 
 VOCAB = 12
 SAMPLED = (Draw.SAMPLED, Draw.WITHOUT_REPLACEMENT, Draw.TOP_AND_ONE)
-SETTINGS = settings(max_examples=120, deadline=None)
+# A starved machine is slow at drawing examples, too.
+SETTINGS = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Model:

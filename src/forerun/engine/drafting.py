@@ -184,11 +184,10 @@ def _translated(path: Path, spec: ModelSpec, around: Surroundings) -> Drafter:
     own = load_tokenizer(path, spec)
     sizes = (own, spec.vocab, around.tokenizer, around.target.spec.vocab)
     longest = around.shape.max_drafted
-    if around.siblings == "likeliest":
-        readings = Readings(around.open_model(path), own, around.tokenizer, around.span)
-        return Translated(readings, longest, None)  # its text encoded again: no draw, no law
     if around.rule != "match":
-        growth = growth_of(around.shape, around.rule, around.siblings)
+        # Shared tokens are always drawn: for the likeliest there is no pass that lays them out.
+        siblings = around.siblings if around.siblings == "top" else ""
+        growth = growth_of(around.shape, around.rule, siblings)
         assert growth is not None
         shared = intersect(*sizes)
         readings = Readings(around.open_model(path), own, around.tokenizer, around.span)
