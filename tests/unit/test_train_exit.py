@@ -13,10 +13,12 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F  # noqa: E402  (needs the extra)
+from tokenizers import Tokenizer  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from forerun.backends.torch.decoder import Decoder  # noqa: E402
 from forerun.errors import ModelError, OptionError  # noqa: E402
+from forerun.models.resolve import resolve_model  # noqa: E402
 from forerun.models.spec import read_exit_layer, read_spec  # noqa: E402
 from forerun.train.batches import Batches  # noqa: E402
 from forerun.train.card import write_card  # noqa: E402
@@ -242,3 +244,21 @@ class TestCommand:
         assert card.startswith("# forerun-code-exit\n")
         assert "| its exit after layer 2 | 1.750 | |" in card
         assert "| held-out text | 71.0% | 62.0% | 53.0% |" in card
+
+
+class TestEmbedded:
+    def test_the_shipped_model_foretells_itself(self) -> None:
+        directory = resolve_model("forerun-code-exit")
+        layer, model = read_exit_layer(directory), load_decoder(directory)
+        assert layer is not None
+        assert model.spec.num_parameters < 3e6
+        family = resolve_model("forerun-code")
+        tokenizer = (directory / "tokenizer.json").read_bytes()
+        assert tokenizer == (family / "tokenizer.json").read_bytes()
+        # This file is younger than the corpus: the model has not seen it.
+        ids = Tokenizer.from_str(tokenizer.decode()).encode(Path(__file__).read_text()).ids
+        written = torch.tensor([ids[:512]])
+        assert agreement(model, lower_layers(model, layer), written)["0.7"] > 0.5
+        # The control: a good model that was never asked to be read there.
+        plain = load_decoder(family)
+        assert agreement(plain, lower_layers(plain, layer), written)["0.7"] < 0.3
