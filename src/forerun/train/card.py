@@ -130,8 +130,8 @@ EXIT_RECIPE = """
 Muon for the matrices of the layers, AdamW for the embedding and the norms, bf16 autocast; a short
 warmup, a constant rate, then a linear decay. Rotary base 10000. The embedding started as that of
 `forerun-code`, projected to the width, all else from scratch. The loss is the cross-entropy of the
-last layer plus `--exit-weight` times that of the exit, half of it the divergence from the last
-layer's law, held fixed, and half its own cross-entropy.
+last layer plus `--exit-weight` times that of the exit: its own cross-entropy in a share of
+`--exit-hard-share`, for the rest the divergence from the last layer's law, held fixed.
 """
 
 

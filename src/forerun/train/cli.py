@@ -74,6 +74,9 @@ class LessonArguments:
         int, typer.Option(help="Also learn to say the next token after this layer.")
     ] = 0
     exit_weight: Annotated[float, typer.Option(help="Weight of that exit's loss.")] = 0.3
+    exit_hard_share: Annotated[
+        float, typer.Option(help="Share of it learned from the text, not from the last layer.")
+    ] = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

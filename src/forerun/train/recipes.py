@@ -286,7 +286,7 @@ def _objective(lesson: LessonArguments, num_layers: int) -> Objective:
             " another: give one of them"
         )
     check_exit(lesson.exit_layer, num_layers)
-    return EarlyExit(lesson.exit_layer, lesson.exit_weight)
+    return EarlyExit(lesson.exit_layer, lesson.exit_weight, lesson.exit_hard_share)
 
 
 def _text_lesson(run: Run, corpus: Path, objective: Objective) -> _Lesson:
