@@ -160,9 +160,11 @@ def _figures(measured: Mapping[str, Any]) -> str:
     ]
     lines += ["", *_positions(measured["bits_by_position"]), "", *_completions(measured)]
     if early is not None:
-        lines += ["", *_agreement("exit", "last layer", early["agreement"])]
+        whose = "exit's first choice is the last layer's token, on held-out text and on the model's"
+        lines += ["", *_agreement(whose, early["agreement"])]
     if "agreement" in measured:
-        lines += ["", *_agreement("drafter", "target", measured["agreement"])]
+        whose = "drafter's first choice is the target's token, on the target's"
+        lines += ["", *_agreement(whose, measured["agreement"])]
     return "\n".join(lines)
 
 
@@ -195,16 +197,14 @@ def _completions(measured: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _agreement(
-    drafter: str, target: str, agreement: Mapping[str, Mapping[str, float]]
-) -> list[str]:
+def _agreement(whose: str, agreement: Mapping[str, Mapping[str, float]]) -> list[str]:
     rows = [
         f"| {text} | {values['greedy']:.1%} | {values['0.7']:.1%} | {values['1.0']:.1%} |"
         for text, values in agreement.items()
     ]
     return [
-        f"How often the {drafter}'s first choice is the {target}'s token, on the {target}'s own"
-        " held-out completions; with temperature, both add the same Gumbel noise:",
+        f"How often the {whose} own held-out completions; with temperature, both add the same"
+        " Gumbel noise:",
         "",
         "| text written at | greedy choice | T = 0.7 | T = 1.0 |",
         "|---|---|---|---|",
