@@ -206,7 +206,7 @@ def test_given_its_own_tokens_renumbered_then_a_greedy_model_drafts_the_same(tar
         kept = [w == t for w, t in zip(wanted[1:], tokens[at:], strict=False)]
         at += [*kept, False].index(False) + 1
 
-    assert num_equal > 80
+    assert num_equal > 40
 
 
 def is_text(target, tokens):
