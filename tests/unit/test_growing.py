@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forerun.backends.growing import SHALLOW, grow
+from forerun.backends.growing import grow
+from forerun.composition import LONGEST
 from forerun.draft import Draw
 from forerun.options import SamplingParams
 from forerun.protocols import NUM_MARGINS, NUM_RANKS, Growth, GrowthPlan, Sampler
@@ -100,7 +101,7 @@ def test_given_any_growth_then_drafts_are_trees_within_budget_and_depth(
         assert draft.num_drafted <= budget
         assert int(draft.tree.depths().max()) <= depth
         assert draft.tree.tokens[0] == plan.catch_up[2 * row + 1]
-    assert len(model.asked) <= max(1, min(SHALLOW, max(depth for _, depth in room)))
+    assert len(model.asked) <= max(1, min(LONGEST, max(depth for _, depth in room)))
     for leaves in model.asked:
         assert len(set(leaves)) == len(leaves)
 

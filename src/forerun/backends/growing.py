@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun import sampling
+from forerun.composition import LONGEST
 from forerun.draft import Draft, Draw
 from forerun.errors import BackendError
 from forerun.noise import RoundNoise
@@ -30,13 +31,12 @@ from forerun.protocols import (
     Sampler,
 )
 from forerun.shapes.draw import draw_children
+from forerun.shapes.tree import children_of
 from forerun.tree import TokenTree
 
 Logits = NDArray[np.float32]
 # Of each leaf `(row, candidate)`: the logits below it, given every row's candidates so far.
 Read: TypeAlias = Callable[[Sequence["Row"], Sequence[tuple[int, int]]], Logits]
-
-SHALLOW = 256  # levels; nothing is drafted deeper
 
 
 @dataclass(slots=True)
@@ -78,10 +78,10 @@ class Row:
 def grow(plan: GrowthPlan, read: Read) -> list[Draft]:
     """One draft a row; see `protocols.Growth`."""
     rows = [_row(plan, index) for index in range(len(plan.committed))]
-    children = _children(plan.growth.parents)
+    children = children_of(plan.growth.parents or ())
     leaves = [(index, 0) for index in range(len(rows))]
     num_passes = 0
-    for _ in range(max(1, min(SHALLOW, int(plan.depths.max())))):
+    for _ in range(max(1, min(LONGEST, int(plan.depths.max())))):
         for (index, node), line in zip(leaves, read(rows, leaves), strict=True):
             _offer(rows[index], node, line, plan, children)
         num_passes += 1
@@ -100,18 +100,10 @@ def _row(plan: GrowthPlan, index: int) -> Row:
         sampler=plan.samplers[index],
         known=int(plan.committed[index]) + end - start,
         budget=int(plan.budgets[index]),
-        depth=min(SHALLOW, int(plan.depths[index])),
+        depth=min(LONGEST, int(plan.depths[index])),
         acceptance=plan.acceptance[index],
         nodes=[Candidate(int(plan.catch_up[end - 1]), -1)],
     )
-
-
-def _children(parents: tuple[int, ...] | None) -> list[list[int]]:
-    """Children of every node of a given tree."""
-    children: list[list[int]] = [[] for _ in range(len(parents or ()) + 1)]
-    for node, parent in enumerate(parents or (), start=1):
-        children[parent].append(node)
-    return children
 
 
 def _places(row: Row, node: int, plan: GrowthPlan, children: list[list[int]]) -> list[int]:

@@ -66,9 +66,6 @@ class Exit:
     def _plan(self, rows: Sequence[DraftRow]) -> GrowthPlan:
         unread = [row.tokens[row.committed_len :] for row in rows]
         starts = np.cumsum([0, *map(len, unread)])
-        tables = [
-            self._margins.table(is_greedy=row.sampler.params.temperature == 0) for row in rows
-        ]
         return GrowthPlan(
             catch_up=np.array([token for tokens in unread for token in tokens], np.int32),
             catch_up_starts=starts.astype(np.int32),
@@ -78,5 +75,5 @@ class Exit:
             budgets=np.array([row.max_drafted for row in rows], np.int32),
             depths=np.array([min(row.max_drafted, row.max_depth) for row in rows], np.int32),
             growth=self._growth,
-            acceptance=np.stack(tables),
+            acceptance=self._margins.of(rows),
         )

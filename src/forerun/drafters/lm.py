@@ -216,16 +216,13 @@ class LM:
 
     def _growth_plan(self, rows: Sequence[DraftRow]) -> GrowthPlan:
         assert self._growth is not None
-        tables = [
-            self._margins.table(is_greedy=row.sampler.params.temperature == 0) for row in rows
-        ]
         depths = [min(self._num_steps, row.max_depth) for row in rows]
         plan = GrowthPlan(
             *self._unread(rows),
             budgets=np.array([row.max_drafted for row in rows], np.int32),
             depths=np.array(depths, np.int32),
             growth=self._growth,
-            acceptance=np.stack(tables),
+            acceptance=self._margins.of(rows),
         )
         if self._prices is None:
             return plan

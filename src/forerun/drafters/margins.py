@@ -6,17 +6,19 @@ best rival says a lot. Knows rounds as drafts and commits only. A wrong figure c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from forerun.draft import Commit, Draft
-from forerun.protocols import LEAST_MARGIN, MARGIN_STEP, NUM_MARGINS, NUM_RANKS
+from forerun.protocols import LEAST_MARGIN, MARGIN_STEP, NUM_MARGINS, NUM_RANKS, DraftRow
 
 _PRIOR_TRIALS = 12.0  # observations that the starting figures are worth
 _MOST_TRIALS = 400.0  # beyond, older observations fade: texts change
 
 # Starting figures: low, high, middle and width of a logistic curve over the margin, a line a rank,
-# fitted on the suite with the embedded pair by benchmarks/margins.py.
+# near what benchmarks/margins.py fitted for an earlier embedded drafter.
 _SAMPLED = (
     (0.00, 0.95, 1.5, 1.4),
     (0.00, 0.80, 1.5, 2.0),
@@ -44,6 +46,10 @@ class Margins:
     def table(self, *, is_greedy: bool) -> NDArray[np.float32]:
         """Acceptance by rank and margin; a view, not to be written to."""
         return self._tables[is_greedy]
+
+    def of(self, rows: Sequence[DraftRow]) -> NDArray[np.float32]:
+        """`[B, NUM_RANKS, NUM_MARGINS]`, each row's table: `GrowthPlan.acceptance`."""
+        return np.stack([self.table(is_greedy=row.sampler.params.temperature == 0) for row in rows])
 
     def learn(self, draft: Draft, commit: Commit, *, is_greedy: bool) -> None:
         """Take in what became of the children of every node on the kept path."""

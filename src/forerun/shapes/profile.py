@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from forerun.shapes.growth import best_first
 from forerun.shapes.tree import FixedTree
 
-# Shares of the first, second, … draw in what is kept below a node: without replacement on the
-# embedded pair at temperature 0.7 to 1 (`benchmarks/rules.py` prints them).
+# How often the first, second, … draw below a node is kept: set by hand, near what
+# `benchmarks/margins.py` prints for coupled children of the embedded pair. Not fitted.
 KEPT_BY_RANK = (0.62, 0.12, 0.05, 0.03, 0.02, 0.01)
 DEEPEST = 16
 

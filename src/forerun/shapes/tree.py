@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,14 @@ class Tree:
         if len(tree) <= self.max_drafted + 1:
             return tree
         return TokenTree(tree.tokens[: self.max_drafted + 1], tree.parents[: self.max_drafted + 1])
+
+
+def children_of(parents: Sequence[int]) -> list[list[int]]:
+    """Children of node 0 and of every drafted node, whose `parents` these are, in order."""
+    children: list[list[int]] = [[] for _ in range(len(parents) + 1)]
+    for node, parent in enumerate(parents, start=1):
+        children[parent].append(node)
+    return children
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +89,13 @@ class FixedTree:
 
     def limit(self, tree: TokenTree) -> TokenTree:
         """The nodes of an offered tree that have a place in this one, children in their order."""
-        places = {0: 0}
-        taken = dict.fromkeys(range(len(self.parents) + 1), 0)
-        children = [
-            [node for node, parent in enumerate(self.parents, start=1) if parent == place]
-            for place in range(len(self.parents) + 1)
-        ]
-        kept = [0]
+        places, kept = {0: 0}, [0]
+        free = [iter(places_below) for places_below in children_of(self.parents)]
         for node, parent in enumerate(tree.parents.tolist()[1:], start=1):
-            place = places.get(parent)
-            if place is None or taken[place] == len(children[place]):
-                continue
-            places[node] = children[place][taken[place]]
-            taken[place] += 1
-            kept.append(node)
+            place = next(free[places[parent]], None) if parent in places else None
+            if place is not None:
+                places[node] = place
+                kept.append(node)
         if len(kept) == len(tree):
             return tree
         index = {node: at for at, node in enumerate(kept)}
