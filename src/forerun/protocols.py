@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.draft import Commit, Draft, Draw, Verdict
+from forerun.models.drafter_spec import DrafterSpec
 from forerun.models.spec import ModelSpec
 from forerun.noise import Purpose
 from forerun.options import SamplingParams
@@ -207,6 +208,39 @@ class Backend(Protocol):
     def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:
         """Keep the K/V of expanded nodes `path` (from a child of node 0 down) of a row of the last
         proposal, right behind its catch-up tokens; False if another call came between."""
+
+    def close(self) -> None: ...
+
+
+class FeatureBackend(Protocol):
+    """A drafter model that reads its target's features: K/V of its own on one lane, the table of
+    tokens and the head borrowed.
+
+    In a plan a row's `catch_up` are all tokens from `committed` on, the pending one last; their
+    `features [catch_up - B, F]` float32, row by row, are the target's tapped states at each but the
+    pending one, which has none yet. What the target has not read cannot be drafted from.
+    """
+
+    @property
+    def spec(self) -> DrafterSpec: ...
+
+    @property
+    def num_blocks(self) -> int:
+        """Physical K/V blocks of `BLOCK_LEN` positions."""
+
+    def absorb(
+        self,
+        catch_up: Tokens,
+        catch_up_starts: Tokens,
+        committed: Tokens,
+        block_table: NDArray[np.int32],
+        features: NDArray[np.float32],
+    ) -> None:
+        """Keep the K/V of every row's features; nothing is drafted."""
+
+    def grow(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[Draft]:
+        """Absorb, then one tree a row below its pending token. K/V of features is kept in place,
+        that of the draft is not: the next features replace it."""
 
     def close(self) -> None: ...
 

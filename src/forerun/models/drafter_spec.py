@@ -1,0 +1,90 @@
+"""What a drafter that reads its target's features is, as data: block drafters and EAGLE-3 heads.
+
+Knows shapes and conventions, no file layout and no tensor. A tap is a target layer, counted from 0,
+whose *output* is read, before any final norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from forerun.models.spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class BlockSpec:
+    """Fills a block of slots in one pass (DFlash, arXiv:2602.06036; DSpark, arXiv:2607.05147).
+
+    `body` is its stack of layers; it has no table and no head of its own, they are the target's, so
+    `body.vocab` is the target's. Fed are the pending token and `block_len - 1` masks, which see all
+    fused features before the pending token and, but in causal layers, all of the block. Slot k says
+    the token one further where `is_shifted`, else the token at its own place (slot 0 says nothing).
+    `markov_rank`: width of the table that adds the choice before to a slot's logits, 0 without one.
+    `windows`: of each layer, the positions back that it sees; 0 sees all. `is_causal`: whether
+    inside the block each layer sees earlier slots only.
+    """
+
+    body: ModelSpec
+    block_len: int
+    is_shifted: bool
+    tap_layers: tuple[int, ...]
+    target_hidden: int
+    num_target_layers: int
+    mask_id: int
+    windows: tuple[int, ...]
+    is_causal: tuple[bool, ...]
+    markov_rank: int = 0
+    has_confidence: bool = False
+
+    @property
+    def max_drafted(self) -> int:
+        """Tokens that one block proposes."""
+        return self.block_len if self.is_shifted else self.block_len - 1
+
+    @property
+    def feature_width(self) -> int:
+        """Values of one token's tapped states."""
+        return len(self.tap_layers) * self.target_hidden
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of its own; the borrowed table and head are not counted."""
+        own = self.body.num_parameters - self.body.vocab * self.body.hidden
+        own += self.body.hidden * (self.feature_width + 1)
+        return own + 2 * self.body.vocab * self.markov_rank
+
+
+@dataclass(frozen=True, slots=True)
+class EagleSpec:
+    """One layer that reads a token and the feature before it (EAGLE-3, arXiv:2503.01840).
+
+    `body` has one layer and the vocabulary of its own head; queries, keys and values are made of
+    token and feature side by side, 2 x `body.hidden` wide. The feature of position t stands with
+    the token of t + 1; below the text each node's feature is the layer's own output above it.
+    `has_token_map`: its head knows `body.vocab` of the target's `target_vocab` tokens.
+    """
+
+    body: ModelSpec
+    tap_layers: tuple[int, ...]
+    target_hidden: int
+    num_target_layers: int
+    target_vocab: int
+    has_token_map: bool
+    norm_before_residual: bool = False
+
+    @property
+    def feature_width(self) -> int:
+        """Values of one token's tapped states."""
+        return len(self.tap_layers) * self.target_hidden
+
+
+DrafterSpec: TypeAlias = BlockSpec | EagleSpec
+
+
+def spread_taps(num_layers: int, num_taps: int) -> tuple[int, ...]:
+    """Where to tap a target of `num_layers`: evenly from layer 1 to the third last (DFlash, 4.1)."""
+    if num_taps == 1:
+        return (num_layers // 2,)
+    first, last = 1, num_layers - 3
+    return tuple(round(first + at * (last - first) / (num_taps - 1)) for at in range(num_taps))
