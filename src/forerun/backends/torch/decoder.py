@@ -31,6 +31,13 @@ class Rotation:
     cos: Tensor
     sin: Tensor
 
+    @staticmethod
+    def at(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """Angles of `positions` [..., T] by float32 frequencies [D / 2], kept in `dtype`."""
+        angles = positions.unsqueeze(-1).float() * frequencies.to(positions.device)
+        angles = torch.cat((angles, angles), dim=-1)
+        return Rotation(angles.cos().to(dtype), angles.sin().to(dtype))
+
     def apply(self, heads: Tensor) -> Tensor:
         """Rotate `heads` [..., H, T, D] by the half-split convention."""
         first, second = heads.chunk(2, dim=-1)
