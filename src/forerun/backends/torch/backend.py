@@ -93,6 +93,12 @@ class TorchBackend:
     def num_blocks(self) -> int:
         return self._num_blocks
 
+    @property
+    def borrowed(self) -> tuple[Tensor, Tensor]:
+        """The table of tokens and the head, `[V H]` each, for a drafter that has none."""
+        table = self._decoder.model.embed_tokens.weight
+        return table, table if self._spec.tied else self._decoder.lm_head.weight
+
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """Compute all nodes once; their K/V stays provisional until `commit`."""
         return self._forward(batch, self._spec.num_layers)

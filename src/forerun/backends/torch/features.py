@@ -1,0 +1,347 @@
+"""Drafters that read their target's features, behind the protocol, in plain PyTorch.
+
+The readable reference: rows one after another, dense attention, trees grown by `growing.grow`. It
+computes on the device and in the type of the table it borrows; bits may differ between chunkings,
+which no drafter promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from forerun.backends import growing
+from forerun.backends.growing import Logits, Read, Row
+from forerun.backends.torch.backend import TorchBackend
+from forerun.backends.torch.block import BlockDrafter, KeysValues
+from forerun.backends.torch.eagle import EagleDrafter
+from forerun.composition import LONGEST
+from forerun.draft import Draft
+from forerun.errors import BackendError
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec
+from forerun.models.spec import ModelSpec
+from forerun.models.weights import WeightTensor
+from forerun.protocols import BLOCK_LEN, GrowthPlan
+from forerun.tree import Tokens
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+class DrafterWeights(Protocol):
+    """What a drafter is read from: its spec, and its tensors by canonical name."""
+
+    @property
+    def spec(self) -> DrafterSpec: ...
+
+    def tensor(self, name: str) -> WeightTensor: ...
+
+
+class TorchFeatureBackend:
+    """A `FeatureBackend` of PyTorch calls over both kinds of drafters.
+
+    `table [V H]` is the target's table of tokens and says device and type; `head [V H]` the
+    target's head where that is not the table (block drafters only).
+    """
+
+    def __init__(
+        self,
+        weights: DrafterWeights,
+        *,
+        table: Tensor,
+        head: Tensor | None = None,
+        num_blocks: int,
+    ) -> None:
+        self._spec, self._num_blocks, self._table = weights.spec, num_blocks, table
+        self._reader: _Reader
+        if isinstance(weights.spec, BlockSpec):
+            with torch.device("meta"):
+                block = BlockDrafter(weights.spec)
+            block = _loaded(block, weights, table)
+            self._reader = _Blocks(block, table, table if head is None else head, num_blocks)
+        else:
+            with torch.device("meta"):
+                eagle = EagleDrafter(weights.spec)
+            self._reader = _Eagle(_loaded(eagle, weights, table), table, num_blocks)
+
+    @classmethod
+    def beside(
+        cls, weights: DrafterWeights, target: TorchBackend, num_blocks: int
+    ) -> TorchFeatureBackend:
+        """The drafter of a target that runs in this process: same device, type, table and head."""
+        table, head = target.borrowed
+        return cls(weights, table=table, head=head, num_blocks=num_blocks)
+
+    @property
+    def spec(self) -> DrafterSpec:
+        return self._spec
+
+    @property
+    def num_blocks(self) -> int:
+        return self._num_blocks
+
+    @torch.inference_mode()
+    def absorb(
+        self,
+        catch_up: Tokens,
+        catch_up_starts: Tokens,
+        committed: Tokens,
+        block_table: NDArray[np.int32],
+        features: NDArray[np.float32],
+    ) -> None:
+        """Keep the K/V of every row's features; nothing is drafted."""
+        for text in self._texts(catch_up, catch_up_starts, committed, block_table, features):
+            self._reader.absorb(text)
+
+    @torch.inference_mode()
+    def grow(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[Draft]:
+        """Absorb, then one tree a row below its pending token."""
+        texts = self._texts(
+            plan.catch_up, plan.catch_up_starts, plan.committed, plan.block_table, features
+        )
+        for text in texts:
+            self._reader.absorb(text)
+        return self._reader.grow(plan, texts)
+
+    def close(self) -> None:
+        """Give back the weights and the K/V memory."""
+        del self._reader, self._table
+
+    def _texts(
+        self,
+        catch_up: Tokens,
+        starts: Tokens,
+        committed: Tokens,
+        block_table: NDArray[np.int32],
+        features: NDArray[np.float32],
+    ) -> list[_Text]:
+        expected = (len(catch_up) - len(committed), self._spec.feature_width)
+        if features.shape != expected:
+            raise BackendError(
+                f"features are {list(features.shape)}, {list(expected)} are needed: one row for"
+                " every token but the pending ones, as wide as all taps together"
+            )
+        where = self._table.device
+        states = torch.from_numpy(np.ascontiguousarray(features)).to(where, self._table.dtype)
+        tokens = torch.from_numpy(catch_up.astype(np.int64)).to(where)
+        texts: list[_Text] = []
+        for row, (start, end) in enumerate(pairwise(starts.tolist())):
+            first = int(committed[row])
+            positions = np.arange(first + end - start - 1)
+            blocks = block_table[row, positions // BLOCK_LEN].astype(np.int64)
+            slots = torch.from_numpy(blocks * BLOCK_LEN + positions % BLOCK_LEN).to(where)
+            own = states[start - row : end - row - 1]
+            texts.append(_Text(first, tokens[start:end], own, slots))
+        return texts
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Text:
+    """One row from position `first` on: tokens `[n+1]`, the pending one last, features `[n F]`;
+    `slots [first+n]` of every position before the pending one."""
+
+    first: int
+    tokens: Tensor
+    features: Tensor
+    slots: Tensor
+
+    @property
+    def pending(self) -> int:
+        """Position of the pending token."""
+        return len(self.slots)
+
+    @property
+    def fresh(self) -> Tensor:
+        """`[n]` positions that have features now."""
+        return torch.arange(self.first, self.pending, device=self.slots.device)
+
+
+class _Reader(Protocol):
+    """One kind of drafter over its own K/V."""
+
+    def absorb(self, text: _Text) -> None: ...
+
+    def grow(self, plan: GrowthPlan, texts: Sequence[_Text]) -> list[Draft]: ...
+
+
+class _Paged:
+    """Keys and values of one layer, by physical slot."""
+
+    def __init__(self, body: ModelSpec, num_blocks: int, like: Tensor) -> None:
+        shape = (num_blocks * BLOCK_LEN, body.num_kv_heads, body.head_dim)
+        self._keys, self._values = like.new_zeros(shape), like.new_zeros(shape)
+
+    def write(self, slots: Tensor, fresh: KeysValues) -> None:
+        """Keep keys and values `[1 G n D]` at `slots [n]`."""
+        self._keys[slots], self._values[slots] = (one[0].transpose(0, 1) for one in fresh)
+
+    def read(self, slots: Tensor) -> KeysValues:
+        """Keys and values `[1 G S D]` of `slots [S]`."""
+        keys, values = self._keys[slots], self._values[slots]
+        return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+
+
+class _Blocks:
+    """A block drafter: one pass, whose slots are read below every node of their depth."""
+
+    def __init__(self, drafter: BlockDrafter, table: Tensor, head: Tensor, num_blocks: int) -> None:
+        body = drafter.spec.body
+        self._drafter, self._table, self._head = drafter, table, head
+        self._paged = [_Paged(body, num_blocks, table) for _ in range(body.num_layers)]
+
+    def absorb(self, text: _Text) -> None:
+        if len(text.features) == 0:
+            return
+        fused = self._drafter.fuse(text.features)[None]
+        for paged, fresh in zip(
+            self._paged, self._drafter.context(fused, text.fresh), strict=True
+        ):
+            paged.write(text.slots[text.first :], fresh)
+
+    def grow(self, plan: GrowthPlan, texts: Sequence[_Text]) -> list[Draft]:
+        spec = self._drafter.spec
+        depths = np.minimum(plan.depths, min(spec.max_drafted, LONGEST)).astype(np.int32)
+        said = [
+            self._slots(text, max(1, depth))
+            for text, depth in zip(texts, depths.tolist(), strict=True)
+        ]
+
+        def read(rows: Sequence[Row], leaves: Sequence[tuple[int, int]]) -> Logits:
+            nodes = [rows[index].nodes[node] for index, node in leaves]
+            own = [said[index][one.depth] for (index, _), one in zip(leaves, nodes, strict=True)]
+            before = torch.tensor([one.token for one in nodes], device=self._table.device)
+            return _numpy(torch.stack(own) + self._drafter.markov(before))
+
+        # Levels below the first cost no pass: all slots are there.
+        drafts = growing.grow(replace(plan, depths=depths, pass_price=0.0), read)
+        return [replace(draft, num_passes=1) for draft in drafts]
+
+    def _slots(self, text: _Text, depth: int) -> Tensor:
+        """`[depth V]` logits of the tokens at each depth, but for what the one before adds."""
+        unused = 0 if self._drafter.spec.is_shifted else 1
+        tokens = text.tokens.new_full((depth + unused,), self._drafter.spec.mask_id)
+        tokens[0] = text.tokens[-1]
+        context = torch.arange(text.pending, device=tokens.device)
+        anchor = torch.tensor([[text.pending]], device=tokens.device)
+        x = self._drafter.blocks_over(
+            [paged.read(text.slots) for paged in self._paged],
+            self._table[tokens][None],
+            text.pending + torch.arange(len(tokens), device=tokens.device),
+            self._drafter.masks(context, anchor, len(tokens)),
+        )
+        return self._drafter.logits(x[0, unused:], self._head)
+
+
+@dataclass(slots=True, eq=False)
+class _Grown:
+    """What EAGLE-3 read below one row's pending token: `places` of nodes among keys and values
+    `[1 G m D]`, and what came out of the layer at each `[H]`, node 0 included."""
+
+    outputs: dict[int, Tensor]
+    places: dict[int, int] = field(default_factory=dict)
+    kept: KeysValues | None = None
+
+
+class _Eagle:
+    """EAGLE-3: a pass a level, each node fed with what came out of its parent."""
+
+    def __init__(self, drafter: EagleDrafter, table: Tensor, num_blocks: int) -> None:
+        body = drafter.spec.body
+        self._drafter, self._table = drafter, table
+        self._paged = _Paged(body, num_blocks, table)
+        # What came out at the last feature is needed again when a draft follows without new ones.
+        self._outputs = table.new_zeros((num_blocks * BLOCK_LEN, body.hidden))
+
+    def absorb(self, text: _Text) -> None:
+        if len(text.features) == 0:
+            return
+        embedded, fused = self._table[text.tokens[1:]], self._drafter.fuse(text.features)
+        keys = torch.arange(text.pending, device=text.slots.device)
+        x, kept = self._drafter.layer(
+            embedded[None],
+            fused[None],
+            text.fresh,
+            keys <= text.fresh[:, None],
+            self._paged.read(text.slots[: text.first]),
+        )
+        own = text.slots[text.first :]
+        self._paged.write(own, (kept[0][..., text.first :, :], kept[1][..., text.first :, :]))
+        self._outputs[own] = x[0]
+
+    def grow(self, plan: GrowthPlan, texts: Sequence[_Text]) -> list[Draft]:
+        grown = [self._begun(text) for text in texts]
+
+        def read(rows: Sequence[Row], leaves: Sequence[tuple[int, int]]) -> Logits:
+            for index in sorted({index for index, node in leaves if node > 0}):
+                nodes = [node for row, node in leaves if row == index]
+                self._read_nodes(texts[index], grown[index], rows[index], nodes)
+            outputs = torch.stack([grown[index].outputs[node] for index, node in leaves])
+            return _numpy(self._drafter.target_logits(outputs))
+
+        return growing.grow(plan, read)
+
+    def _begun(self, text: _Text) -> _Grown:
+        if text.pending == 0:  # no feature, no draft: a law of NaN offers nothing
+            return _Grown({0: self._outputs.new_full(self._outputs.shape[1:], torch.nan)})
+        return _Grown({0: self._outputs[text.slots[-1]]})
+
+    def _read_nodes(self, text: _Text, grown: _Grown, row: Row, nodes: Sequence[int]) -> None:
+        """Run the layer on nodes whose parents were read before."""
+        where = text.slots.device
+        tokens = torch.tensor([row.nodes[node].token for node in nodes], device=where)
+        depths = torch.tensor([row.nodes[node].depth for node in nodes], device=where)
+        above = torch.stack([grown.outputs[row.nodes[node].parent] for node in nodes])
+        for node in nodes:
+            grown.places[node] = len(grown.places)
+        past = self._paged.read(text.slots)
+        if grown.kept is not None:
+            past = _joined(past, grown.kept)
+        x, (keys, values) = self._drafter.layer(
+            self._table[tokens][None],
+            above[None],
+            text.pending - 1 + depths,
+            _path_mask(text.pending, grown.places, row, nodes).to(where),
+            past,
+        )
+        grown.kept = (keys[..., text.pending :, :], values[..., text.pending :, :])
+        for at, node in enumerate(nodes):
+            grown.outputs[node] = x[0, at]
+
+
+def _joined(past: KeysValues, fresh: KeysValues) -> KeysValues:
+    return torch.cat((past[0], fresh[0]), dim=-2), torch.cat((past[1], fresh[1]), dim=-2)
+
+
+def _path_mask(num_known: int, places: dict[int, int], row: Row, nodes: Sequence[int]) -> Tensor:
+    """`[nodes, num_known + places]` bool: the text, the nodes above, the node itself."""
+    mask = torch.zeros(len(nodes), num_known + len(places), dtype=torch.bool)
+    mask[:, :num_known] = True
+    for at, leaf in enumerate(nodes):
+        node = leaf
+        while node > 0:
+            mask[at, num_known + places[node]] = True
+            node = row.nodes[node].parent
+    return mask
+
+
+def _loaded(module: _Module, weights: DrafterWeights, like: Tensor) -> _Module:
+    """The module with its tensors, on the device and in the type of another tensor."""
+    state: dict[str, Any] = {}
+    for name, empty in module.state_dict().items():
+        values = torch.from_numpy(weights.tensor(name).float32())
+        # A token map has whole numbers, which float32 holds exactly up to 16 million.
+        state[name] = values if empty.is_floating_point() else values.to(empty.dtype)
+    module.load_state_dict(state, assign=True)
+    module.to(device=like.device, dtype=like.dtype).requires_grad_(requires_grad=False)
+    return module.eval()
+
+
+def _numpy(logits: Tensor) -> Logits:
+    numbers: Logits = logits.float().cpu().numpy()
+    return numbers
