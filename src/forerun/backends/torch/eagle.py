@@ -131,6 +131,8 @@ class EagleDrafter(nn.Module):
     def target_logits(self, hidden: Tensor) -> Tensor:
         """`logits` over the target's vocabulary; -inf where the draft vocabulary has no token."""
         drafted = self.logits(hidden)
+        if not self.spec.has_token_map and self.spec.body.vocab == self.spec.target_vocab:
+            return drafted
         whole = drafted.new_full((*drafted.shape[:-1], self.spec.target_vocab), -torch.inf)
         return whole.index_copy(-1, self.target_ids(), drafted)
 

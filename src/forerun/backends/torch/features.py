@@ -31,6 +31,10 @@ from forerun.models.weights import WeightTensor
 from forerun.protocols import BLOCK_LEN, GrowthPlan
 from forerun.tree import Tokens
 
+# A block is fed whole up to so many slots, however few are asked for: a pass takes that many rows
+# in the time of one, and slots see each other.
+FREE_SLOTS = 8
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
@@ -137,19 +141,21 @@ class TorchFeatureBackend:
             blocks = block_table[row, positions // BLOCK_LEN].astype(np.int64)
             slots = torch.from_numpy(blocks * BLOCK_LEN + positions % BLOCK_LEN).to(where)
             own = states[start - row : end - row - 1]
-            texts.append(_Text(first, tokens[start:end], own, slots))
+            room = min(block_table.shape[1] * BLOCK_LEN, self._spec.body.max_position) - len(slots)
+            texts.append(_Text(first, tokens[start:end], own, slots, room))
         return texts
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Text:
     """One row from position `first` on: tokens `[n+1]`, the pending one last, features `[n F]`;
-    `slots [first+n]` of every position before the pending one."""
+    `slots [first+n]` of every position before the pending one, `room` for so many from it on."""
 
     first: int
     tokens: Tensor
     features: Tensor
     slots: Tensor
+    room: int
 
     @property
     def pending(self) -> int:
@@ -218,14 +224,15 @@ class _Blocks:
             before = torch.tensor([one.token for one in nodes], device=self._table.device)
             return _numpy(torch.stack(own) + self._drafter.markov(before))
 
-        # Levels below the first cost no pass: all slots are there.
-        drafts = growing.grow(replace(plan, depths=depths, pass_price=0.0), read)
+        drafts = growing.grow(replace(plan, depths=depths), read)
         return [replace(draft, num_passes=1) for draft in drafts]
 
     def _slots(self, text: _Text, depth: int) -> Tensor:
         """`[depth V]` logits of the tokens at each depth, but for what the one before adds."""
-        unused = 0 if self._drafter.spec.is_shifted else 1
-        tokens = text.tokens.new_full((depth + unused,), self._drafter.spec.mask_id)
+        spec = self._drafter.spec
+        unused = 0 if spec.is_shifted else 1
+        num_fed = max(min(spec.block_len, FREE_SLOTS, text.room), depth + unused)
+        tokens = text.tokens.new_full((num_fed,), spec.mask_id)
         tokens[0] = text.tokens[-1]
         context = torch.arange(text.pending, device=tokens.device)
         anchor = torch.tensor([[text.pending]], device=tokens.device)
@@ -235,7 +242,7 @@ class _Blocks:
             text.pending + torch.arange(len(tokens), device=tokens.device),
             self._drafter.masks(context, anchor, len(tokens)),
         )
-        return self._drafter.logits(x[0, unused:], self._head)
+        return self._drafter.logits(x[0, unused : unused + depth], self._head)
 
 
 @dataclass(slots=True, eq=False)
