@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ _STORED_AS: dict[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
+    "I64": np.dtype("<i8"),
+    "BOOL": np.dtype("?"),
 }
-READABLE = tuple(_STORED_AS)
+READABLE = ("BF16", "F16", "F32")  # as weights; the others are tables of ids
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
@@ -78,6 +81,43 @@ def read_entries(directory: Path) -> dict[str, TensorEntry]:
                 f"{directory / INDEX_NAME} says tensor {name!r} is in {file}, but it is not"
             )
     return entries
+
+
+def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Write one file of tensors, in this order; uint16 is taken for the bits of bf16.
+
+    Raises:
+        ModelError: an array of a type that no reader here would take.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    described = {name: (_stored_type(name, array), array.shape) for name, array in arrays.items()}
+    with path.open("wb") as file:
+        file.write(header_of(described))
+        for array in arrays.values():
+            file.write(array.data)
+
+
+def header_of(tensors: Mapping[str, tuple[str, tuple[int, ...]]]) -> bytes:
+    """What a file of such tensors, `(type, shape)` by name, one behind the other, begins with."""
+    # Older loaders refuse a file that does not name its format.
+    fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + _ITEM_BYTES[dtype] * math.prod(shape)
+        fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(fields).encode()
+    text += b" " * (-len(text) % 64)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _stored_type(name: str, array: NDArray[Any]) -> str:
+    for dtype, stored in _STORED_AS.items():
+        if array.dtype == stored:
+            return dtype
+    raise ModelError(
+        f"tensor {name!r} is {array.dtype}; written are float32, float16, int64, bool, and bf16 as"
+        " its bits in uint16"
+    )
 
 
 def map_file(path: Path) -> mmap.mmap:

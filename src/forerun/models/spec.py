@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,9 +88,9 @@ def read_spec(directory: Path) -> ModelSpec:
         ModelError: no config, unreadable JSON, unknown architecture, a missing or unsupported key.
     """
     path = directory / "config.json"
-    config = _read_json(path)
+    config = read_json(path)
     generation_path = directory / "generation_config.json"
-    generation = _read_json(generation_path) if generation_path.exists() else {}
+    generation = read_json(generation_path) if generation_path.exists() else {}
     return spec_from_config(config, generation, where=str(path))
 
 
@@ -103,12 +103,12 @@ def read_exit_layer(directory: Path) -> int | None:
         ModelError: no config, unreadable JSON, or a layer that is not below the last.
     """
     path = directory / "config.json"
-    config = _read_json(path)
+    config = read_json(path)
     own = config.get("forerun")
     layer = own.get("exit_layer") if isinstance(own, dict) else None
     if layer is None:
         return None
-    num_layers = _Reader(config, str(path)).count("num_hidden_layers")
+    num_layers = ConfigReader(config, str(path)).count("num_hidden_layers")
     if type(layer) is not int or not 0 < layer < num_layers:
         raise ModelError(
             f"{path}: forerun.exit_layer={layer!r} is not one of 1 to {num_layers - 1}, the layers"
@@ -128,8 +128,18 @@ def spec_from_config(
         raise ModelError(
             f"{where}: architecture {architecture!r} is not supported; known are {known}"
         )
+    _refuse_window(config, where)
+    eos = (generation or {}).get("eos_token_id", config.get("eos_token_id"))
+    return replace(body_from_config(config, family, where=where), eos_ids=_ids(eos))
+
+
+def body_from_config(config: Mapping[str, Any], family: str, *, where: str) -> ModelSpec:
+    """The decoder a config describes, read as `family` whatever its architecture is called.
+
+    It has no stop ids, and a sliding window is not looked at: what that means is the caller's.
+    """
     _refuse_unsupported(config, where)
-    read = _Reader(config, where)
+    read = ConfigReader(config, where)
     hidden, heads = read.count("hidden_size"), read.count("num_attention_heads")
     kv_heads = read.count("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -140,7 +150,6 @@ def spec_from_config(
     head_dim = read.count("head_dim", hidden // heads)
     if head_dim % 2:
         raise ModelError(f"{where}: head_dim={head_dim} is odd; rotary embedding needs an even one")
-    eos = (generation or {}).get("eos_token_id", config.get("eos_token_id"))
     return ModelSpec(
         family=family,
         hidden=hidden,
@@ -156,13 +165,14 @@ def spec_from_config(
         tied=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2" or bool(config.get("attention_bias", False)),
         qk_norm=family == "qwen3",
-        eos_ids=_ids(eos),
+        eos_ids=(),
         bos_id=config.get("bos_token_id"),
         dtype=str(config.get("dtype") or config.get("torch_dtype") or "bfloat16"),
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model directory, or a `ModelError` that says why not."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -186,6 +196,9 @@ def _refuse_unsupported(config: Mapping[str, Any], where: str) -> None:
         raise ModelError(
             f"{where}: quantized checkpoints are not supported; use the bf16, f16 or f32 one"
         )
+
+
+def _refuse_window(config: Mapping[str, Any], where: str) -> None:
     window, limit = config.get("sliding_window"), config.get("max_position_embeddings", 0)
     uses_window = config.get("use_sliding_window", window is not None)
     if window is not None and uses_window and window < limit:
@@ -201,7 +214,7 @@ def _rope(config: Mapping[str, Any], where: str) -> Rope:
         return Rope(theta=theta)
     if kind != "llama3":
         raise ModelError(f"{where}: rope type {kind!r} is not supported; known are default, llama3")
-    read = _Reader(values, where + " (rope)")
+    read = ConfigReader(values, where + " (rope)")
     return Rope(
         theta=theta,
         kind="llama3",
@@ -219,7 +232,7 @@ def _ids(value: Any) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class ConfigReader:
     """Typed access to a config mapping; a bad key is named with its file."""
 
     config: Mapping[str, Any]
@@ -237,3 +250,21 @@ class _Reader:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ModelError(f"{self.where}: {key} must be a number, found {value!r}")
         return float(value)
+
+    def ids(self, key: str) -> tuple[int, ...] | None:
+        """A list of integers, None where the key is absent or null."""
+        value = self.config.get(key)
+        if value is None:
+            return None
+        if not isinstance(value, list) or any(type(item) is not int for item in value):
+            raise ModelError(f"{self.where}: {key} must be a list of integers, found {value!r}")
+        return tuple(value)
+
+    def flag(self, key: str, *, default: bool = False) -> bool:
+        """True or false; `default` where the key is absent or null."""
+        value = self.config.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise ModelError(f"{self.where}: {key} must be true or false, found {value!r}")
+        return value

@@ -6,8 +6,6 @@ Weights are bf16 normals of a fixed seed, written tensor by tensor, so memory st
 from __future__ import annotations
 
 import json
-import math
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.errors import OptionError
-from forerun.models.shards import SINGLE_NAME
+from forerun.models.shards import SINGLE_NAME, header_of
 from forerun.models.spec import ModelSpec, spec_from_config
 from forerun.models.weights import expected_tensors
 
@@ -80,15 +78,7 @@ def write_random_model(config: Mapping[str, object], directory: Path) -> ModelSp
 
 def bf16_header(shapes: Mapping[str, tuple[int, ...]]) -> bytes:
     """What a safetensors file of such bf16 tensors, one behind the other, begins with."""
-    # Older loaders refuse a file that does not name its format.
-    fields: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + 2 * math.prod(shape)
-        fields[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(fields).encode()
-    text += b" " * (-len(text) % 64)
-    return struct.pack("<Q", len(text)) + text
+    return header_of({name: ("BF16", shape) for name, shape in shapes.items()})
 
 
 def _values(index: int, name: str, shape: tuple[int, ...]) -> NDArray[np.uint16]:
