@@ -68,7 +68,9 @@ class Commit:
     """What a round added to one sequence: accepted tokens, then the bonus.
 
     `tokens [A+1]`; the bonus is the next pending token, so its K/V is not written yet.
-    `features [A+1, F]` are the target's tapped hidden states along the path, where asked for.
+    `features [M, F]` float32 are the target's tapped states of every token whose K/V the round
+    kept, in order of position: a prompt's tail, the token that was pending, and those accepted;
+    None where no drafter asked for them.
     """
 
     tokens: tuple[int, ...]

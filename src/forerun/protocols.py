@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -292,6 +292,21 @@ class Drafter(Protocol):
         """Forget a sequence."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class ReadsFeatures(Drafter, Protocol):
+    """A drafter that also reads the target's tapped states, every token's once and in order.
+
+    Those of a prompt come by `absorb`, after `admit`; those of a round in its `Commit.features`.
+    """
+
+    @property
+    def tap_layers(self) -> tuple[int, ...]:
+        """Target layers whose outputs it reads, side by side in this order; empty for none."""
+
+    def absorb(self, sequence_id: int, features: NDArray[np.float32]) -> None:
+        """Take in the states `[M, F]` of the next M known tokens of a sequence."""
 
 
 class Shape(Protocol):

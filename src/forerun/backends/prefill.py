@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,24 @@ def chain_batch(
 
 
 def prefill(
-    backend: Backend, block_table: NDArray[np.int32], tokens: Sequence[int], committed: int
-) -> None:
-    """Compute and keep the K/V of `tokens` of one row whose first `committed` are already kept."""
+    backend: Backend,
+    block_table: NDArray[np.int32],
+    tokens: Sequence[int],
+    committed: int,
+    tap_layers: tuple[int, ...] = (),
+) -> NDArray[np.float32] | None:
+    """Compute and keep the K/V of `tokens` of one row whose first `committed` are already kept.
+
+    Returns what was tapped of them, `[len(tokens), F]`, or None where nothing was to be tapped.
+    """
+    tapped: list[NDArray[np.float32]] = []
     for start in range(0, len(tokens), CHUNK):
         chunk = np.array(tokens[start : start + CHUNK], np.int32)
         batch = chain_batch(chunk, committed + start, block_table, num_logits=0)
-        backend.forward(batch)
+        if tap_layers:
+            batch = replace(batch, tap_layers=tap_layers)
+        taps = backend.forward(batch).taps
         backend.commit(batch, [range(len(chunk))])
+        if taps is not None:
+            tapped.append(taps)
+    return np.concatenate(tapped) if tapped else None

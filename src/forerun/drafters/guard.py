@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forerun.draft import Commit, Draft
 from forerun.drafters.plain import plain_draft
 from forerun.errors import CapacityError, DrafterError
-from forerun.protocols import Drafter, DraftRow, Shape
+from forerun.protocols import Drafter, DraftRow, ReadsFeatures, Shape
 from forerun.tree import TokenTree
 
 MAX_FAILURES = 3  # in a row; then the drafter is not asked again
@@ -33,12 +34,18 @@ class Guard:
         self._num_in_a_row = 0
         self._admitted: set[int] = set()
         self._failed: set[int] = set()
+        self._reader = drafter if isinstance(drafter, ReadsFeatures) else None
         self.num_failures = 0
 
     @property
     def is_disabled(self) -> bool:
         """Whether the drafter failed too often to be asked again."""
         return self._num_in_a_row >= MAX_FAILURES
+
+    @property
+    def tap_layers(self) -> tuple[int, ...]:
+        """Target layers that the drafter wants to read; none where it reads none, or is off."""
+        return () if self._reader is None or self.is_disabled else self._reader.tap_layers
 
     def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
         """Admit a sequence, or draft nothing for it."""
@@ -74,6 +81,16 @@ class Guard:
             return checked
         drafts = {row.sequence_id: draft for row, draft in zip(asked, checked, strict=True)}
         return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
+
+    def absorb(self, sequence_id: int, features: NDArray[np.float32]) -> None:
+        """Hand the drafter what was tapped of a prompt; a row it fails for decodes plainly."""
+        if self._reader is None or sequence_id not in self._admitted or self.is_disabled:
+            return
+        try:
+            self._reader.absorb(sequence_id, features)
+        except Exception as error:  # noqa: BLE001  a drafter may raise anything
+            self._fail("absorb", error)
+            self._forget(sequence_id)
 
     def failed(self, sequence_id: int) -> bool:
         """Whether the last proposal for a sequence was thrown away."""

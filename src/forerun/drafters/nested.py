@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from forerun.backends.passes import assemble
 from forerun.backends.prefill import prefill
 from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft, Draw, Verdict
@@ -32,7 +33,6 @@ from forerun.protocols import (
     Backend,
     Drafter,
     DraftRow,
-    ForwardBatch,
     Reads,
     Rule,
     Sampler,
@@ -204,16 +204,17 @@ class Nested:
         """One round of the middle model: every row gains a token at least."""
         inner_rows = [self._inner_row(row, num - 1) for row, num in zip(rows, missing, strict=True)]
         drafts = self._drafts(inner_rows)
-        batch, selection = self._assemble(inner_rows, drafts)
+        table = self._slots.table([row.sequence_id for row in inner_rows])
+        batch, selection, starts, bases = assemble(inner_rows, drafts, table)
         with self._span:
             logits = self._middle.forward(batch).logits
             said = self._said(logits, selection)
-        verdicts, paths, start = [], [], 0
-        for row, draft in zip(inner_rows, drafts, strict=True):
+        verdicts, paths = [], []
+        for index, (row, draft) in enumerate(zip(inner_rows, drafts, strict=True)):
             noise = RoundNoise(row.sampler.seed, row.sampler.params.choice, len(row.tokens))
-            verdict = self._rule.judge(draft, said[start : start + len(draft.tree)], noise)
-            start += len(draft.tree)
-            base = len(row.tokens) - 1 - self._progress[row.sequence_id].num_read
+            own = said[starts[index] : starts[index + 1]]
+            verdict = self._rule.judge(draft, own, noise)
+            base = bases[index]
             verdicts.append(verdict)
             paths.append([*range(base), *[base + node for node in verdict.path]])
         with self._span:
@@ -227,7 +228,8 @@ class Nested:
         progress = self._progress[row.sequence_id]
         most = min(self._shape.max_drafted, self._shape.fits(room))
         sampler = _sampler_after(row.sampler, progress.text[len(row.tokens) :])
-        return DraftRow(row.sequence_id, progress.text, row.prompt_len, sampler, most, room)
+        text, num_read = progress.text, progress.num_read
+        return DraftRow(row.sequence_id, text, row.prompt_len, sampler, most, room, num_read)
 
     def _drafts(self, rows: Sequence[DraftRow]) -> list[Draft]:
         """The inner drafter's proposals within its shape."""
@@ -242,44 +244,6 @@ class Nested:
                 draft = Draft(tree, draft.draw)
             drafts[row.sequence_id] = draft
         return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
-
-    def _assemble(
-        self, rows: Sequence[DraftRow], drafts: Sequence[Draft]
-    ) -> tuple[ForwardBatch, Selection]:
-        """Every row's unread tokens and draft, one behind the other; choices below the unread."""
-        token_ids: list[int] = []
-        parents: list[int] = []
-        logit_nodes: list[int] = []
-        positions: list[int] = []
-        committed = [self._progress[row.sequence_id].num_read for row in rows]
-        row_starts, starts = [0], [0]
-        for row, draft, num_read in zip(rows, drafts, committed, strict=True):
-            known = list(row.tokens[num_read:])
-            base = len(known) - 1
-            logit_nodes += range(len(token_ids) + base, len(token_ids) + base + len(draft.tree))
-            token_ids += known + draft.tree.tokens.tolist()[1:]
-            parents += range(-1, base)
-            parents += [parent + base for parent in draft.tree.parents.tolist()[1:]]
-            positions += (draft.tree.depths() + len(row.tokens)).tolist()
-            row_starts.append(len(token_ids))
-            starts.append(len(positions))
-        batch = ForwardBatch(
-            token_ids=np.array(token_ids, np.int32),
-            parents=np.array(parents, np.int32),
-            row_starts=np.array(row_starts, np.int32),
-            committed=np.array(committed, np.int32),
-            block_table=self._slots.table([row.sequence_id for row in rows]),
-            logit_nodes=np.array(logit_nodes, np.int32),
-        )
-        path_starts, path_tokens = _penalty_paths(rows, drafts)
-        selection = Selection(
-            np.array(positions, np.int64),
-            np.repeat(np.arange(len(rows), dtype=np.int32), np.diff(starts)),
-            [row.sampler for row in rows],
-            np.array(path_starts, np.int32),
-            np.array(path_tokens, np.int32),
-        )
-        return batch, selection
 
     def _said(self, logits: Any, selection: Selection) -> Any:
         """What the middle model says at every node, as the inner rule reads it."""
@@ -311,18 +275,3 @@ def _sampler_after(sampler: Sampler, chosen: Sequence[int]) -> Sampler:
         np.fromiter(together.keys(), np.int32, len(together)),
         np.fromiter(together.values(), np.int32, len(together)),
     )
-
-
-def _penalty_paths(
-    rows: Sequence[DraftRow], drafts: Sequence[Draft]
-) -> tuple[list[int], list[int]]:
-    """Drafted tokens above each choice, for rows whose penalties depend on them."""
-    path_tokens: list[int] = []
-    starts = [0]
-    for row, draft in zip(rows, drafts, strict=True):
-        has_penalties = row.sampler.params.has_penalties
-        for node in range(len(draft.tree)):
-            if has_penalties:
-                path_tokens += draft.tree.tokens[draft.tree.path(node)[1:]].tolist()
-            starts.append(len(path_tokens))
-    return starts, path_tokens

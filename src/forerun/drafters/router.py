@@ -19,11 +19,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from forerun.draft import Commit, Draft
 from forerun.drafters.ahead import rewind, settle
 from forerun.drafters.plain import plain_draft
 from forerun.errors import CapacityError, OptionError
-from forerun.protocols import Drafter, DraftRow
+from forerun.protocols import Drafter, DraftRow, ReadsFeatures
 from forerun.stats import Span
 
 LOOK = 3  # rounds of a look; the first is not counted, for it also reads what was missed
@@ -129,11 +132,22 @@ class Router:
         self._drafters = list(drafters)
         self._names = list(names)
         self._is_timed = is_timed
+        self._tapping = {
+            arm: one for arm, one in enumerate(drafters) if isinstance(one, ReadsFeatures)
+        }
+        self._tap_layers = tuple(
+            sorted({layer for one in self._tapping.values() for layer in one.tap_layers})
+        )
         self._bandits: dict[int, Bandit] = {}
         self._readers: dict[int, set[int]] = {}  # which drafters follow a sequence
         self._draft_s: dict[int, float] = {}  # of the proposal whose verdict is pending
         self._verdict = Span()
         self._is_pending = False
+
+    @property
+    def tap_layers(self) -> tuple[int, ...]:
+        """The layers that any of them reads."""
+        return self._tap_layers
 
     def chosen(self, sequence_id: int) -> str | None:
         """The name of the drafter that is asked next; None when all have failed."""
@@ -148,7 +162,7 @@ class Router:
         """
         self._bandits[sequence_id] = Bandit(len(self._drafters))
         self._readers[sequence_id] = set(range(len(self._drafters)))
-        self._call_all(sequence_id, "admit", lambda one: one.admit(sequence_id, prompt))
+        self._call_all(sequence_id, "admit", lambda _, one: one.admit(sequence_id, prompt))
         if not self._readers[sequence_id]:
             raise CapacityError(f"none of {', '.join(self._names)} can draft for this prompt")
 
@@ -168,20 +182,33 @@ class Router:
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """Tell every drafter what was kept, and learn what the one asked was worth."""
         self._learn(sequence_id, commit)
-        self._call_all(sequence_id, "observe", lambda one: one.observe(sequence_id, commit))
+        self._call_all(
+            sequence_id,
+            "observe",
+            lambda arm, one: one.observe(sequence_id, self._told(arm, commit)),
+        )
+
+    def absorb(self, sequence_id: int, features: NDArray[np.float32]) -> None:
+        """Hand everyone who reads features the layers of its own."""
+
+        def hand(arm: int, _: Drafter) -> None:
+            if arm in self._tapping:
+                self._tapping[arm].absorb(sequence_id, self._own_layers(arm, features))
+
+        self._call_all(sequence_id, "absorb", hand)
 
     def settle(self, sequence_id: int, commit: Commit) -> None:
         """Tell every drafter what was kept for now, and learn what the one asked was worth."""
         self._learn(sequence_id, commit)
-        self._call_all(sequence_id, "settle", lambda one: settle(one, sequence_id, commit))
+        self._call_all(sequence_id, "settle", lambda _, one: settle(one, sequence_id, commit))
 
     def rewind(self, sequence_id: int, tokens: Sequence[int]) -> None:
         """Take every drafter back."""
-        self._call_all(sequence_id, "rewind", lambda one: rewind(one, sequence_id, tokens))
+        self._call_all(sequence_id, "rewind", lambda _, one: rewind(one, sequence_id, tokens))
 
     def release(self, sequence_id: int) -> None:
         """Let every drafter forget."""
-        self._call_all(sequence_id, "release", lambda one: one.release(sequence_id))
+        self._call_all(sequence_id, "release", lambda _, one: one.release(sequence_id))
         self._bandits.pop(sequence_id, None)
         self._readers.pop(sequence_id, None)
         self._draft_s.pop(sequence_id, None)
@@ -225,10 +252,25 @@ class Router:
             cost = draft_s + self._verdict.seconds if self._is_timed else 1.0
             self._bandits[sequence_id].learn(len(commit.tokens), cost)
 
-    def _call_all(self, sequence_id: int, verb: str, call: Callable[[Drafter], None]) -> None:
+    def _told(self, arm: int, commit: Commit) -> Commit:
+        """A commit with the layers that a drafter reads."""
+        if commit.features is None or arm not in self._tapping:
+            return commit
+        return Commit(commit.tokens, self._own_layers(arm, commit.features))
+
+    def _own_layers(self, arm: int, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The columns of a drafter's own layers, in its order."""
+        own, num = self._tapping[arm].tap_layers, len(self._tap_layers)
+        if own == self._tap_layers:
+            return features
+        layers = features.reshape(len(features), num, features.shape[1] // num)
+        wanted = layers[:, [self._tap_layers.index(layer) for layer in own]]
+        return np.ascontiguousarray(wanted.reshape(len(features), -1))
+
+    def _call_all(self, sequence_id: int, verb: str, call: Callable[[int, Drafter], None]) -> None:
         for arm in sorted(self._readers.get(sequence_id, ())):
             try:
-                call(self._drafters[arm])
+                call(arm, self._drafters[arm])
             except Exception as error:  # noqa: BLE001  a drafter may raise anything
                 self._drop(sequence_id, arm, verb, error)
 

@@ -90,14 +90,17 @@ class Queue:
 
     def _begin(self, row: Sequence, longest_tail: int) -> None:
         """Read the prompt but for a tail, which costs nothing beside the first round's drafts."""
-        span = Span()
+        span, drafter = Span(), self._parts.drafter
         with span:
-            self._parts.drafter.admit(row.id, row.tokens)
+            drafter.admit(row.id, row.tokens)
             while len(row.tokens) - row.committed_len > longest_tail:
                 start = row.committed_len
                 end = min(start + CHUNK, len(row.tokens) - 1)
                 table = self._parts.slots.table([row.id])
-                prefill(self._parts.target, table, row.tokens[start:end], start)
+                target, tokens = self._parts.target, row.tokens[start:end]
+                features = prefill(target, table, tokens, start, drafter.tap_layers)
+                if features is not None:
+                    drafter.absorb(row.id, features)
                 row.committed_len = end
         row.tally.prefill_s += span.seconds
         row.status = Status.RUNNING

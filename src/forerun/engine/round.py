@@ -1,10 +1,7 @@
 """The round: propose, verify, judge, keep. There is no other loop; plain decoding is a tree of one.
 
-Knows rows and the four axes; must not know text, admission or who asked. A row's nodes are its
-tokens whose K/V is not kept yet, the last of them pending, and then its draft below that one:
-
-    known …, pending, drafted …            parents: a chain, then the draft's own
-             ^ node `base`; choices are wanted from here on
+Knows rows and the four axes; must not know text, admission or who asked. How rows become the arrays
+of one pass is `backends/passes.py`.
 """
 
 from __future__ import annotations
@@ -13,10 +10,11 @@ from collections.abc import Sequence as Rows
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
+from forerun.backends.passes import Pass, assemble, choice_positions, penalty_paths
 from forerun.composition import LONGEST
 from forerun.draft import Commit, Draft, Verdict
 from forerun.engine.parts import Parts
@@ -30,11 +28,6 @@ from forerun.tree import Tokens
 _EMPTY = np.zeros(0, np.int32)
 
 
-# One pass as arrays. Row b wants `starts[b]:starts[b + 1]` of the logits, and its node `bases[b]`
-# is the pending token: (batch, selection, starts, bases).
-_Pass: TypeAlias = tuple[ForwardBatch, Selection, list[int], list[int]]
-
-
 def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Commit | None]:
     """One round of all rows: what each gained, or None for a row that failed."""
     # Between two passes the caches hold weights, so every function called here is fetched from
@@ -46,7 +39,8 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     meter.num_draft_passes = max(draft.num_passes for draft in drafts)
     batch, selection, starts, bases = _assemble(rows, draft_rows, drafts, parts)
     with meter.verify:
-        logits = parts.target.forward(batch).logits
+        output = parts.target.forward(batch)
+        logits = output.logits
         said = _said(parts, logits, selection)
     verdicts, paths = [], []
     for index, draft in enumerate(drafts):
@@ -63,14 +57,17 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     with meter.verify:
         parts.target.commit(batch, paths)
     commits: list[Commit | None] = []
-    for row, draft, verdict, start in zip(rows, drafts, verdicts, starts, strict=False):
+    for index, (row, draft, verdict) in enumerate(zip(rows, drafts, verdicts, strict=True)):
         if verdict.bonus < 0:
             _fail(row, verdict)
             commits.append(None)
             continue
-        commit = _keep(row, draft, verdict, meter)
+        kept = _keep(row, draft, verdict, meter)
+        taps = output.taps
+        commit = Commit(kept, None if taps is None else taps[_flat(batch, index, paths[index])])
         commits.append(commit)
         if row.params.logprobs is not None:
+            start = starts[index]
             _note_logprobs(row, commit, np.array(verdict.path, np.int32) + start, logits, parts)
         with meter.draft:
             parts.drafter.observe(row.id, commit)
@@ -90,45 +87,17 @@ def _draft_rows(rows: Rows[Sequence], most: int, parts: Parts) -> list[DraftRow]
 
 def _assemble(
     rows: Rows[Sequence], draft_rows: Rows[DraftRow], drafts: Rows[Draft], parts: Parts
-) -> _Pass:
+) -> Pass:
     """Every row's nodes one after another, as the arrays of one forward pass."""
+    taps = parts.drafter.tap_layers
     if len(rows) == 1 and rows[0].committed_len == len(rows[0].tokens) - 1:
-        return _assemble_one(rows[0], draft_rows[0], drafts[0], parts)
-    token_ids: list[int] = []
-    parents: list[int] = []
-    logit_nodes: list[int] = []
-    positions: list[int] = []
-    row_starts, starts, bases = [0], [0], []
-    for row, draft in zip(rows, drafts, strict=True):
-        known = row.tokens[row.committed_len :]
-        base, first = len(known) - 1, len(token_ids) + len(known) - 1
-        tree_parents = draft.tree.parents.tolist()
-        token_ids += known + draft.tree.tokens.tolist()[1:]
-        parents += range(-1, base)
-        parents += [parent + base for parent in tree_parents[1:]]
-        logit_nodes += range(first, len(token_ids))
-        positions += _positions(len(row.tokens), tree_parents)
-        row_starts.append(len(token_ids))
-        starts.append(len(positions))
-        bases.append(base)
-    batch = ForwardBatch(
-        token_ids=np.array(token_ids, np.int32),
-        parents=np.array(parents, np.int32),
-        row_starts=np.array(row_starts, np.int32),
-        committed=np.array([row.committed_len for row in rows], np.int32),
-        block_table=parts.slots.table([row.id for row in rows]),
-        logit_nodes=np.array(logit_nodes, np.int32),
-    )
-    selection = Selection(
-        np.array(positions, np.int64),
-        np.repeat(np.arange(len(rows), dtype=np.int32), np.diff(starts)),
-        [one.sampler for one in draft_rows],
-        *_penalty_paths(rows, drafts, len(positions)),
-    )
-    return batch, selection, starts, bases
+        return _assemble_one(rows[0], draft_rows[0], drafts[0], parts, taps)
+    return assemble(draft_rows, drafts, parts.slots.table([row.id for row in rows]), taps)
 
 
-def _assemble_one(row: Sequence, draft_row: DraftRow, draft: Draft, parts: Parts) -> _Pass:
+def _assemble_one(
+    row: Sequence, draft_row: DraftRow, draft: Draft, parts: Parts, taps: tuple[int, ...]
+) -> Pass:
     """The common case, out of ready-made arrays: one row with nothing to read but its draft."""
     tree = draft.tree
     num_nodes = len(tree.tokens)
@@ -140,10 +109,11 @@ def _assemble_one(row: Sequence, draft_row: DraftRow, draft: Draft, parts: Parts
         np.array([row.committed_len], np.int32),
         parts.slots.table([row.id]),
         fixed.nodes,
+        taps,
     )
-    positions = np.array(_positions(len(row.tokens), tree.parents.tolist()), np.int64)
+    positions = np.array(choice_positions(len(row.tokens), tree.parents.tolist()), np.int64)
     if row.has_penalties:
-        path_starts, path_tokens = _penalty_paths([row], [draft], num_nodes)
+        path_starts, path_tokens = penalty_paths([draft_row], [draft], num_nodes)
     else:
         path_starts, path_tokens = fixed.no_paths, _EMPTY
     samplers = [draft_row.sampler]
@@ -166,30 +136,6 @@ def _fixed(num_nodes: int) -> _Fixed:
     zeros = np.zeros(num_nodes + 1, np.int32)
     nodes = np.arange(num_nodes, dtype=np.int32)
     return _Fixed(np.array([0, num_nodes], np.int32), nodes, zeros[1:], zeros)
-
-
-def _positions(first: int, parents: list[int]) -> list[int]:
-    """Where the token chosen at each node goes: one after the node itself."""
-    positions = [first]
-    for parent in parents[1:]:
-        positions.append(positions[parent] + 1)
-    return positions
-
-
-def _penalty_paths(
-    rows: Rows[Sequence], drafts: Rows[Draft], num_choices: int
-) -> tuple[Tokens, Tokens]:
-    """Drafted tokens above each choice, for rows whose penalties depend on them."""
-    if not any(row.has_penalties for row in rows):
-        return np.zeros(num_choices + 1, np.int32), _EMPTY
-    path_tokens: list[int] = []
-    ends = [0]
-    for row, draft in zip(rows, drafts, strict=True):
-        for node in range(len(draft.tree)):
-            if row.has_penalties:
-                path_tokens += draft.tree.tokens[draft.tree.path(node)[1:]].tolist()
-            ends.append(len(path_tokens))
-    return np.array(ends, np.int32), np.array(path_tokens, np.int32)
 
 
 def _said(parts: Parts, logits: Any, selection: Selection) -> Any:
@@ -249,7 +195,12 @@ def _fail(row: Sequence, verdict: Verdict) -> None:
     )
 
 
-def _keep(row: Sequence, draft: Draft, verdict: Verdict, meter: RoundMeter) -> Commit:
+def _flat(batch: ForwardBatch, row: int, path: Rows[int]) -> Tokens:
+    """A row's nodes as nodes of the whole batch."""
+    return np.array(path, np.int32) + batch.row_starts[row]
+
+
+def _keep(row: Sequence, draft: Draft, verdict: Verdict, meter: RoundMeter) -> tuple[int, ...]:
     """Append what was agreed on; the bonus is the next pending token."""
     tokens = draft.tree.tokens.tolist()
     kept = (*[tokens[node] for node in verdict.path[1:]], verdict.bonus)
@@ -260,7 +211,7 @@ def _keep(row: Sequence, draft: Draft, verdict: Verdict, meter: RoundMeter) -> C
     row.tally.num_accepted += num_accepted
     meter.num_drafted += num_drafted
     meter.num_accepted += num_accepted
-    return Commit(kept)
+    return kept
 
 
 def _note_logprobs(row: Sequence, commit: Commit, nodes: Tokens, logits: Any, parts: Parts) -> None:
