@@ -15,22 +15,23 @@ LONGEST = 256  # a longer draft costs more to verify than any drafter can win ba
 RULES = ("match", "rejection", "block", "traversal", "kseq")
 SCHEDULES = ("sequential",)
 _PLANNED = {
-    "drafter": ("grammar", "dflash", "dspark", "eagle3"),
+    "drafter": ("grammar",),
     "shape": (),
     "rule": (),
     "schedule": ("parallel", "ahead"),
 }
 _DRAFTERS = (
-    "auto, none, lookup, lookup:DIR, prediction:FILE, lm, lm:DIR, exit:LAYER, router(D,D,…),"
-    " nested(D,S,R)"
+    "auto, none, lookup, lookup:DIR, prediction:FILE, lm, dflash, dspark, eagle3, each of these"
+    " four also with :DIR, exit:LAYER, router(D,D,…), nested(D,S,R)"
 )
 _SHAPES = (
     "auto, chain:K, chain:auto, tree:N, tree:auto, tree:3x2x1, tree:FILE.json, each tree also with"
     " :top or :likeliest"
 )
 
-# Drafters whose proposals are tokens without a law, and those that read a small model.
+# Drafters whose proposals are tokens without a law; those that read the target's hidden states.
 POINT_DRAFTERS = ("none", "lookup", "prediction")
+FEATURE_DRAFTERS = ("dflash", "dspark", "eagle3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def read_drafter(text: str) -> DrafterName:
     name, colon, argument = text.partition(":")
     if name in ("auto", "none") and not colon:
         return DrafterName(name)
-    if name in ("lookup", "lm") and not (colon and not argument):
+    if name in ("lookup", "lm", *FEATURE_DRAFTERS) and not (colon and not argument):
         return DrafterName(name, argument or None)
     if name == "prediction" and argument:
         return DrafterName(name, argument)
@@ -168,24 +169,45 @@ def _read_parts(name: str, words: list[str], text: str) -> DrafterName:
     if name == "router":
         if len(words) < 2:
             raise OptionError(f"drafter {text!r}: a router needs two drafters or more, by commas")
-        return DrafterName(name, parts=tuple(read_drafter(word) for word in words))
+        return DrafterName(name, parts=tuple(_read_part(word, text) for word in words))
     if len(words) != 3:
         raise OptionError(
             f"drafter {text!r}: write nested(D,S,R), the drafter, shape and rule of the inner"
             " decoder behind its model, as nested(lm,chain:4,match)"
         )
-    inner = read_drafter(words[0])
-    if any(leaf.name == "exit" for leaf in inner.leaves()):
-        raise IncompatibleSpeculation(
-            f"drafter {text!r}: exit drafts with the layers and K/V of the target alone, not of a"
-            " model inside nested(…): use lm:DIR or lookup there"
-        )
+    inner = _read_part(words[0], text)
+    _refuse_bound_to_target(inner, text)
     return DrafterName(
         name,
         parts=(inner,),
         shape=read_shape(words[1]),
         rule=_read_word("rule", words[2], RULES),
     )
+
+
+def _refuse_bound_to_target(inner: DrafterName, text: str) -> None:
+    """Refuse what only the target itself can feed, below another model."""
+    for leaf in inner.leaves():
+        if leaf.name == "exit":
+            raise IncompatibleSpeculation(
+                f"drafter {text!r}: exit drafts with the layers and K/V of the target alone, not of"
+                " a model inside nested(…): use lm:DIR or lookup there"
+            )
+        if leaf.name in FEATURE_DRAFTERS:
+            raise IncompatibleSpeculation(
+                f"drafter {text!r}: {leaf.name} reads hidden states of the target it was trained"
+                " for, not of a model inside nested(…): use lm:DIR or lookup there"
+            )
+
+
+def _read_part(word: str, text: str) -> DrafterName:
+    part = read_drafter(word)
+    if part.name == "auto":
+        raise OptionError(
+            f"drafter {text!r}: name the drafters inside; auto is a choice for all of them, as"
+            " --drafter auto"
+        )
+    return part
 
 
 def _split(text: str) -> list[str]:

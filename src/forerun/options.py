@@ -93,10 +93,11 @@ class SamplingParams:
 class Speculation:
     """One answer to each of the four questions, as the strings of the command line.
 
-    `drafter`: `auto`, `none`, `lookup`, `lookup:DIR`, `prediction:FILE`, `lm`, `lm:DIR`,
-    `exit:LAYER`, `router(D,D,…)`, `nested(D,S,R)`. `shape`: `auto`, `chain:K`, `chain:auto`,
-    `tree:N`, `tree:auto`, `tree:3x2x1`, `tree:FILE.json`. `rule`: `auto`, `match`, `rejection`,
-    `block`, `traversal`, `kseq`. `schedule`: `auto`, `sequential`.
+    `drafter`: `auto`, `none`, `lookup`, `lookup:DIR`, `prediction:FILE`, `lm`, `dflash`,
+    `dspark`, `eagle3` (each of these four also with `:DIR`), `exit:LAYER`, `router(D,D,…)`,
+    `nested(D,S,R)`. `shape`: `auto`, `chain:K`, `chain:auto`, `tree:N`, `tree:auto`, `tree:3x2x1`,
+    `tree:FILE.json`. `rule`: `auto`, `match`, `rejection`, `block`, `traversal`, `kseq`.
+    `schedule`: `auto`, `sequential`.
 
     Raises:
         OptionError: a name that is unknown or not built yet.

@@ -18,7 +18,10 @@ from forerun.errors import IncompatibleSpeculation, OptionError
 from forerun.options import Speculation
 from forerun.shapes.tree import FixedTree
 
-DRAFTERS = ("none", "lookup", "lookup:corpus", "prediction:out.py", "lm", "lm:/a:b", "exit:3")
+DRAFTERS = (
+    "none", "lookup", "lookup:corpus", "prediction:out.py", "lm", "lm:/a:b", "exit:3",
+    "dflash", "dspark:/a", "eagle3:/a:b",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("text", DRAFTERS)
@@ -69,12 +72,15 @@ def test_given_widths_then_the_tree_has_as_many_nodes(widths):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("dflash",), "drafter 'dflash' is not built yet; available: auto, none, lookup"),
+        (("grammar",), "drafter 'grammar' is not built yet; available: auto, none, lookup"),
         (("magic",), "unknown drafter 'magic'; available"),
         (("magic(lm)",), "unknown drafter"),
         (("lm:",), "unknown drafter 'lm:'"),
         (("exit:two",), "unknown drafter"),
         (("prediction",), "unknown drafter"),
+        (("dflash:",), "unknown drafter 'dflash:'"),
+        (("router(auto,lm)",), r"'router\(auto,lm\)': name the drafters inside; auto is a choice"),
+        (("nested(auto,chain:2,match)",), "name the drafters inside; auto is a choice for all"),
         (("router(lm)",), "a router needs two drafters or more"),
         (("nested(lm)",), r"write nested\(D,S,R\)"),
         (("lm", "star:3"), "unknown shape"),
@@ -114,6 +120,11 @@ REFUSED = [
         for rule in ("rejection", "block", "traversal", "kseq")
     ],
     *[
+        ((f"nested({drafter},chain:2,match)",), f"{drafter} reads hidden states of the target")
+        for drafter in ("dflash", "dspark", "eagle3")
+    ],
+    (("nested(router(lookup,dflash),chain:2,match)",), "dflash reads hidden states of the target"),
+    *[
         ((drafter, "chain:4", "rejection"), "a nested decoder's tokens are choices")
         for drafter in ("nested(lm,chain:2,match)", "router(lm,nested(lookup,chain:4,match))")
     ],
@@ -128,11 +139,16 @@ def test_given_an_impossible_pair_then_it_is_refused_with_a_reason_and_a_way_out
     assert any(way in str(caught.value) for way in (": use", ": drop"))
 
 
+WITH_LAWS = pytest.mark.parametrize("drafter", ["lm", "dflash", "dspark", "eagle3"])
+
+
+@WITH_LAWS
 @pytest.mark.parametrize("rule", ["match", "rejection", "block", "traversal", "kseq"])
-def test_given_a_chain_of_the_small_model_then_every_rule_takes_it(rule):
-    assert compose("lm", "chain:4", rule, "auto").rule == rule
+def test_given_a_chain_of_a_drafter_with_laws_then_every_rule_takes_it(drafter, rule):
+    assert compose(drafter, "chain:4", rule, "auto").rule == rule
 
 
+@WITH_LAWS
 @pytest.mark.parametrize("rule", ["match", "rejection", "traversal", "kseq"])
-def test_given_a_tree_of_the_small_model_then_every_rule_for_trees_takes_it(rule):
-    assert compose("lm", "tree:8", rule, "auto").rule == rule
+def test_given_a_tree_of_a_drafter_with_laws_then_every_rule_for_trees_takes_it(drafter, rule):
+    assert compose(drafter, "tree:8", rule, "auto").rule == rule

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 
 import pytest
 
+from forerun.drafters.features import Featured
 from forerun.drafters.lm import LM
 from forerun.drafters.lookup import Lookup
 from forerun.drafters.plain import Plain
+from forerun.engine.discovery import record_of
+from forerun.engine.drafting import Openers
 from forerun.engine.parts import build_parts
 from forerun.engine.shaping import AUTO_CHAIN
 from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
-from forerun.models.spec import read_spec
+from forerun.models.drafter_spec import BlockSpec, EagleSpec
+from forerun.models.spec import ModelSpec, Rope, read_spec
 from forerun.models.tokenizer import load_tokenizer
 from forerun.options import Speculation
 from forerun.shapes.chain import Chain
@@ -26,9 +32,11 @@ class Target:
     def __init__(self, directory):
         self.spec = read_spec(directory)
         self.num_blocks = 4
+        self.directory = directory
+        self.is_closed = False
 
     def close(self):
-        """Nothing was opened."""
+        self.is_closed = True
 
 
 @pytest.fixture
@@ -38,10 +46,61 @@ def model(tiny_checkpoint_dir, tmp_path):
     return directory
 
 
-def build(directory, *names):
+class Features:
+    """A drafter that reads features, in name only."""
+
+    num_blocks = 4
+
+    def __init__(self, directory, target):
+        self.directory, self.target = directory, target
+        self.spec = BLOCK if "eagle3" not in str(directory) else EAGLE
+        self.is_closed = False
+
+    def close(self):
+        self.is_closed = True
+
+
+def body(num_layers):
+    return ModelSpec(
+        family="qwen3", hidden=8, num_layers=num_layers, num_heads=2, num_kv_heads=1, head_dim=4,
+        ffn=8, vocab=272, norm_eps=1e-6, rope=Rope(), max_position=256, tied=True, qkv_bias=False,
+        qk_norm=True, eos_ids=(), bos_id=None, dtype="bfloat16",
+    )  # fmt: skip
+
+
+BLOCK = BlockSpec(body(1), 4, True, (0,), 64, 2, 3, (0,), (False,))
+EAGLE = EagleSpec(body(1), (0,), 64, 2, 272, has_token_map=False)
+
+
+@dataclasses.dataclass
+class Opened:
+    """Openers that remember what they opened."""
+
+    backends: list = dataclasses.field(default_factory=list)
+
+    def model(self, directory):
+        self.backends.append(Target(directory))
+        return self.backends[-1]
+
+    def features(self, directory, target):
+        self.backends.append(Features(directory, target))
+        return self.backends[-1]
+
+    @property
+    def names(self):
+        return [one.directory.name for one in self.backends]
+
+    @property
+    def live(self):
+        return [one.directory.name for one in self.backends if not one.is_closed]
+
+
+def build(directory, *names, opened=None):
     tokenizer = load_tokenizer(directory, read_spec(directory))
-    speculation = Speculation(*names)
-    return build_parts(speculation, Target(directory), directory, tokenizer, Target, Span())
+    opened = opened or Opened()
+    opens = Openers(opened.model, opened.features)
+    target = Target(directory)
+    return build_parts(Speculation(*names), target, directory, tokenizer, opens, Span())
 
 
 def live(parts):
@@ -88,11 +147,13 @@ def test_given_a_drafter_beside_the_model_then_auto_and_lm_take_it(
     model, tiny_checkpoint_dir, monkeypatch
 ):
     shutil.copytree(tiny_checkpoint_dir("qwen3", 1), model / "drafters" / "lm")
-    monkeypatch.setattr("forerun.engine.drafting.draft_pays", lambda *_: True)
+    monkeypatch.setattr("forerun.engine.discovery.gain", lambda *_: 2.0)
 
     for name in ("auto", "lm"):
-        parts = build(model, name)
+        opened = Opened()
+        parts = build(model, name, opened=opened)
         assert isinstance(live(parts), LM)
+        assert opened.names == opened.live == ["lm"]  # what was timed is what is used
         assert parts.shape == Chain(AUTO_CHAIN["lm"])
 
 
@@ -100,10 +161,91 @@ def test_given_a_drafter_that_does_not_pay_then_only_auto_passes_it_over(
     model, tiny_checkpoint_dir, monkeypatch
 ):
     shutil.copytree(tiny_checkpoint_dir("qwen3", 1), model / "drafters" / "lm")
-    monkeypatch.setattr("forerun.engine.drafting.draft_pays", lambda *_: False)
+    monkeypatch.setattr("forerun.engine.discovery.gain", lambda *_: 1.2)
+    opened = Opened()
 
-    assert isinstance(live(build(model, "auto")), Lookup)
+    assert isinstance(live(build(model, "auto", opened=opened)), Lookup)
+    assert (opened.names, opened.live) == (["lm"], [])
     assert isinstance(live(build(model, "lm")), LM)
+
+
+def gains(monkeypatch, **of):
+    """What each drafter would win, by the directory beside the model."""
+    order = iter([name for name in ("lm", "dspark", "dflash", "eagle3") if name in of])
+    monkeypatch.setattr("forerun.engine.discovery.gain", lambda *_: of[next(order)])
+
+
+@pytest.mark.parametrize(
+    ("of", "chosen"),
+    [
+        ({"lm": 1.5, "dspark": 2.0, "eagle3": 1.8}, "dspark"),
+        ({"lm": 2.5, "dspark": 2.0}, "lm"),
+        ({"dflash": 1.4, "eagle3": 1.9}, "eagle3"),
+        ({"dspark": 1.1}, None),
+    ],
+)
+def test_given_several_drafters_then_the_fastest_is_used_and_the_others_are_closed(
+    model, tiny_checkpoint_dir, monkeypatch, of, chosen
+):
+    for name in of:
+        shutil.copytree(tiny_checkpoint_dir("qwen3", 1), model / "drafters" / name)
+    gains(monkeypatch, **of)
+    monkeypatch.setattr("forerun.engine.drafting.open_drafter", Features)
+    opened = Opened()
+
+    parts = build(model, "auto", opened=opened)
+
+    assert sorted(opened.names) == sorted(of)
+    assert opened.live == ([chosen] if chosen else [])
+    assert isinstance(live(parts), {None: Lookup, "lm": LM}.get(chosen, Featured))
+
+
+@pytest.mark.parametrize(
+    ("name", "holds", "message"),
+    [
+        (
+            "eagle3",
+            "dspark",
+            "holds a block drafter, not what eagle3 runs: write dflash or",
+        ),
+        ("dflash", "eagle3", "holds an EAGLE-3 head, not what dflash runs: write eagle3:"),
+    ],
+)
+def test_given_a_name_of_another_kind_of_drafter_then_it_is_refused_by_name(
+    model, tmp_path, monkeypatch, name, holds, message
+):
+    path = tmp_path / holds
+    path.mkdir()
+    monkeypatch.setattr("forerun.engine.drafting.open_drafter", Features)
+
+    with pytest.raises(IncompatibleSpeculation, match=message):
+        build(model, f"{name}:{path}", "chain:2")
+    for right in {"dspark": ("dflash", "dspark"), "eagle3": ("eagle3",)}[holds]:
+        parts = build(model, f"{right}:{path}", "auto")
+        assert parts.drafter.tap_layers == (0,)
+        assert parts.pace is not None
+
+
+def test_given_a_block_then_its_pace_goes_no_further_than_the_block(model, monkeypatch, tmp_path):
+    monkeypatch.setattr("forerun.engine.drafting.open_drafter", Features)
+
+    parts = build(model, f"dspark:{tmp_path}")
+
+    assert live(parts).num_levels == BLOCK.max_drafted
+    assert parts.pace._longest == BLOCK.max_drafted
+
+
+def test_given_what_training_measured_in_a_config_then_it_is_read_and_nonsense_is_not(tmp_path):
+    path = tmp_path / "config.json"
+    assert record_of(tmp_path) == {}
+    for text, record in (
+        ({"forerun": {"tokens_per_round": {"2": 1.9, "7": 2.8}}}, {2: 1.9, 7: 2.8}),
+        ({"forerun": {"tokens_per_round": [1, 2]}}, {}),
+        ({"forerun": {"tokens_per_round": {"a": 1}}}, {}),
+        ({"forerun": 3}, {}),
+    ):
+        path.write_text(json.dumps(text))
+        assert record_of(tmp_path) == record
 
 
 def test_given_an_asked_length_then_it_is_kept_and_else_it_is_measured(model):

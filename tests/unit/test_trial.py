@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from forerun.control.trial import draft_pays
+from forerun.control.trial import PAYS, expected_tokens, gain, proposals
 
 
 @dataclass
@@ -39,10 +39,22 @@ class Paced:
     ],
 )
 def test_given_what_passes_cost_then_drafting_pays_or_not(target, drafter, pays) -> None:
-    assert draft_pays(target, drafter) is pays
+    assert (gain(target, proposals(drafter), {}) > PAYS) is pays
 
 
 def test_given_a_large_model_then_its_passes_are_timed_a_few_times_only() -> None:
     target = Paced(0.06)
-    draft_pays(target, Paced())
-    assert target.calls == [1, 3] * 3  # the first warms up
+    gain(target, proposals(Paced()), {})
+    assert target.calls == [1, 3, 5, 8] * 3  # the first warms up
+
+
+def test_given_what_training_measured_then_it_is_taken_instead_of_the_guess() -> None:
+    guessed = expected_tokens({}, 4)
+    assert 1.0 < guessed < 5.0
+    record = {2: 1.5, 7: 3.0}
+    assert [expected_tokens(record, length) for length in (2, 4, 7, 9)] == [1.5, 1.5, 3.0, 3.0]
+    assert expected_tokens({7: 3.0}, 4) == guessed  # nothing is known of shorter ones
+
+    target = Paced(0.005)
+    better, worse = (gain(target, proposals(Paced()), {2: tokens}) for tokens in (2.5, 1.1))
+    assert better > 1.6 > 1.3 > worse

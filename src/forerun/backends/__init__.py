@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import cast
 
 from forerun.backends.memory import available_bytes
 from forerun.backends.slots import blocks_for
 from forerun.errors import BackendError, OptionError
+from forerun.models.drafter_files import DrafterCheckpoint
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import Checkpoint
 from forerun.options import EngineOptions
-from forerun.protocols import Backend
+from forerun.protocols import Backend, FeatureBackend
 
 _MOST_FULL_ROWS = 16  # K/V memory for so many rows of the model's longest context is plenty
 
@@ -28,6 +30,36 @@ def open_backend(
     if name == "native":
         return _open_native(checkpoint, options, cores)
     return _open_torch(checkpoint, options, cores)
+
+
+def open_feature_backend(
+    checkpoint: DrafterCheckpoint,
+    target: Backend,
+    options: EngineOptions,
+    cores: tuple[int, ...] | None,
+) -> FeatureBackend:
+    """A drafter that reads `target`'s features, on the target's own kind of backend.
+
+    Raises:
+        BackendError: this installation lacks what it needs.
+    """
+    positions = options.kv_positions or default_positions(checkpoint.spec.body, 4)
+    num_blocks = min(blocks_for(positions), target.num_blocks)
+    if target.numerics.startswith("torch"):
+        from forerun.backends.torch.backend import TorchBackend
+        from forerun.backends.torch.features import TorchFeatureBackend
+
+        return TorchFeatureBackend.beside(checkpoint, cast("TorchBackend", target), num_blocks)
+    try:
+        from forerun.backends.native import NativeBackend
+        from forerun.backends.native_features import NativeFeatureBackend
+    except ImportError as error:
+        raise BackendError(
+            f"the native core has no drafters that read features ({error}): reinstall forerun, or"
+            " use backend='torch'"
+        ) from error
+    native = cast("NativeBackend", target)
+    return NativeFeatureBackend(checkpoint, native, num_blocks=num_blocks, cores=cores)
 
 
 def default_positions(spec: ModelSpec, num_value_bytes: int) -> int:

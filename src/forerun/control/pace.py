@@ -23,12 +23,14 @@ class Pace:
 
     Yield: each drafted token is accepted with the running probability p, so a chain of n gives
     1 + p + … + p^n tokens. Cost: a running mean of round seconds a length, a straight line
-    between and past the lengths seen. The length with the most tokens a second is chosen.
+    between and past the lengths seen. The length with the most tokens a second is chosen, once as
+    many lengths as `probes` were seen: a drafter whose first token is the dear one needs two.
     """
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, probes: tuple[int, ...] = (_PROBE_LEN,)) -> None:
         self.length = min(_PROBE_LEN, longest)
         self._longest = longest
+        self._probes = tuple(dict.fromkeys(min(probe, longest) for probe in probes))
         self._seconds: dict[int, float] = {}
         self._hits, self._trials = 1.2, 2.0
         self._since_probe = 0
@@ -66,8 +68,8 @@ class Pace:
     def _choose(self) -> int:
         if 0 not in self._seconds:
             return 0
-        if len(self._seconds) == 1:
-            return min(_PROBE_LEN, self._longest)
+        if len(self._seconds) <= len(self._probes):
+            return self._probes[len(self._seconds) - 1]
         best = max(range(self._longest + 1), key=self._rate)
         if best and self._rate(best) < _GAIN * self._rate(0):
             best = 0

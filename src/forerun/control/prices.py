@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from forerun.control.trial import chain_of, least_seconds, proposal_of
+from forerun.control.trial import DraftOf, chain_of, least_seconds
 from forerun.protocols import Backend
 from forerun.stats import RoundStats
 
@@ -48,12 +48,17 @@ class Costs:
         return tuple(found)
 
 
-def measured(target: Backend, drafter: Backend) -> Costs:
-    """Costs on this machine, timed in turns."""
+def measured(target: Backend, draft_of: DraftOf | None) -> Costs:
+    """Costs on this machine, timed in turns; without a `draft_of` a pass costs nothing.
+
+    That is so of block drafters: one pass fills all slots, and has been made before a level could
+    be left out. What it costs is in the seconds of every round that rates are learned from.
+    """
     calls: list[Callable[[], object]] = [partial(target.forward, chain_of(n)) for n in _WIDTHS]
-    calls += [partial(drafter.propose, proposal_of(n)) for n in _STEPS]
+    if draft_of is not None:
+        calls += [partial(draft_of, n) for n in _STEPS]
     seconds = least_seconds(*calls)
-    few, many = seconds[len(_WIDTHS) :]
+    few, many = seconds[len(_WIDTHS) :] or (0.0, 0.0)
     pass_s = max(0.0, (many - few) / (_STEPS[1] - _STEPS[0]))
     return Costs(tuple(zip(_WIDTHS, seconds, strict=False)), pass_s)
 

@@ -1,35 +1,68 @@
-"""Does a small model's draft pay on this machine? Timed once, before the first request.
+"""Does a drafter pay on this machine, and by how much? Timed once, before the first request.
 
-Knows two backends and a clock. Used only where the caller left the drafter to us.
+Knows a backend, calls that draft, and a clock. Used only where the caller left the drafter to us.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
 from forerun.backends.prefill import chain_batch
+from forerun.backends.slots import blocks_for
+from forerun.draft import Draw
 from forerun.options import SamplingParams
-from forerun.protocols import Backend, ForwardBatch, ProposalPlan, Sampler
+from forerun.protocols import (
+    NUM_MARGINS,
+    NUM_RANKS,
+    Backend,
+    FeatureBackend,
+    ForwardBatch,
+    Growth,
+    GrowthPlan,
+    ProposalPlan,
+    Sampler,
+)
 from forerun.stats import timed
 
-_DRAFTED = 2  # a short chain: if this does not pay, no longer one does
+# A round's other work, a drafter's reading of prompts, a short timing's doubt: to be worth it,
+# drafting must seem to win by so much.
+PAYS = 1.3
+_LENGTHS = (2, 4, 7)  # drafted tokens a round is timed with
 _ACCEPTANCE = 0.56  # of a fitting drafter on text that is not a loop; measured 0.5 to 0.65
-_MARGIN = 1.3  # a round's other work, the drafter's reading of prompts, a short timing's doubt
 _REPEATS = 9
 _FEW_REPEATS, _LONG_S = 2, 0.05
 
+DraftOf: TypeAlias = Callable[[int], object]  # drafts a chain of so many tokens
 
-def draft_pays(target: Backend, drafter: Backend) -> bool:
-    """Whether verifying a short chain of the drafter's yields more tokens a second than plain."""
-    plain_s, verify_s, draft_s = least_seconds(
-        lambda: target.forward(chain_of(1)),
-        lambda: target.forward(chain_of(1 + _DRAFTED)),
-        lambda: drafter.propose(proposal_of(_DRAFTED)),
+
+def gain(
+    target: Backend, draft_of: DraftOf, record: Mapping[int, float], longest: int = 1 << 30
+) -> float:
+    """Tokens a second with a drafter over those of plain decoding, at the best of a few lengths.
+
+    `record`: tokens a round by drafted tokens, where somebody measured them; guessed without.
+    """
+    lengths = [length for length in _LENGTHS if length <= longest] or [longest]
+    calls = [partial(target.forward, chain_of(1 + length)) for length in (0, *lengths)]
+    seconds = least_seconds(*calls, *[partial(draft_of, length) for length in lengths])
+    plain_s, verify_s, draft_s = seconds[0], seconds[1 : len(calls)], seconds[len(calls) :]
+    return max(
+        expected_tokens(record, length) * plain_s / (verify + draft)
+        for length, verify, draft in zip(lengths, verify_s, draft_s, strict=True)
     )
-    expected = sum(_ACCEPTANCE**at for at in range(1 + _DRAFTED))
-    return expected * plain_s > _MARGIN * (verify_s + draft_s)
+
+
+def expected_tokens(record: Mapping[int, float], num_drafted: int) -> float:
+    """Tokens that a round of so many drafted ones yields: as recorded for the longest chain that is
+    not longer, else as a fitting drafter's would."""
+    known = [length for length in record if length <= num_drafted]
+    if known:
+        return record[max(known)]
+    return sum(_ACCEPTANCE**at for at in range(1 + num_drafted))
 
 
 def least_seconds(*calls: Callable[[], object]) -> list[float]:
@@ -47,6 +80,32 @@ def chain_of(num_nodes: int) -> ForwardBatch:
     """A chain at the beginning of a text, with all its logits."""
     table = np.zeros((1, 1), np.int32)
     return chain_batch(np.zeros(num_nodes, np.int32), 0, table, num_logits=num_nodes)
+
+
+def proposals(drafter: Backend) -> DraftOf:
+    """Greedy chains of a small model."""
+    return lambda num_steps: drafter.propose(proposal_of(num_steps))
+
+
+def growths(drafter: FeatureBackend) -> DraftOf:
+    """Greedy chains of a drafter that reads features."""
+    features = np.zeros((1, drafter.spec.feature_width), np.float32)
+    return lambda num_levels: drafter.grow(growth_plan_of(num_levels), features)
+
+
+def growth_plan_of(num_levels: int) -> GrowthPlan:
+    """A greedy chain of so many levels behind two tokens."""
+    return GrowthPlan(
+        catch_up=np.zeros(2, np.int32),
+        catch_up_starts=np.array([0, 2], np.int32),
+        committed=np.zeros(1, np.int32),
+        block_table=np.arange(blocks_for(2 + num_levels), dtype=np.int32)[None],
+        samplers=[Sampler(SamplingParams(), 0)],
+        budgets=np.array([num_levels], np.int32),
+        depths=np.array([num_levels], np.int32),
+        growth=Growth(Draw.COUPLED, tuple(range(num_levels))),
+        acceptance=np.zeros((1, NUM_RANKS, NUM_MARGINS), np.float32),
+    )
 
 
 def proposal_of(num_steps: int) -> ProposalPlan:

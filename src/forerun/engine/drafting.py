@@ -5,7 +5,6 @@ The one table of drafters. What does not fit the target is refused here, before 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,10 +13,11 @@ from pathlib import Path
 from forerun.backends.slots import Slots
 from forerun.composition import DrafterName
 from forerun.control.prices import Prices, measured
-from forerun.control.trial import draft_pays
+from forerun.control.trial import growths, proposals
 from forerun.draft import Draw
 from forerun.drafters.corpus_files import open_corpus, tokenizer_fingerprint
 from forerun.drafters.exit import Exit
+from forerun.drafters.features import Featured
 from forerun.drafters.intersect import Intersected
 from forerun.drafters.intersect_tokens import intersect
 from forerun.drafters.lm import LM
@@ -30,57 +30,43 @@ from forerun.drafters.translate import Translated
 from forerun.drafters.translate_reading import Readings
 from forerun.engine.shaping import RULES, WIDTH, growth_of, live_shape, num_levels, settled
 from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
+from forerun.models.drafter_files import open_drafter
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec
 from forerun.models.resolve import EMBEDDED_NAME, resolve_model
 from forerun.models.spec import ModelSpec, read_spec
 from forerun.models.tokenizer import Tokenizer, load_tokenizer
-from forerun.protocols import Backend, Drafter, Growth, Shape
+from forerun.protocols import Backend, Drafter, FeatureBackend, Growth, Shape
 from forerun.shapes.chain import Chain
 from forerun.stats import Span
 
 INFLATION_FILE = "inflation.json"  # beside a model that benchmarks enlarged
 
-_log = logging.getLogger(__name__)
 
-OpenModel = Callable[[Path], Backend]
+@dataclass(frozen=True, slots=True)
+class Openers:
+    """How what drafts is opened: `model(directory)`, and `features(directory, target)` where it
+    reads the features of a target."""
+
+    model: Callable[[Path], Backend]
+    features: Callable[[Path, Backend], FeatureBackend]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Surroundings:
     """What drafters are built from: the target, its K/V blocks and where its own drafters lie, its
-    tokenizer, how a model is opened, the span of a drafter's backend calls, the shape and rule they
+    tokenizer, how models are opened, the span of a drafter's backend calls, the shape and rule they
     serve, and the prices of its nodes where their number is ours to choose."""
 
     target: Backend
     slots: Slots
     directory: Path
     tokenizer: Tokenizer
-    open_model: OpenModel
+    opens: Openers
     span: Span
     shape: Shape
     rule: str
     siblings: str = ""
     prices: Prices | None = None
-
-
-def discovered(around: Surroundings) -> DrafterName:
-    """The model's own small model where it has a fitting one that pays here, else lookup."""
-    path = around.directory / "drafters" / "lm"
-    lookup = DrafterName("lookup")
-    if not path.is_dir():
-        return lookup
-    try:
-        _refuse_other_vocabulary(around, path)
-    except (ModelError, IncompatibleSpeculation) as error:
-        _log.warning("the drafter beside the model is not used: %s", error)
-        return lookup
-    backend = around.open_model(path)
-    try:
-        if draft_pays(around.target, backend):
-            return DrafterName("lm", str(path))
-    finally:
-        backend.close()
-    _log.info("drafting with %s would cost more than it yields here: lookup is used", path)
-    return lookup
 
 
 def build_drafter(name: DrafterName, around: Surroundings) -> Drafter:
@@ -151,9 +137,9 @@ def _router(name: DrafterName, around: Surroundings) -> Drafter:
 
 def _nested(name: DrafterName, around: Surroundings) -> Drafter:
     """The model's small model as a speculative decoder: its own drafter is named inside."""
-    path = _drafter_directory(DrafterName("lm"), around.directory)
-    _refuse_other_vocabulary(around, path)
-    middle = around.open_model(path)
+    path = drafter_directory(DrafterName("lm"), around.directory)
+    refuse_other_vocabulary(around, path)
+    middle = around.opens.model(path)
     assert name.shape is not None
     shape = live_shape(name.shape, name.parts[0].name)
     inner = replace(around, target=middle, directory=path, shape=shape, rule=name.rule)
@@ -167,16 +153,43 @@ def _nested(name: DrafterName, around: Surroundings) -> Drafter:
 
 
 def _small_model(name: DrafterName, around: Surroundings) -> Drafter:
-    path = _drafter_directory(name, around.directory)
+    path = drafter_directory(name, around.directory)
     spec = read_spec(path)
     if not _speaks_alike(around, path):
         return _translated(path, spec, around)
-    _refuse_other_vocabulary(around, path)
+    refuse_other_vocabulary(around, path)
     growth = growth_of(around.shape, around.rule, around.siblings)
-    backend = around.open_model(path)
+    backend = around.opens.model(path)
     if around.prices is not None:
-        around.prices.settle(measured(around.target, backend))
+        around.prices.settle(measured(around.target, proposals(backend)))
     return LM(backend, num_levels(around.shape), around.span, growth, around.prices)
+
+
+def _featured(name: DrafterName, around: Surroundings) -> Drafter:
+    """A drafter that reads the target's features, in whatever published layout."""
+    path = drafter_directory(name, around.directory)
+    spec = spec_of_kind(name.name, path, around)
+    growth = growth_of(around.shape, around.rule, around.siblings) or Growth(
+        Draw.COUPLED, tuple(range(around.shape.max_drafted))
+    )
+    backend = around.opens.features(path, around.target)
+    if around.prices is not None:
+        draft_of = None if isinstance(spec, BlockSpec) else growths(backend)
+        around.prices.settle(measured(around.target, draft_of))
+    return Featured(backend, num_levels(around.shape), around.span, growth, around.prices)
+
+
+def spec_of_kind(name: str, path: Path, around: Surroundings) -> DrafterSpec:
+    """What a directory's drafter is, if it is of the kind that its name says."""
+    spec = open_drafter(path, around.target.spec).spec
+    is_block = isinstance(spec, BlockSpec)
+    if is_block == (name == "eagle3"):
+        right = "dflash or dspark" if is_block else "eagle3"
+        kind = "a block drafter" if is_block else "an EAGLE-3 head"
+        raise IncompatibleSpeculation(
+            f"{path} holds {kind}, not what {name} runs: write {right}:{path}"
+        )
+    return spec
 
 
 def _translated(path: Path, spec: ModelSpec, around: Surroundings) -> Drafter:
@@ -190,14 +203,14 @@ def _translated(path: Path, spec: ModelSpec, around: Surroundings) -> Drafter:
         growth = growth_of(around.shape, around.rule, siblings)
         assert growth is not None
         shared = intersect(*sizes)
-        readings = Readings(around.open_model(path), own, around.tokenizer, around.span)
+        readings = Readings(around.opens.model(path), own, around.tokenizer, around.span)
         return Intersected(readings, shared, growth, longest)
     coupled = None
     with suppress(IncompatibleSpeculation):
         shared = intersect(*sizes)
         parents = settled(around.shape)
         coupled = (shared, Growth(Draw.COUPLED, parents), longest)
-    readings = Readings(around.open_model(path), own, around.tokenizer, around.span)
+    readings = Readings(around.opens.model(path), own, around.tokenizer, around.span)
     return Translated(readings, longest, coupled and Intersected(readings, *coupled))
 
 
@@ -221,10 +234,13 @@ _BUILDERS: dict[str, Callable[[DrafterName, Surroundings], Drafter]] = {
     "nested": _nested,
     "exit": _exit,
     "lm": _small_model,
+    "dflash": _featured,
+    "dspark": _featured,
+    "eagle3": _featured,
 }
 
 
-def _drafter_directory(name: DrafterName, directory: Path) -> Path:
+def drafter_directory(name: DrafterName, directory: Path) -> Path:
     """A bare name means the model's own drafter, else the embedded model's if it fits."""
     if name.argument is not None:
         return resolve_model(name.argument)
@@ -241,7 +257,7 @@ def _drafter_directory(name: DrafterName, directory: Path) -> Path:
     )
 
 
-def _refuse_other_vocabulary(around: Surroundings, path: Path) -> None:
+def refuse_other_vocabulary(around: Surroundings, path: Path) -> None:
     vocab = read_spec(path).vocab
     if vocab != around.target.spec.vocab:
         raise IncompatibleSpeculation(

@@ -16,19 +16,22 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from forerun.backends import open_backend
+from forerun.backends import open_backend, open_feature_backend
 from forerun.engine.admission import Admission
+from forerun.engine.drafting import Openers
 from forerun.engine.parts import build_parts
 from forerun.engine.queue import Queue
 from forerun.engine.results import Completion, Piece
 from forerun.engine.sequence import Sequence
 from forerun.engine.witness import Witness
 from forerun.errors import EngineClosed, OptionError
+from forerun.models.drafter_files import open_drafter
+from forerun.models.drafter_match import refuse_mismatch
 from forerun.models.resolve import EMBEDDED_NAME, resolve_model
 from forerun.models.tokenizer import Tokenizer, load_tokenizer
 from forerun.models.weights import open_checkpoint
 from forerun.options import EngineOptions, SamplingParams, Speculation
-from forerun.protocols import Backend, Reads
+from forerun.protocols import Backend, FeatureBackend, Reads
 from forerun.stats import RoundMeter
 
 __all__ = ["Completion", "Engine", "Piece", "Prompt"]
@@ -80,12 +83,17 @@ class Engine:
         self._meter = RoundMeter()
         target = open_backend(checkpoint, options, options.cores_of("target"))
 
-        def open_drafter(path: Path) -> Backend:
+        def open_model(path: Path) -> Backend:
             return open_backend(open_checkpoint(path), options, options.cores_of("draft"))
 
+        def open_features(path: Path, whose: Backend) -> FeatureBackend:
+            drafter = open_drafter(path, whose.spec)
+            refuse_mismatch(drafter, whose.spec, directory)
+            return open_feature_backend(drafter, whose, options, options.cores_of("draft"))
+
         try:
-            span = self._meter.model
-            parts = build_parts(speculate, target, directory, self._tokenizer, open_drafter, span)
+            opens, span = Openers(open_model, open_features), self._meter.model
+            parts = build_parts(speculate, target, directory, self._tokenizer, opens, span)
             self._parts = replace(parts, witness=witness)
         except BaseException:
             target.close()

@@ -9,13 +9,15 @@ from pathlib import Path
 from forerun.backends.slots import Slots
 from forerun.control.pace import Pace
 from forerun.control.prices import Prices
+from forerun.drafters.features import Featured
 from forerun.drafters.guard import Guard
-from forerun.engine.drafting import OpenModel, Surroundings, build_drafter, discovered
+from forerun.engine.discovery import discovered
+from forerun.engine.drafting import Openers, Surroundings, build_drafter
 from forerun.engine.shaping import RULES, live_shape
 from forerun.engine.witness import Witness
 from forerun.models.tokenizer import Tokenizer
 from forerun.options import Speculation
-from forerun.protocols import Backend, Rule, Schedule, Shape
+from forerun.protocols import Backend, Drafter, Rule, Schedule, Shape
 from forerun.schedules.sequential import Sequential
 from forerun.stats import Span
 
@@ -40,7 +42,7 @@ def build_parts(
     target: Backend,
     directory: Path,
     tokenizer: Tokenizer,
-    open_model: OpenModel,
+    opens: Openers,
     model_span: Span,
 ) -> Parts:
     """Check all four names, then load what they need.
@@ -58,15 +60,24 @@ def build_parts(
     is_free_tree = wanted.shape.kind == "tree" and not wanted.shape.size and not wanted.shape.file
     prices = Prices() if is_free_tree and wanted.rule == "match" else None
     around = Surroundings(
-        target, slots, directory, tokenizer, open_model, model_span, rule=wanted.rule,
-        shape=live_shape(wanted.shape, name.name), siblings=wanted.shape.siblings,
-        prices=prices,
+        target, slots, directory, tokenizer, opens, model_span,
+        shape=live_shape(wanted.shape, name.name), rule=wanted.rule,
+        siblings=wanted.shape.siblings, prices=prices,
     )  # fmt: skip
     if name.name == "auto":
-        name = discovered(around)
+        name, around = discovered(around)
         around = replace(around, shape=live_shape(wanted.shape, name.name))
     shape = around.shape
-    drafter = Guard(build_drafter(name, around), shape, target.spec.vocab)
+    drafter = build_drafter(name, around)
     is_paced = wanted.shape.kind == "auto" and wanted.rule == "match" and name.name != "none"
-    pace = Pace(shape.max_drafted) if is_paced else None
-    return Parts(target, slots, drafter, shape, RULES[wanted.rule], Sequential(), pace, prices)
+    pace = _pace(drafter, shape) if is_paced else None
+    guard = Guard(drafter, shape, target.spec.vocab)
+    return Parts(target, slots, guard, shape, RULES[wanted.rule], Sequential(), pace, prices)
+
+
+def _pace(drafter: Drafter, shape: Shape) -> Pace:
+    """A block's first token is the dear one: its pace looks at a short chain and at a whole one."""
+    if not isinstance(drafter, Featured):
+        return Pace(shape.max_drafted)
+    longest = min(shape.max_drafted, drafter.num_levels)
+    return Pace(longest, (2, longest))

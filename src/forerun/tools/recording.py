@@ -17,6 +17,7 @@ from forerun.backends import open_backend
 from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Draft, Verdict
 from forerun.engine.detokenize import Detokenizer
+from forerun.engine.drafting import Openers
 from forerun.engine.parts import Parts, build_parts
 from forerun.engine.queue import Queue
 from forerun.engine.sequence import Sequence, Status
@@ -184,8 +185,15 @@ def rerun(trace: Trace, speculation: Speculation, directory: Path | None) -> Rer
         opened.append(open_backend(open_checkpoint(path), options, None))
         return opened[-1]
 
+    def open_features(path: Path, target: Backend) -> NoReturn:
+        raise OptionError(
+            f"the drafter {path} reads hidden states of the target, which a trace does not hold:"
+            f" generate with it instead (the target is {target.numerics})"
+        )
+
     target, place = cast("Backend", recording), directory or Path(header.model)
-    parts = build_parts(speculation, target, place, tokenizer, open_drafter, meter.model)
+    opens = Openers(open_drafter, open_features)
+    parts = build_parts(speculation, target, place, tokenizer, opens, meter.model)
     notes = _Notes()
     parts = replace(parts, witness=notes)
     try:

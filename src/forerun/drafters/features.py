@@ -1,0 +1,219 @@
+"""A drafter that reads its target's features: block drafters and EAGLE-3 heads alike.
+
+Knows a `FeatureBackend`, its K/V blocks and what the engine hands over of the target. What the
+target has not read cannot be drafted from, so a row drafts once it has features of all its tokens
+but the pending one:
+
+    tokens       0 ………………… base-1 | accepted …, bonus
+    features     0 ………………… base-1 | waiting …          of the bonus there are none yet
+    its K/V      0 ………………… base-1 |                    the next proposal takes in what waits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.backends.prefill import CHUNK
+from forerun.backends.slots import Slots, blocks_for
+from forerun.draft import Commit, Draft
+from forerun.drafters.margins import Margins
+from forerun.drafters.plain import plain_draft
+from forerun.errors import CapacityError
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec
+from forerun.protocols import BLOCK_LEN, DraftRow, FeatureBackend, Growth, GrowthPlan, Prices
+from forerun.stats import Span
+
+LONGEST_WAIT = 32  # tokens a proposal takes in itself; more are taken in before it, in chunks
+
+
+@dataclass(slots=True, eq=False)
+class _Progress:
+    """How far the drafter has come with one sequence: the features of the first `committed` of its
+    `tokens` are K/V, those of the next `num_waiting` wait. It owns blocks for `num_reserved`
+    positions. `last`: what it proposed, and whether for a greedy row."""
+
+    tokens: list[int]
+    num_reserved: int
+    committed: int = 0
+    num_waiting: int = 0
+    waiting: list[NDArray[np.float32]] = field(default_factory=list)
+    last: tuple[Draft, bool] | None = None
+
+
+class Featured:
+    """Drafts `growth` with a backend of its own, at most `num_levels` deep and no deeper than the
+    drafter can; by `prices`, where there are some, no more than pays. `span` sums the seconds of
+    that backend's calls. Closing it closes the backend.
+    """
+
+    def __init__(
+        self,
+        backend: FeatureBackend,
+        num_levels: int,
+        span: Span,
+        growth: Growth,
+        prices: Prices | None = None,
+    ) -> None:
+        self._backend = backend
+        self.num_levels = min(num_levels, deepest(backend.spec))
+        self._span = span
+        self._growth = growth
+        self._prices = prices
+        self._margins = Margins()
+        self._slots = Slots(backend.num_blocks)
+        self._progress: dict[int, _Progress] = {}
+
+    @property
+    def tap_layers(self) -> tuple[int, ...]:
+        """The target layers that its spec names."""
+        return self._backend.spec.tap_layers
+
+    def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
+        """Own room for the prompt; its features come later.
+
+        Raises:
+            CapacityError: the prompt does not fit the drafter's context or K/V memory.
+        """
+        num_reserved = self._reserve(sequence_id, len(prompt) + self.num_levels)
+        self._progress[sequence_id] = _Progress(list(prompt), num_reserved)
+
+    def absorb(self, sequence_id: int, features: NDArray[np.float32]) -> None:
+        """Take in the features `[M, F]` of the next M tokens of a prompt."""
+        progress = self._progress.get(sequence_id)
+        if progress is not None:
+            self._take(sequence_id, progress, features)
+
+    def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
+        """One draft a row in one backend call; none for rows without features or without room."""
+        is_paused = self._prices is not None and self._prices.is_paused
+        ready = [] if is_paused else [row for row in rows if self._is_ready(row)]
+        if not ready:
+            return [plain_draft(row.tokens[-1]) for row in rows]
+        drafts = self._grown(ready)
+        if len(ready) == len(rows):
+            return drafts
+        made = dict(zip((row.sequence_id for row in ready), drafts, strict=True))
+        return [made.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
+
+    def observe(self, sequence_id: int, commit: Commit) -> None:
+        """Learn what was kept of the last proposal, and take in the features of the round."""
+        progress = self._progress.get(sequence_id)
+        if progress is None:
+            return
+        last, progress.last = progress.last, None
+        if last is not None:
+            self._margins.learn(last[0], commit, is_greedy=last[1])
+        progress.tokens += commit.tokens
+        if commit.features is not None:
+            self._take(sequence_id, progress, commit.features)
+
+    def release(self, sequence_id: int) -> None:
+        """Give back the sequence's blocks."""
+        self._slots.release(sequence_id)
+        self._progress.pop(sequence_id, None)
+
+    def close(self) -> None:
+        """Close the backend."""
+        self._backend.close()
+
+    def _take(self, sequence_id: int, progress: _Progress, features: NDArray[np.float32]) -> None:
+        """Let features wait for the next proposal; of too many all but the last are taken in now,
+        for what follows the last is what a proposal is asked for."""
+        progress.waiting.append(features)
+        progress.num_waiting += len(features)
+        if progress.num_waiting <= LONGEST_WAIT or not self._has_room(sequence_id, progress):
+            return
+        waiting = _joined(progress.waiting)
+        for start in range(0, len(waiting) - 1, CHUNK):
+            self._read(sequence_id, progress, waiting[start : min(start + CHUNK, len(waiting) - 1)])
+        progress.waiting, progress.num_waiting = [waiting[-1:].copy()], 1
+
+    def _read(self, sequence_id: int, progress: _Progress, features: NDArray[np.float32]) -> None:
+        """Turn the features of the next tokens into K/V."""
+        end = progress.committed + len(features)
+        with self._span:
+            self._backend.absorb(
+                np.array(progress.tokens[progress.committed : end + 1], np.int32),
+                np.array([0, len(features) + 1], np.int32),
+                np.array([progress.committed], np.int32),
+                self._slots.table([sequence_id]),
+                features,
+            )
+        progress.committed = end
+
+    def _is_ready(self, row: DraftRow) -> bool:
+        """Whether a row can draft: it has features of all tokens but the pending one, and room."""
+        progress = self._progress.get(row.sequence_id)
+        if row.max_drafted < 1 or progress is None:
+            return False
+        if progress.committed + progress.num_waiting != len(row.tokens) - 1:
+            return False
+        return progress.num_waiting > 0 and self._has_room(row.sequence_id, progress)
+
+    def _has_room(self, sequence_id: int, progress: _Progress) -> bool:
+        """Own blocks for the text and a draft below it; a sequence that outgrew them is let go."""
+        needed = len(progress.tokens) + self.num_levels
+        if needed <= progress.num_reserved:
+            return True
+        try:
+            progress.num_reserved = self._reserve(sequence_id, needed)
+        except CapacityError:
+            self.release(sequence_id)
+            return False
+        return True
+
+    def _reserve(self, sequence_id: int, num_positions: int) -> int:
+        """Own whole blocks for so many positions; how many they hold within its context."""
+        limit = self._backend.spec.body.max_position
+        if num_positions > limit:
+            raise CapacityError(
+                f"{num_positions} positions of text and draft, the drafter's context has {limit}"
+            )
+        self._slots.reserve(sequence_id, num_positions)
+        return min(blocks_for(num_positions) * BLOCK_LEN, limit)
+
+    def _grown(self, rows: Sequence[DraftRow]) -> list[Draft]:
+        plan = self._plan(rows)
+        ready = [self._progress[row.sequence_id] for row in rows]
+        features = _joined([some for progress in ready for some in progress.waiting])
+        with self._span:
+            drafts = self._backend.grow(plan, features)
+        for row, progress, draft in zip(rows, ready, drafts, strict=True):
+            progress.committed += progress.num_waiting
+            progress.waiting, progress.num_waiting = [], 0
+            progress.last = draft, row.sampler.params.temperature == 0
+        return drafts
+
+    def _plan(self, rows: Sequence[DraftRow]) -> GrowthPlan:
+        committed = [self._progress[row.sequence_id].committed for row in rows]
+        unread = [row.tokens[seen:] for row, seen in zip(rows, committed, strict=True)]
+        depths = [min(self.num_levels, row.max_depth, row.max_drafted) for row in rows]
+        plan = GrowthPlan(
+            catch_up=np.array([token for tokens in unread for token in tokens], np.int32),
+            catch_up_starts=np.cumsum([0, *map(len, unread)]).astype(np.int32),
+            committed=np.array(committed, np.int32),
+            block_table=self._slots.table([row.sequence_id for row in rows]),
+            samplers=[row.sampler for row in rows],
+            budgets=np.array([row.max_drafted for row in rows], np.int32),
+            depths=np.array(depths, np.int32),
+            growth=self._growth,
+            acceptance=self._margins.of(rows),
+        )
+        if self._prices is None:
+            return plan
+        most = max(row.max_drafted for row in rows)
+        prices, of_pass = self._prices.of_nodes(len(rows), most), self._prices.of_pass(len(rows))
+        return replace(plan, prices=prices, pass_price=of_pass)
+
+
+def deepest(spec: DrafterSpec) -> int:
+    """Most levels that a drafter can fill below the pending token."""
+    return spec.max_drafted if isinstance(spec, BlockSpec) else spec.body.max_position
+
+
+def _joined(some: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return some[0] if len(some) == 1 else np.concatenate(some)
