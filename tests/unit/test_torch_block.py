@@ -26,6 +26,7 @@ from forerun.backends.torch.features import FREE_SLOTS  # noqa: E402
 from forerun.draft import Draw  # noqa: E402
 from forerun.protocols import Growth  # noqa: E402
 
+
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)

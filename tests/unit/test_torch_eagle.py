@@ -25,6 +25,7 @@ from forerun.backends.torch.eagle import unroll_mask  # noqa: E402
 from forerun.draft import Draw  # noqa: E402
 from forerun.protocols import Growth  # noqa: E402
 
+
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
@@ -89,9 +90,7 @@ def test_given_an_unrolled_text_then_every_row_reads_as_its_draft_would():
     for step in range(num_steps):
         ids = torch.tensor(tokens[1 + step : 1 + step + num_rows].tolist())
         positions = torch.arange(num_rows) + step
-        x, past = module.layer(
-            table()[ids][None], x, positions, unroll_mask(num_rows, step), past
-        )
+        x, past = module.layer(table()[ids][None], x, positions, unroll_mask(num_rows, step), past)
         unrolled.append(module.logits(x)[0].detach())
 
     for row in range(num_rows):

@@ -30,6 +30,7 @@ from forerun.errors import BackendError  # noqa: E402
 from forerun.models.weights import open_checkpoint  # noqa: E402
 from forerun.protocols import Growth  # noqa: E402
 
+
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)

@@ -64,7 +64,7 @@ class _PairLayer(nn.Module):
     def output(self, residual: Tensor, attended: Tensor) -> Tensor:
         """Attention's and the feed-forward block's output added to the residual stream."""
         merged = attended.transpose(-3, -2).flatten(-2)
-        x = residual + self.self_attn.o_proj(merged)
+        x: Tensor = residual + self.self_attn.o_proj(merged)
         fed: Tensor = self.mlp(self.post_attention_layernorm(x))
         return x + fed
 

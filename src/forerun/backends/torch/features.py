@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from forerun.backends import growing
-from forerun.backends.growing import Logits, Read, Row
+from forerun.backends.growing import Logits, Row
 from forerun.backends.torch.backend import TorchBackend
 from forerun.backends.torch.block import BlockDrafter, KeysValues
 from forerun.backends.torch.eagle import EagleDrafter
@@ -205,9 +205,7 @@ class _Blocks:
         if len(text.features) == 0:
             return
         fused = self._drafter.fuse(text.features)[None]
-        for paged, fresh in zip(
-            self._paged, self._drafter.context(fused, text.fresh), strict=True
-        ):
+        for paged, fresh in zip(self._paged, self._drafter.context(fused, text.fresh), strict=True):
             paged.write(text.slots[text.first :], fresh)
 
     def grow(self, plan: GrowthPlan, texts: Sequence[_Text]) -> list[Draft]:
