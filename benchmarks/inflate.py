@@ -5,8 +5,9 @@
 
 The result is an ordinary checkpoint (bf16 safetensors) with the source's bits in every logit
 (`forerun.tools.inflation` says why, `tests/native/test_inflate.py` proves it). `--ratio shipped`
-copies the drafters, which flatters them; `matched` enlarges each to its least share of the target's
-bytes. `inflation.json` beside the weights records what was done. An enlarged model must never be
+copies `lm`, and of drafters on features widens only what reads the target (`inflate_drafters.py`),
+which flatters them; `matched` enlarges each to its least share of the target's bytes.
+`inflation.json` beside the weights records what was done. An enlarged model must never be
 measured with early exit: the layers behind the source's own are identities.
 
 Memory stays at some megabytes whatever the size. Until the end all is under `OUT.partial`.
@@ -23,8 +24,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from inflate_drafters import FeatureEnlargement, feature_enlargement
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
@@ -33,6 +35,7 @@ from forerun.models.resolve import resolve_model
 from forerun.models.shards import INDEX_NAME, SINGLE_NAME
 from forerun.models.spec import ModelSpec, read_spec
 from forerun.models.weights import Checkpoint, expected_tensors, open_checkpoint
+from forerun.tools.drafter_inflation import KINDS, Targets
 from forerun.tools.inflation import (
     LEAST_RATIO,
     SIZES,
@@ -77,13 +80,36 @@ class Enlargement:
         """Whether nothing is enlarged."""
         return self.grown == self.source.spec
 
+    @property
+    def num_parameters(self) -> int:
+        """All its weights, a tied table once."""
+        return self.grown.num_parameters
+
+    @property
+    def stored(self) -> Checkpoint:
+        """The files it comes from."""
+        return self.source
+
+    @property
+    def shapes(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Its shape before and after."""
+        return _shape(self.source.spec), _shape(self.grown)
+
+    @property
+    def done(self) -> str:
+        """In a record, what was made of it."""
+        return "copied" if self.is_copy else "enlarged"
+
+
+AnyEnlargement: TypeAlias = Enlargement | FeatureEnlargement
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What will be written: a target, and its drafters by kind."""
 
     target: Enlargement
-    drafters: Mapping[str, Enlargement]
+    drafters: Mapping[str, AnyEnlargement]
 
     @property
     def num_bytes(self) -> int:
@@ -112,14 +138,19 @@ def make_plan(directory: Path, size: Size, ratio: str) -> Plan:
     """Decide every shape, and refuse what cannot keep its bits, before a byte is written."""
     source = open_checkpoint(directory)
     target = Enlargement(source, target_spec(source.spec, size))
-    drafters = {}
+    drafters: dict[str, AnyEnlargement] = {}
     for path in sorted(path for path in (directory / "drafters").glob("*") if path.is_dir()):
-        require_known(path.name)
+        kind = path.name
+        require_known(kind)
+        if kind in KINDS:
+            between = Targets(source.spec, target.grown)
+            drafters[kind] = feature_enlargement(path, between, kind, ratio, target.num_bytes)
+            continue
         drafter = open_checkpoint(path)
         grown = drafter.spec
         if ratio == "matched":
-            grown = drafter_spec(drafter.spec, path.name, size, target.num_bytes)
-        drafters[path.name] = Enlargement(drafter, grown)
+            grown = drafter_spec(drafter.spec, kind, size, target.num_bytes)
+        drafters[kind] = Enlargement(drafter, grown)
     return Plan(target, drafters)
 
 
@@ -141,7 +172,7 @@ def write(
         with _progress() as progress:
             task = progress.add_task("", total=plan.num_bytes)
             for directory, one in _places(plan, partial):
-                for num_bytes in _write_one(one, directory, asked["seed"], max_shard_bytes):
+                for num_bytes in _written(one, directory, asked["seed"], max_shard_bytes):
                     progress.advance(task, num_bytes)
                 if one.is_copy:
                     continue
@@ -153,7 +184,15 @@ def write(
         raise
 
 
-def _places(plan: Plan, root: Path) -> Iterator[tuple[Path, Enlargement]]:
+def _written(
+    one: AnyEnlargement, directory: Path, seed: int, max_shard_bytes: int
+) -> Iterator[int]:
+    if isinstance(one, FeatureEnlargement):
+        return one.write(directory, seed)
+    return _write_one(one, directory, seed, max_shard_bytes)
+
+
+def _places(plan: Plan, root: Path) -> Iterator[tuple[Path, AnyEnlargement]]:
     yield root, plan.target
     for kind, drafter in plan.drafters.items():
         yield root / "drafters" / kind, drafter
@@ -255,14 +294,16 @@ def _record(plan: Plan, asked: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _description(one: Enlargement) -> dict[str, Any]:
+def _description(one: AnyEnlargement) -> dict[str, Any]:
+    before, after = one.shapes
     return {
         "is_copy": one.is_copy,
-        "num_parameters": one.grown.num_parameters,
+        "done": one.done,
+        "num_parameters": one.num_parameters,
         "num_bytes": one.num_bytes,
-        "shape": _shape(one.grown),
-        "source_shape": _shape(one.source.spec),
-        "source_sha256": {path.name: _sha256(path) for path in sorted(one.source.buffers)},
+        "shape": after,
+        "source_shape": before,
+        "source_sha256": {path.name: _sha256(path) for path in sorted(one.stored.buffers)},
     }
 
 

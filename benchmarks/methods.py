@@ -4,6 +4,7 @@
     python benchmarks/inflate.py --parameters 260M --ratio matched --out 260M-matched
     python benchmarks/methods.py --model 260M --matched 260M-matched/drafters/lm --out methods.json
     python benchmarks/methods.py --only 'lookup,lm shipped chain*' --limit 6 --out a.json
+    python benchmarks/methods.py --methods blocks eagles chains --topic learned --out learned.json
     python benchmarks/methods.py --methods chains 'wide=shipped;tree:3x2x1;match' --out b.json
 
 All are held in memory together. For each prompt and temperature all compositions run one after
@@ -21,52 +22,36 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from datetime import date
+from operator import attrgetter
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from compositions import DEFAULT_SETS, PLAIN, Method, methods_of, only
+from compositions import DEFAULT_SETS, KINDS, PLAIN, Method, methods_of, only
+from method_rows import Turn, best_of, by_label, rivals_of, row_of
 
 from forerun import Engine, SamplingParams
 from forerun.backends.memory import available_bytes
 from forerun.backends.native import NativeBackend, default_cores
 from forerun.engine.results import Completion
 from forerun.errors import ForerunError, OptionError
+from forerun.models.drafter_files import open_drafter
 from forerun.models.resolve import resolve_model
-from forerun.models.spec import ModelSpec, read_spec
+from forerun.models.spec import read_spec
 from forerun.models.tokenizer import load_tokenizer
 from forerun.models.weights import open_checkpoint
 from forerun.tools import machine
 from forerun.tools.bench_decode import progress, run_of
-from forerun.tools.costs import Costs, RoundCount, decode_costs, pass_bytes
-from forerun.tools.loops import loop_share
-from forerun.tools.pairs import (
-    Pair,
-    Run,
-    ratio_without_loops,
-    speedup,
-    tokens_per_s,
-)
+from forerun.tools.costs import RoundCount, pass_bytes
+from forerun.tools.feature_costs import AnySpec, drafting_bytes
 from forerun.tools.prompt_files import Prompt, read_prompts, read_suite, spread
 
 TEMPERATURES = (0.0, 0.7, 1.0)
 MEMORY_SHARE = 0.7  # of what is free, for all engines together
 SLACK_TOKENS = 512  # room for drafts beyond the last token, and whole K/V blocks
 
-# What is unknown of a composition whose draft passes are: see `Method.is_counted`.
-UNCOUNTED = ("floor_ratio", "times_floor", "draft_flops_per_token", "bytes_per_token")
-
 Tokens = list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """One completion, as timed and as counted."""
-
-    run: Run
-    counts: tuple[RoundCount, ...]
 
 
 def main() -> int:
@@ -101,6 +86,7 @@ def _measure(arguments: argparse.Namespace) -> int:
         "machine": machine.machine_name(),
         "cores": machine.num_cores(),
         "model": arguments.model,
+        "topic": arguments.topic,
         "parameters": read_spec(model).num_parameters,
         "num_prompts": len(prompts),
         "max_tokens": arguments.max_tokens,
@@ -119,10 +105,12 @@ def _measure(arguments: argparse.Namespace) -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add("--model", default="forerun-code", help="target, drafter in drafters/lm")
-    add("--matched", type=Path, help="an lm drafter of matched size beside it")
+    add("--model", default="forerun-code", help="target, drafters in drafters/{lm,dspark,…}")
+    add("--matched", type=Path, help="drafters of matched size: their directory, or its lm")
     add("--methods", nargs="+", default=list(DEFAULT_SETS), metavar="NAME=DRAFTER;SHAPE;RULE",
-        help="also sets: chains, trees, rules; a drafter may be `shipped`, `matched`")  # fmt: skip
+        help="also sets: chains, trees, rules, blocks, eagles; a drafter may be `matched`,"
+        " `dspark shipped`, …")  # fmt: skip
+    add("--topic", default="", help="what the page calls this table; repetitions share it")
     add("--only", help="methods whose names are like these, by commas: 'lookup,lm matched*'")
     add("--suite", default="all", help="categories of the suite, by commas")
     add("--prompts", type=Path, help="JSONL with a prompt key, not the suite")
@@ -135,18 +123,39 @@ def _arguments() -> argparse.Namespace:
 
 
 def _methods(arguments: argparse.Namespace, model: Path) -> list[Method]:
-    drafters = {"shipped": model / "drafters" / "lm", "matched": arguments.matched}
-    there = {name: path for name, path in drafters.items() if path is not None and path.exists()}
-    if arguments.matched is not None and "matched" not in there:
-        raise OptionError(f"--matched {arguments.matched} is not there: name a checkpoint")
+    places = {"shipped": model / "drafters"}
+    if arguments.matched is not None:
+        is_lm = arguments.matched.name == "lm"
+        places["matched"] = arguments.matched.parent if is_lm else arguments.matched
+    there = {
+        f"{kind} {size}": folder / kind
+        for kind in KINDS
+        for size, folder in places.items()
+        if (folder / kind).is_dir()
+    }
+    if arguments.matched is not None and not any(name.endswith("matched") for name in there):
+        raise OptionError(
+            f"--matched {arguments.matched} has no drafter in it: name a directory with"
+            f" {', '.join(KINDS)} below it"
+        )
     methods = methods_of(arguments.methods, there)
     return only(methods, arguments.only) if arguments.only else methods
 
 
+def _spec_of(method: Method) -> AnySpec | None:
+    """The small model that a method reads."""
+    if method.weights is None:
+        return None
+    is_model = method.drafter_kind == "lm"
+    return read_spec(method.weights) if is_model else open_drafter(method.weights).spec
+
+
 def _refuse_too_many(methods: Sequence[Method], model: Path, room: int) -> None:
     """Each engine has a target of its own: too many of them would be read from swap, not memory."""
-    specs = [read_spec(path) for one in methods for path in (model, one.weights) if path]
-    needed, free = sum(pass_bytes(spec, room) for spec in specs), available_bytes() * MEMORY_SHARE
+    drafters = [spec for spec in map(_spec_of, methods) if spec is not None]
+    needed = len(methods) * pass_bytes(read_spec(model), room)
+    needed += sum(drafting_bytes(spec, room) for spec in drafters)
+    free = available_bytes() * MEMORY_SHARE
     if needed > free:
         raise OptionError(
             f"{len(methods)} methods need {needed / 1e9:.1f} GB for their models, and"
@@ -180,22 +189,26 @@ class _Bandwidth:
 
     def __init__(self, model: Path, methods: Sequence[Method]) -> None:
         self.target = read_spec(model)
-        self.drafters = {one.weights: read_spec(one.weights) for one in methods if one.weights}
+        self._specs = {one: _spec_of(one) for one in methods}
         smallest = open_checkpoint(resolve_model("forerun-code"))
         self._backend = NativeBackend(smallest, cores=default_cores(), num_blocks=1)
         self._seen: dict[int, list[float]] = {}
 
+    def drafter(self, method: Method) -> AnySpec | None:
+        """The small model that a method reads."""
+        return self._specs[method]
+
     def sample(self) -> None:
         """Measure every size once, its buffer as warm as the weights would be."""
-        for spec in (self.target, *self.drafters.values()):
-            num_bytes = pass_bytes(spec, 0)
+        specs = [self.target, *filter(None, self._specs.values())]
+        for num_bytes in dict.fromkeys(drafting_bytes(spec, 0) for spec in specs):
             self._backend.read_bandwidth(num_bytes)
             seen = self._seen.setdefault(num_bytes, [])
             seen.append(self._backend.read_bandwidth(num_bytes))
 
-    def of(self, spec: ModelSpec) -> float:
+    def of(self, spec: AnySpec) -> float:
         """Median bytes per second over the samples."""
-        return median(self._seen[pass_bytes(spec, 0)])
+        return median(self._seen[drafting_bytes(spec, 0)])
 
     def close(self) -> None:
         self._backend.close()
@@ -229,11 +242,17 @@ def _table(
             meter.sample()
     progress("")
     rows = {}
-    for one in engines:
-        rows[one] = _row(one, turns[one], turns[PLAIN], meter)
-        rows[one]["categories"] = _categories(prompts, turns[one], turns[PLAIN])
-    best = _best(rows, turns)
-    return {"temperature": temperature, "rows": list(rows.values()), "best": best}
+    plain = turns[PLAIN]
+    for one, own in turns.items():
+        rows[one] = row_of(one, own, plain, meter)
+        rows[one]["categories"] = by_label(attrgetter("category"), prompts, own, plain)
+        rows[one]["contexts"] = by_label(attrgetter("context"), prompts, own, plain)
+    return {
+        "temperature": temperature,
+        "rows": list(rows.values()),
+        "best": best_of(rows, turns),
+        "rivals": rivals_of(rows, turns),
+    }
 
 
 def _turn(engine: Engine, prompt: Tokens, params: SamplingParams) -> Turn:
@@ -251,97 +270,6 @@ def _turn_of(completion: Completion, prompt_len: int) -> Turn:
     return Turn(run, tuple(counts))
 
 
-def _row(
-    method: Method, turns: list[list[Turn]], plain: list[list[Turn]], meter: _Bandwidth
-) -> dict[str, Any]:
-    pairs = _pairs(plain, turns)
-    runs = [[turn.run for turn in group] for group in turns]
-    rounds = [one for group in runs for run in group for one in run.rounds]
-    spec = meter.drafters.get(method.weights) if method.weights else None
-    costs, base = (_costs(some, meter, drafter) for some, drafter in ((turns, spec), (plain, None)))
-    bandwidths = meter.of(meter.target), meter.of(spec or meter.target)
-    floor_s, plain_floor_s = costs.floor_s(*bandwidths), base.floor_s(*bandwidths)
-    speed_s = tokens_per_s(runs)
-    return {
-        **{key: getattr(method, key) for key in ("name", "shape", "rule", "kind", "keeps_tokens")},
-        "identical": all(pair.is_identical for group in pairs for pair in group),
-        **_ratio(pairs),
-        "floor_ratio": plain_floor_s / base.num_emitted * costs.num_emitted / floor_s,
-        "times_floor": costs.num_emitted / speed_s / floor_s if speed_s else None,
-        "loop_share": loop_share(group[0].token_ids for group in runs),
-        "tokens_per_round": sum(one.num_tokens for one in rounds) / max(1, len(rounds)),
-        "draft_share": sum(one.draft_s for one in rounds) / sum(one.round_s for one in rounds),
-        "tokens_per_s": speed_s,
-        "tokens_per_s_per_core": speed_s / machine.num_cores(),
-        "target_flops_per_token": costs.target_flops / costs.num_emitted,
-        "draft_flops_per_token": costs.draft_flops / costs.num_emitted,
-        "bytes_per_token": (costs.target_bytes + costs.draft_bytes) / costs.num_emitted,
-        "target_bandwidth": bandwidths[0],
-        **({} if method.is_counted else dict.fromkeys(UNCOUNTED)),
-    }
-
-
-def _best(
-    rows: Mapping[Method, Mapping[str, Any]], turns: Mapping[Method, list[list[Turn]]]
-) -> list[dict[str, Any]]:
-    """Of each small model, its fastest tree against its fastest chain in the same turns.
-
-    Only where both keep plain decoding's tokens; each is chosen by the figures it is shown with.
-    """
-    figures = []
-    for weights in dict.fromkeys(one.weights for one in rows if one.weights):
-        own = [one for one in rows if one.weights == weights and one.keeps_tokens]
-        chain, tree = (
-            max(
-                (one for one in own if one.kind == kind),
-                key=lambda one: rows[one]["tokens_per_s"],
-                default=None,
-            )
-            for kind in ("chain", "tree")
-        )
-        names = {"chain": chain and chain.name, "tree": tree and tree.name}
-        pairs = _pairs(turns[chain], turns[tree]) if chain and tree else []
-        figures.append({"drafter": str(weights), **names, **(_ratio(pairs) if pairs else {})})
-    return figures
-
-
-def _ratio(pairs: Sequence[Sequence[Pair]]) -> dict[str, Any]:
-    speed = speedup(pairs)
-    return {
-        "ratio": speed.ratio,
-        "ratio_ci95": [speed.low, speed.high],
-        "ratio_without_loops": ratio_without_loops(pairs),
-    }
-
-
-def _categories(
-    prompts: Sequence[Prompt], turns: list[list[Turn]], plain: list[list[Turn]]
-) -> dict[str, Any]:
-    """The ratio of each category of prompts."""
-    pairs, figures = _pairs(plain, turns), {}
-    for name in sorted({prompt.category for prompt in prompts}):
-        own = [pairs[at] for at, prompt in enumerate(prompts) if prompt.category == name]
-        figures[name] = {"num_prompts": len(own), **_ratio(own)}
-    return figures
-
-
-def _pairs(plain: list[list[Turn]], turns: list[list[Turn]]) -> list[list[Pair]]:
-    return [
-        [Pair(one.run, other.run) for one, other in zip(ours, theirs, strict=True)]
-        for ours, theirs in zip(plain, turns, strict=True)
-    ]
-
-
-def _costs(turns: list[list[Turn]], meter: _Bandwidth, drafter: ModelSpec | None) -> Costs:
-    """All turns together: counts are the same in every repetition, so they may be added."""
-    parts = [
-        asdict(decode_costs(turn.counts, meter.target, drafter))
-        for group in turns
-        for turn in group
-    ]
-    return Costs(**{name: sum(part[name] for part in parts) for name in parts[0]})
-
-
 def _print(report: dict[str, Any]) -> None:
     heads = ("method", "tokens/round", "ratio", "95 %", "no loops", "floor ratio", "draft")
     for table in report["tables"]:
@@ -356,6 +284,8 @@ def _print(report: dict[str, Any]) -> None:
         for best in table["best"]:
             if "ratio" in best:
                 print(f"{best['tree']} ÷ {best['chain']}:{_cells(best)}")
+        for rivals in table["rivals"]:
+            print(f"{rivals['block']} ÷ {rivals['lm']}:{_cells(rivals)}")
     for name, reason in report["skipped"].items():
         print(f"{name} left out: {reason}")
 

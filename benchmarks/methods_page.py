@@ -1,58 +1,45 @@
-"""The table of methods as a page: every composition that was measured, the best, and the bars."""
+"""The table of methods as a page: every composition that was measured, and the best."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from page import Report, header, interval, line, optional, source, verdict
+from method_bars import bar_table
+from page import Report, header, interval, line, optional, source
 
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A goal set before measuring, and the cell that answers it."""
-
-    words: str
-    goal: float
-    temperature: float
-    methods: str
-    category: str = ""
-    kinds: tuple[str, ...] = ("auto", "chain")
-
-
-# The best tree against the best chain of the same turns, by temperature.
-TREE_GOALS = {0.0: 1.15, 0.7: 1.15}
-BARS = (
-    Bar("`lm` chain, matched, greedy, without loops", 1.8, 0.0, "lm matched"),
-    Bar("`lm` chain, matched, T=0.7, without loops", 1.6, 0.7, "lm matched"),
-    Bar("`lookup` on `edit`, greedy, all tokens", 3.0, 0.0, "lookup", "edit"),
-)
+TITLES = {"": "Methods", "learned": "Learned drafters"}
 
 
 def methods_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
-    """Tables of the first file of each model; further files of it are repetitions."""
-    for model in dict.fromkeys(one["model"] for one in reports):
-        first, *again = [one for one in reports if one["model"] == model]
-        name = Path(model).name
-        yield f"## Methods on {name}\n"
+    """Tables of the first file of each topic and model; further files of it are repetitions."""
+    for key in dict.fromkeys(map(table_key, reports)):
+        first, *again = [one for one in reports if table_key(one) == key]
+        topic, name = key
+        yield f"## {TITLES.get(topic, topic)} on {name}\n"
         yield source(first)
-        picture = f"methods-{name}.png"
+        picture = "-".join(filter(None, ("methods", topic, f"{name}.png")))
         draw_methods(first, folder / picture)
         yield f"![ratio to plain decoding, with the ratio the floors allow]({picture})\n"
         for table in first["tables"]:
             yield f"### T = {table['temperature']:g}\n"
             yield from method_table(table)
             yield ""
-            yield from category_table(table)
-            yield ""
+            yield from group_table(table, "categories")
+            yield from group_table(table, "contexts")
         yield from best_table(first)
+        yield from rival_table(first)
         for left_out, reason in first.get("skipped", {}).items():
             yield f"{left_out} was left out: {reason}.\n"
         yield from bar_table(first)
         for other in again:
             agree, num = agreement(first, other)
             yield f"Repeated: {agree} of {num} ratios agree within their intervals.\n"
+
+
+def table_key(report: Report) -> tuple[str, str]:
+    """What a table is about: its topic and its model."""
+    return report.get("topic", ""), Path(report["model"]).name
 
 
 def method_table(table: Report) -> Iterator[str]:
@@ -114,9 +101,7 @@ def best_table(report: Report) -> Iterator[str]:
     if not rows:
         return
     yield "Each the fastest by tokens/s in these same turns, among those that keep every token.\n"
-    yield from header(
-        "T", "best `lm` chain", "best `lm` tree", "tree ÷ chain", "95 %", "without loops"
-    )
+    yield from header("T", "best chain", "best tree", "tree ÷ chain", "95 %", "without loops")
     for temperature, best in rows:
         names = [best["chain"] or "—", best["tree"] or "—"]
         figures = ["—"] * 3
@@ -127,57 +112,36 @@ def best_table(report: Report) -> Iterator[str]:
     yield ""
 
 
-def category_table(table: Report) -> Iterator[str]:
-    """The ratio of each category, without loops behind the stroke."""
-    speculative = [row for row in table["rows"] if row["name"] != "plain"]
+def rival_table(report: Report) -> Iterator[str]:
+    """The best chain of a block drafter against the best of a small model as large."""
+    rows = [
+        (table["temperature"], one) for table in report["tables"] for one in table.get("rivals", ())
+    ]
+    if not rows:
+        return
+    yield "Each the best without loops, compared in the same turns.\n"
+    yield from header("T", "block drafter", "small model", "block ÷ lm", "95 %", "without loops")
+    for temperature, one in rows:
+        figures = [f"{one['ratio']:.2f}", interval(one["ratio_ci95"])]
+        outside = optional(one["ratio_without_loops"])
+        yield line(f"{temperature:g}", one["block"], one["lm"], *figures, outside)
+    yield ""
+
+
+def group_table(table: Report, label: str) -> Iterator[str]:
+    """The ratio of each category or context, without loops behind the stroke."""
+    speculative = [row for row in table["rows"] if row["name"] != "plain" and row.get(label)]
     if not speculative:
         return
-    names = list(speculative[0]["categories"])
-    yield from header("ratio / without loops", *names)
+    names = list(speculative[0][label])
+    yield from header("ratio / without loops", *(name or "other" for name in names))
     for row in speculative:
-        cells = [row["categories"][name] for name in names]
+        cells = [row[label][name] for name in names]
         yield line(
             row["name"],
             *(f"{one['ratio']:.2f} / {optional(one['ratio_without_loops'])}" for one in cells),
         )
-
-
-def bar_table(report: Report) -> Iterator[str]:
-    """The goals of this table; the best of the named compositions answers."""
-    yield from header("bar", "goal", "came out", "")
-    for bar in BARS:
-        rows = [
-            row
-            for table in report["tables"]
-            if table["temperature"] == bar.temperature
-            for row in table["rows"]
-            if row["name"].startswith(bar.methods) and row.get("kind", "chain") in bar.kinds
-        ]
-        figures = [
-            row["categories"].get(bar.category, {}).get("ratio")
-            if bar.category
-            else row["ratio_without_loops"]
-            for row in rows
-        ]
-        best = max((one for one in figures if one is not None), default=None)
-        if best is not None:
-            yield verdict(bar.words, bar.goal, best)
-    yield from tree_bars(report)
     yield ""
-
-
-def tree_bars(report: Report) -> Iterator[str]:
-    """Trees against chains at the temperatures that have a goal; the matched drafter answers."""
-    for table in report["tables"]:
-        goal = TREE_GOALS.get(table["temperature"])
-        ratios = [
-            best["ratio"]
-            for best in table.get("best", ())
-            if "ratio" in best and best["tree"].startswith("lm matched")
-        ]
-        if goal is not None and ratios:
-            words = f"best `lm` tree ÷ best `lm` chain, matched, T = {table['temperature']:g}"
-            yield verdict(words, goal, max(ratios))
 
 
 def agreement(first: Report, other: Report) -> tuple[int, int]:

@@ -9,6 +9,8 @@ from page import Report, header, interval, line, optional, source, verdict
 
 RIVALS = ("Transformers", "vLLM (CPU)", "OpenVINO GenAI")
 PLAIN_MODES = ("plain", "compiled")
+LEARNED = ("dspark", "dflash", "eagle3")
+END_TO_END_GOAL = 4.0
 
 
 def peers_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
@@ -126,4 +128,28 @@ def peer_bars(report: Report) -> Iterator[str]:
     ):
         is_known = ours is not None and theirs
         yield verdict(words, goal, ours / max(theirs.values()) if is_known else None)
+    yield from end_to_end(report)
     yield ""
+
+
+def end_to_end(report: Report) -> Iterator[str]:
+    """Our best way of decoding beside the fastest plain decoding of any other; no loops.
+
+    Only where a learned drafter raced: the goal was set for them.
+    """
+    rates = {
+        (row["engine"], row["mode"]): row["ratio_without_loops"]
+        for row in report["rows"]
+        if row["same_weights"] and row.get("ratio_without_loops") is not None
+    }
+    own = {mode: rate for (engine, mode), rate in rates.items() if engine == "forerun"}
+    plain = {
+        engine: rate
+        for (engine, mode), rate in rates.items()
+        if engine != "forerun" and mode in PLAIN_MODES
+    }
+    if not plain or not any(mode.startswith(LEARNED) for mode in own):
+        return
+    best, fastest = max(own, key=own.__getitem__), max(plain, key=plain.__getitem__)
+    words = f"end to end without loops: {best} ÷ {fastest} plain"
+    yield verdict(words, END_TO_END_GOAL, own[best] / plain[fastest])

@@ -4,6 +4,7 @@
     python benchmarks/peers --model DIR --json OUT.json --picture OUT.png
     python benchmarks/peers --model DIR --prompts FILE.jsonl --limit 6 --threads 1,2 --lengths 2,4
     python benchmarks/peers --model DIR --peers transformers,llamacpp --max-tokens 64 --repeat 3
+    python benchmarks/peers --model DIR --peers vllm --forerun 'dspark tree:auto' 'eagle3 tree:8'
 
 Greedy decoding, end-of-text ignored, so that all write exactly `--max-tokens` tokens. Prompts are
 spread over the suite's categories. First the number of threads and the draft lengths of each engine
@@ -29,7 +30,7 @@ from statistics import median
 from types import FrameType
 
 import environments
-from catalogue import PEERS, SWEPT_LENGTHS, Peer, forerun
+from catalogue import DRAFTERS, PEERS, SWEPT_LENGTHS, Peer, forerun
 from child import Child
 from entrants import Plan
 from environments import Environments, PeerError
@@ -104,7 +105,7 @@ def _measure(
         "cpu_flags": machine.cpu_flags(),
         "date": date.today().isoformat(),
         "model": str(options.model),
-        "drafter": None if plan.drafter is None else str(plan.drafter),
+        "drafters": {kind: str(path) for kind, path in plan.drafters.items()},
         "num_prompts": len(prompts),
         "prompts": [
             {"name": prompt.name, "category": prompt.category, "num_tokens": len(tokens)}
@@ -138,9 +139,6 @@ def _plan(options: argparse.Namespace, places: Environments) -> tuple[Plan, list
             " random numbers; use 0"
         )
     model = resolve_model(str(options.model))
-    drafter = options.drafter_dir or model / "drafters" / "lm"
-    if options.drafter_dir is not None and not (drafter / "config.json").exists():
-        raise OptionError(f"--drafter-dir {drafter} has no config.json: name a checkpoint")
     spec = read_spec(model)
     tokenizer = load_tokenizer(model, spec)
     there = read_prompts(options.prompts) if options.prompts else read_suite(options.suite)
@@ -155,7 +153,7 @@ def _plan(options: argparse.Namespace, places: Environments) -> tuple[Plan, list
     longest = max(len(tokens[one]) for one in chosen) + options.max_tokens + SLACK_TOKENS
     plan = Plan(
         model=model,
-        drafter=drafter if (drafter / "config.json").exists() else None,
+        drafters=_drafters(options.drafter_dir, model),
         made=places.workspace(_name_of(model)),
         prompts=[tokens[one] for one in chosen],
         max_tokens=options.max_tokens,
@@ -169,6 +167,24 @@ def _plan(options: argparse.Namespace, places: Environments) -> tuple[Plan, list
         memory_bytes=int(available_bytes() * MEMORY_SHARE),
     )
     return plan, chosen
+
+
+def _drafters(asked: Path | None, model: Path) -> dict[str, Path]:
+    """Drafters by kind: an `lm` checkpoint, or those below a directory.
+
+    Raises:
+        OptionError: one was asked for that is not there.
+    """
+    folder = asked or model / "drafters"
+    if (folder / "config.json").is_file():
+        return {"lm": folder}
+    there = {kind: folder / kind for kind in DRAFTERS if (folder / kind / "config.json").is_file()}
+    if asked is not None and not there:
+        raise OptionError(
+            f"--drafter-dir {asked} has no config.json, nor has {', '.join(DRAFTERS)} below it:"
+            " name a checkpoint or a directory of drafters"
+        )
+    return there
 
 
 def _name_of(model: Path) -> str:
@@ -208,7 +224,7 @@ def _arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("action", nargs="?", choices=("run", "install"), default="run")
     add("--model", default=EMBEDDED_NAME, help="a checkpoint directory")
-    add("--drafter-dir", type=Path, help="default: MODEL/drafters/lm, if it is there")
+    add("--drafter-dir", type=Path, help="an lm, or lm, dspark, … below it; default MODEL/drafters")
     add("--suite", default=ALL, help="categories of the suite, by commas; default all")
     add("--prompts", type=Path, help='JSONL with a "prompt" a line, not the suite')
     add("--max-tokens", type=int, default=128)

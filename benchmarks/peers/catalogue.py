@@ -13,18 +13,21 @@ SWEPT_LENGTHS = (2, 4, 8)
 class Mode:
     """A way of decoding; `is_swept` if it has a draft length to be chosen by measurement.
 
-    `same_weights` is false where the weights were rounded further: another model's text.
+    `drafter` is the kind it needs: `lm`, or one that reads the target's features. `same_weights` is
+    false where the weights were rounded further: another model's text.
     """
 
     name: str
     is_swept: bool = False
-    needs_drafter: bool = False
+    drafter: str = ""
     same_weights: bool = True
 
 
 PLAIN = Mode("plain")
 LOOKUP = Mode("lookup", is_swept=True)
-DRAFT_MODEL = Mode("draft model", is_swept=True, needs_drafter=True)
+DRAFT_MODEL = Mode("draft model", is_swept=True, drafter="lm")
+# Drafters as directories below one, and as forerun's speculations name them.
+DRAFTERS = ("lm", "dspark", "dflash", "eagle3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +119,14 @@ PEERS = (
         ),
         # suffix needs arctic-inference, whose build downloads another PyTorch with CUDA (3 GB):
         # left to those who have it, elsewhere its row says that it is missing
-        (PLAIN, DRAFT_MODEL, LOOKUP, Mode("suffix", is_swept=True)),
+        (
+            PLAIN,
+            DRAFT_MODEL,
+            LOOKUP,
+            Mode("suffix", is_swept=True),
+            Mode("dflash", is_swept=True, drafter="dflash"),
+            Mode("eagle3", is_swept=True, drafter="eagle3"),
+        ),
         imports=("vllm",),
         environment={
             **OPENMP,
@@ -133,8 +143,14 @@ PEERS = (
 def forerun(speculations: tuple[str, ...]) -> Peer:
     """forerun as one more engine; a speculation is `DRAFTER SHAPE`, `chain` alone is swept."""
     modes = tuple(
-        Mode(one, is_swept=one.endswith(" chain"), needs_drafter=one.startswith("lm"))
+        Mode(one, is_swept=one.endswith(" chain"), drafter=_named_drafter(one))
         for one in speculations
     )
     settings = {"modes": ["plain", *speculations]}
     return Peer("forerun", "forerun", "forerun_driver.py", (), (PLAIN, *modes), settings=settings)
+
+
+def _named_drafter(speculation: str) -> str:
+    """The drafter beside the model that a speculation reads; none where it names a directory."""
+    drafter = speculation.partition(" ")[0]
+    return drafter if drafter in DRAFTERS else ""

@@ -33,12 +33,12 @@ class Asked(Protocol):
 class Plan:
     """What to run; times are bounds for one answer, `prompts` are token ids.
 
-    `made` is where engines keep this model in a format of their own. Settings are chosen on
-    `num_trials` of the prompts, `trial_tokens` each.
+    `drafters` are directories by kind: `lm`, `dspark`, … `made` is where engines keep this model in
+    a format of their own. Settings are chosen on `num_trials` of the prompts, `trial_tokens` each.
     """
 
     model: Path
-    drafter: Path | None
+    drafters: Mapping[str, Path]
     made: Path
     prompts: Sequence[Sequence[int]]
     max_tokens: int
@@ -122,11 +122,13 @@ class Desk:
         child = self._open(peer, f"{peer.name}-{mode.name}".replace(" ", "-"), threads)
         stack.callback(child.close)
         plan, started = self.plan, monotonic()
+        own = plan.drafters.get(mode.drafter or "lm")
         answer = child.ask(
             {
                 "do": "load",
                 "model": str(plan.model),
-                "drafter": None if plan.drafter is None else str(plan.drafter),
+                "drafter": None if own is None else str(own),
+                "drafters": {kind: str(path) for kind, path in plan.drafters.items()},
                 "workspace": str(plan.made),
                 "threads": threads,
                 "context": plan.context,

@@ -27,7 +27,7 @@ class Sweep:
     def chosen(self) -> list[Entrant]:
         """The engine's modes that work, each with its fastest settings."""
         peer, plan = self._peer, self._desk.plan
-        modes = [mode for mode in peer.modes if plan.drafter or not mode.needs_drafter]
+        modes = [mode for mode in peer.modes if not mode.drafter or mode.drafter in plan.drafters]
         outcomes = {mode: self._desk.outcome(peer, mode) for mode in modes}
         if not modes:
             return []

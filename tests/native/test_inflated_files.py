@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,17 @@ ASKED = {"parameters": "small", "ratio": "matched", "seed": 0, "model": "forerun
 
 
 @pytest.fixture(scope="module")
-def script() -> Any:
+def script() -> Iterator[Any]:
     path = Path(__file__).parents[2] / "benchmarks" / "inflate.py"
+    sys.path.insert(0, str(path.parent))  # where it finds what stands beside it
     spec = importlib.util.spec_from_file_location("inflate", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["inflate"] = module
     spec.loader.exec_module(module)
-    return module
+    yield module
+    sys.path.remove(str(path.parent))
 
 
 @pytest.fixture(scope="module")

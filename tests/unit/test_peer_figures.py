@@ -26,7 +26,7 @@ def plan(tmp_path):
 
     return Plan(
         model=tmp_path,
-        drafter=None,
+        drafters={},
         made=tmp_path,
         prompts=[[1], [1, 2]],
         max_tokens=8,
@@ -210,6 +210,55 @@ def test_given_an_engine_that_stopped_early_then_whole_repeats_are_compared():
 
     assert row["ratio_to_forerun_plain"] == 2.0
     assert row["num_runs"] == 3
+
+
+def page_of(**ratios):
+    """The bars of a hand-made file: `engine__mode` and its ratio to our plain without loops."""
+    sys.path.insert(0, str(PEERS.parent))
+    try:
+        from peers_page import end_to_end
+    finally:
+        sys.path.remove(str(PEERS.parent))
+    rows = []
+    for name, ratio in ratios.items():
+        engine, mode = (part.replace("_", " ") for part in name.split("__"))
+        rows.append(
+            {"engine": engine, "mode": mode, "same_weights": True, "ratio_without_loops": ratio}
+        )
+    return "\n".join(end_to_end({"rows": rows}))
+
+
+def test_given_a_learned_drafter_then_our_best_meets_the_fastest_plain_decoding():
+    page = page_of(
+        forerun__plain=1.0, forerun__dspark_tree=3.6, llama__plain=0.9, slow__plain=0.5,
+        slow__lookup=2.0,
+    )  # fmt: skip
+
+    assert "dspark tree ÷ llama plain | ≥ 4 | 4.00 | met |" in page
+
+
+def test_given_none_then_that_goal_is_not_asked_about():
+    assert page_of(forerun__plain=1.0, forerun__lm_auto=9.0, llama__plain=0.9) == ""
+
+
+def test_given_a_directory_of_drafters_then_modes_that_lack_theirs_are_left_out(plan, tmp_path):
+    from catalogue import forerun
+
+    own = forerun(("dspark tree:auto", "eagle3 tree:8", "lm chain", "lookup auto", "lm:DIR auto"))
+    assert [mode.drafter for mode in own.modes] == ["", "dspark", "eagle3", "lm", "", ""]
+    asked = []
+    there = replace(plan, drafters={"dspark": tmp_path / "dspark"})
+
+    from entrants import Desk
+    from sweep import Sweep
+
+    desk = Desk(there, lambda *_: Clockwork(lambda *_: 0.01, asked), lambda _: None)
+    modes = [one.mode.name for one in Sweep(desk, own).chosen()]
+
+    assert modes == ["plain", "dspark tree:auto", "lookup auto", "lm:DIR auto"]
+    loaded = next(one for one in asked if one["do"] == "load")
+    assert loaded["drafters"] == {"dspark": str(tmp_path / "dspark")}
+    assert loaded["drafter"] is None
 
 
 def test_given_tokens_of_one_pass_handed_over_singly_then_they_are_one_round():

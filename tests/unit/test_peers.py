@@ -77,7 +77,7 @@ def opened(tmp_path):
 
 
 def load(mode="plain"):
-    places = {"model": "model", "drafter": None, "workspace": "."}
+    places = {"model": "model", "drafter": None, "drafters": {}, "workspace": "."}
     return {"do": "load", **places, "threads": 1, "context": 64, "mode": mode, "options": {}}
 
 
@@ -164,7 +164,7 @@ def plan(tmp_path):
 
     return Plan(
         model=tmp_path / "model",
-        drafter=None,
+        drafters={},
         made=tmp_path,
         prompts=[[1], [1, 2], [1, 2, 3]],
         max_tokens=8,

@@ -18,6 +18,8 @@ from forerun.stats import timed
 from forerun.tools import machine
 from forerun.tools.costs import pass_bytes
 
+DRAFTERS = ("lm", "dspark", "dflash", "eagle3")  # what a bare name means a directory for
+
 
 class ForerunDriver:
     """One engine a mode and its options, opened when first asked for."""
@@ -59,14 +61,15 @@ class ForerunDriver:
         return num_bytes / backend.read_bandwidth(num_bytes)
 
     def _is_possible(self, mode: str) -> bool:
-        return self._setting.drafter is not None or not mode.startswith("lm")
+        drafter = mode.partition(" ")[0]
+        return drafter in self._setting.drafters or drafter not in DRAFTERS
 
     def _engine(self, mode: str, options: Mapping[str, Any]) -> Engine:
         drafter, _, shape = mode.partition(" ")
         if mode == "plain":
             drafter, shape = "none", "auto"
-        if drafter == "lm":
-            drafter = f"lm:{self._setting.drafter}"
+        if drafter in self._setting.drafters:
+            drafter = f"{drafter}:{self._setting.drafters[drafter]}"
         if shape == "chain":
             shape = f"chain:{options['num_draft']}"
         if (drafter, shape) not in self._engines:

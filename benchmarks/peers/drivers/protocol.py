@@ -1,6 +1,7 @@
 """The child's side of the conversation: JSON lines in, JSON lines out, one answer a question.
 
-    -> {"do": "load", "model": DIR, "drafter": DIR|null, "workspace": DIR, "threads": 2, ...}
+    -> {"do": "load", "model": DIR, "drafter": DIR|null, "drafters": {"lm": DIR, ...},
+        "workspace": DIR, "threads": 2, ...}
     <- {"ok": true, "engine": "...", "versions": {...}, "modes": [...]}
     -> {"do": "generate", "mode": "plain", "options": {}, "prompt": [ids], "max_tokens": 64}
     <- {"ok": true, "token_ids": [...], "num_first": 1, "first_s": 0.01, "rest_s": 0.5,
@@ -21,14 +22,17 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What an engine is loaded with; `mode` and `options` matter to engines that fix them then."""
+    """What an engine is loaded with; `mode` and `options` matter to engines that fix them then.
+
+    `drafter` is the one that the mode needs, or the small model; `drafters` are all, by kind.
+    """
 
     model: Path
     drafter: Path | None
@@ -37,6 +41,7 @@ class Setting:
     context: int
     mode: str
     options: Mapping[str, Any]
+    drafters: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +119,8 @@ def _answer(driver: Driver, question: dict[str, Any]) -> Mapping[str, Any]:
     match question.pop("do"):
         case "load":
             paths = {name: _path(question.pop(name)) for name in ("model", "drafter", "workspace")}
-            return driver.load(Setting(**paths, **question))
+            drafters = {kind: Path(path) for kind, path in question.pop("drafters", {}).items()}
+            return driver.load(Setting(**paths, drafters=drafters, **question))
         case "generate":
             return asdict(driver.generate(**question))
         case "forward":

@@ -1,4 +1,8 @@
-"""vLLM on CPU, in this process: plain, n-gram, suffix, a draft model. One mode a process."""
+"""vLLM on CPU, in this process: plain, n-gram, suffix, drafters. One mode a process.
+
+A draft model, or a drafter on features as its training exported it; a layout that this vLLM does
+not take fails when it loads, and its words become the row.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,12 @@ METHODS = {
     "lookup": {"method": "ngram", "prompt_lookup_max": 4, "prompt_lookup_min": 2},
     "suffix": {"method": "suffix"},
     "draft model": {"method": "draft_model"},
+    "dflash": {"method": "dflash"},
+    "eagle3": {"method": "eagle3"},
 }
+
+
+READS_DRAFTER = ("draft model", "dflash", "eagle3")
 
 
 class VllmDriver:
@@ -25,7 +34,7 @@ class VllmDriver:
         if setting.mode != "plain":
             num_draft = setting.options["num_draft"]
             speculation = {**METHODS[setting.mode], "num_speculative_tokens": num_draft}
-            if setting.mode == "draft model":
+            if setting.mode in READS_DRAFTER:
                 speculation["model"] = str(setting.drafter)
         self._engine = vllm.LLM(
             model=str(setting.model),

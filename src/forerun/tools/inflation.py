@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Protocol
@@ -45,7 +45,12 @@ _FFN_STEP = 256  # widths other engines' kernels are made for
 _DRAFTER_FFN_STEP = 64
 
 # How large each kind of drafter must be, at least, beside its target: bytes over bytes.
-LEAST_RATIO: Mapping[str, Fraction] = {"lm": Fraction(1, 20)}
+LEAST_RATIO: Mapping[str, Fraction] = {
+    "lm": Fraction(1, 20),
+    "dspark": Fraction(1, 10),
+    "dflash": Fraction(1, 10),
+    "eagle3": Fraction(1, 10),
+}
 
 
 class Source(Protocol):
@@ -68,7 +73,11 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A target's shape and about how many parameters it has; its drafters' shapes by kind."""
+    """A target's shape and about how many parameters it has; its drafters' shapes by kind.
+
+    A drafter on features (`drafter_inflation`) is as wide as the target and has its heads, so only
+    `lm` needs a shape of its own.
+    """
 
     num_parameters: int
     target: Frame
@@ -80,6 +89,15 @@ SIZES: Mapping[str, Size] = {
     "1B": Size(1_000_000_000, Frame(1024, 32, 32), {"lm": Frame(512, 8, 8)}),
     "8B": Size(8_000_000_000, Frame(4096, 36, 64), {"lm": Frame(2048, 8, 32)}),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of the source in an enlarged matrix: bf16 bits `[r c]` of its first rows, from
+    `column` on."""
+
+    bits: NDArray[np.uint16]
+    column: int = 0
 
 
 def target_spec(source: ModelSpec, size: Size) -> ModelSpec:
@@ -176,16 +194,32 @@ def grown_rows(
     Raises:
         ModelError: the source is not bf16, or a value of it cannot be scaled exactly.
     """
-    num_rows, num_columns = _as_matrix(expected_tensors(grown)[name])
     corner = _corner(source, grown, name)
+    return filled_rows(
+        expected_tensors(grown)[name], [Piece(corner)], filler_of(name), (seed, name)
+    )
+
+
+def filled_rows(
+    shape: tuple[int, ...],
+    pieces: Sequence[Piece],
+    filler: NDArray[np.uint16],
+    key: tuple[int, str],
+) -> Iterator[NDArray[np.uint16]]:
+    """A matrix, or a vector as one row, that holds the pieces, and values of `filler` elsewhere.
+
+    Some megabytes of rows at a time. `key`, a seed and a name, decides which values those are.
+    """
+    num_rows, num_columns = as_matrix(shape)
+    seed, name = key
     generator = np.random.default_rng((seed, zlib.crc32(name.encode())))
-    filler = _filler(name)
     step = max(1, _STRETCH_VALUES // num_columns)
     for first in range(0, num_rows, step):
-        shape = (min(step, num_rows - first), num_columns)
-        values = np.take(filler, generator.integers(0, len(filler), shape, np.uint16))
-        part = corner[first : first + step]
-        values[: len(part), : part.shape[1]] = part
+        part = (min(step, num_rows - first), num_columns)
+        values = np.take(filler, generator.integers(0, len(filler), part, np.uint16))
+        for piece in pieces:
+            rows = piece.bits[first : first + step]
+            values[: len(rows), piece.column : piece.column + rows.shape[1]] = rows
         yield values
 
 
@@ -212,7 +246,8 @@ def _sized_like(spec: ModelSpec, other: ModelSpec) -> ModelSpec:
     )
 
 
-def _as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+def as_matrix(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns; a vector is one row."""
     return (1, shape[0]) if len(shape) == 1 else (shape[0], shape[1])
 
 
@@ -221,20 +256,27 @@ def _corner(source: Source, grown: ModelSpec, name: str) -> NDArray[np.uint16]:
     shape = expected_tensors(source.spec).get(name)
     if shape is None:
         return np.zeros((0, 0), np.uint16)
-    tensor = source.tensor(name)
+    bits = bits_of(source.tensor(name), name).reshape(as_matrix(shape))
+    return scaled(bits, _exponent(source.spec, grown, name), name)
+
+
+def bits_of(tensor: WeightTensor, name: str) -> NDArray[np.uint16]:
+    """The tensor's bf16 bits.
+
+    Raises:
+        ModelError: it is stored as another type.
+    """
     if tensor.dtype != "BF16":
         raise ModelError(
             f"tensor {name!r} is {tensor.dtype}: only bf16 checkpoints are enlarged, because"
             " rounding another type would change the function; convert the model first"
         )
-    return _scaled(
-        tensor.array.reshape(_as_matrix(shape)), _exponent(source.spec, grown, name), name
-    )
+    return tensor.array
 
 
 def _exponent(source: ModelSpec, grown: ModelSpec, name: str) -> int:
     """Which power of two a tensor carries (the module's docstring has why)."""
-    doublings = (grown.hidden // source.hidden).bit_length() // 2
+    doublings = num_doublings(source, grown)
     if _writes_stream(name):
         return doublings
     if name == FINAL_NORM:
@@ -242,8 +284,17 @@ def _exponent(source: ModelSpec, grown: ModelSpec, name: str) -> int:
     return -doublings if name.endswith("layernorm.weight") else 0
 
 
-def _scaled(bits: NDArray[np.uint16], exponent: int, name: str) -> NDArray[np.uint16]:
-    """The values times 2^exponent, exactly, or a refusal."""
+def num_doublings(source: ModelSpec, grown: ModelSpec) -> int:
+    """The k of a stream that is 4^k times as wide and 2^k times as large."""
+    return (grown.hidden // source.hidden).bit_length() // 2
+
+
+def scaled(bits: NDArray[np.uint16], exponent: int, name: str) -> NDArray[np.uint16]:
+    """The bf16 values times 2^exponent, exactly.
+
+    Raises:
+        ModelError: some would be rounded.
+    """
     if exponent == 0:
         return bits
     before = (bits >> 7 & 0xFF).astype(np.int32)
@@ -259,7 +310,7 @@ def _scaled(bits: NDArray[np.uint16], exponent: int, name: str) -> NDArray[np.ui
     return np.where(is_zero, bits, (bits & 0x807F) | (after << 7)).astype(np.uint16)
 
 
-def _filler(name: str) -> NDArray[np.uint16]:
+def filler_of(name: str) -> NDArray[np.uint16]:
     """What a tensor's own part is surrounded with: bf16 values to draw from.
 
     Drawing from a table of normals is three times as fast as drawing normals.
@@ -273,5 +324,7 @@ def _filler(name: str) -> NDArray[np.uint16]:
 
 
 def _writes_stream(name: str) -> bool:
-    """Whether the tensor's output is the residual stream, where all that is new must be zero."""
-    return name == EMBEDDING or name.endswith(("o_proj.weight", "down_proj.weight"))
+    """Whether the tensor's output is the residual stream, where all that is new must be zero.
+
+    `fc.weight` makes it out of the target's in a drafter on features."""
+    return name in (EMBEDDING, "fc.weight") or name.endswith(("o_proj.weight", "down_proj.weight"))
