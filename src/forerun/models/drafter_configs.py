@@ -50,8 +50,8 @@ def config_of(spec: DrafterSpec, layout: str, verifier: str | None = None) -> di
 def _z_lab(spec: BlockSpec) -> dict[str, Any]:
     if spec.is_shifted or spec.markov_rank or spec.has_confidence:
         raise ModelError(
-            f"the layout {Z_LAB!r} holds plain DFlash, whose slots say their own place; this drafter"
-            f" is shifted or has a Markov or confidence head: write {DEEPSPEC!r} or {SPECULATORS!r}"
+            f"the layout {Z_LAB!r} holds plain DFlash, whose slots say their own place; this"
+            f" drafter is shifted or has another head: write {DEEPSPEC!r} or {SPECULATORS!r}"
         )
     config = {
         "architectures": ["DFlashDraftModel"],

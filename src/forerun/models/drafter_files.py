@@ -127,8 +127,8 @@ def _head_tensors(spec: BlockSpec) -> dict[str, tuple[int, ...]]:
 def open_drafter(directory: Path, target: ModelSpec | None = None) -> DrafterCheckpoint:
     """Open a drafter's directory of any layout that is known, after checking all of it.
 
-    `target` fills in what some files leave to it: which of its layers are tapped, and how many it
-    has (`spec.num_target_layers` is 0 where neither says). Whether the two fit is not asked here.
+    `target` fills in what some files leave to it: which of its layers are tapped. How many it has,
+    `spec.num_target_layers`, is 0 where the file does not say. Whether they fit is not asked here.
 
     Raises:
         ModelError: no drafter, or one of a kind or with a tensor that is not supported; a missing
@@ -177,26 +177,33 @@ def write_drafter(
     """
     config = config_of(spec, layout, verifier)
     expected = drafter_tensors(spec)
-    if isinstance(spec, EagleSpec) and spec.has_token_map:
-        expected[TOKEN_OFFSETS] = (spec.body.vocab,)
-    _refuse_unfit(tensors, expected)
+    is_mapped = isinstance(spec, EagleSpec) and spec.has_token_map
+    _refuse_unfit(tensors, expected | ({TOKEN_OFFSETS: (spec.body.vocab,)} if is_mapped else {}))
     written = {name: np.asarray(tensors[name]) for name in expected}
     if isinstance(spec, EagleSpec) and spec.has_token_map:
-        is_drafted = np.zeros(spec.target_vocab, np.bool_)
-        is_drafted[_targets(written[TOKEN_OFFSETS], spec, str(directory))] = True
-        written[IS_DRAFTED] = is_drafted
+        written |= _map_tensors(tensors[TOKEN_OFFSETS], spec, str(directory))
     if isinstance(spec, EagleSpec) and layout == SPECULATORS:
         layout = SPECULATORS_EAGLE3
     directory.mkdir(parents=True, exist_ok=True)
-    write_tensors(
-        directory / SINGLE_NAME, {_stored(layout, name): one for name, one in written.items()}
-    )
+    stored = {_stored(layout, name): array for name, array in written.items()}
+    write_tensors(directory / SINGLE_NAME, stored)
     if tokenizer_from is not None:
-        for file in TOKENIZER_FILES:
-            if (tokenizer_from / file).is_file():
-                shutil.copyfile(tokenizer_from / file, directory / file)
+        _copy_tokenizer(tokenizer_from, directory)
     text = json.dumps({key: value for key, value in config.items() if value is not None}, indent=2)
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _map_tensors(offsets: NDArray[Any], spec: EagleSpec, where: str) -> dict[str, NDArray[Any]]:
+    """The token map, and as other engines want it too: which of the target's tokens it has."""
+    is_drafted = np.zeros(spec.target_vocab, np.bool_)
+    is_drafted[_targets(np.asarray(offsets), spec, where)] = True
+    return {TOKEN_OFFSETS: np.asarray(offsets, np.int64), IS_DRAFTED: is_drafted}
+
+
+def _copy_tokenizer(source: Path, directory: Path) -> None:
+    for file in TOKENIZER_FILES:
+        if (source / file).is_file():
+            shutil.copyfile(source / file, directory / file)
 
 
 def _canonical(layout: str, name: str) -> str:
@@ -212,7 +219,7 @@ def _stored(layout: str, name: str) -> str:
 def _own_tensors(
     spec: DrafterSpec, layout: str, found: Mapping[str, TensorEntry]
 ) -> dict[str, tuple[int, ...]]:
-    """The drafter's own table and head; DeepSpec's are frozen copies of the target's and skipped."""
+    """The drafter's own table and head; DeepSpec's, frozen copies of the target's, are skipped."""
     if layout == DEEPSPEC:
         return {}
     vocab = spec.target_vocab if isinstance(spec, EagleSpec) else spec.body.vocab
@@ -257,9 +264,9 @@ def _refuse_unknown(
         # A confidence head that is not described scales lengths only, never what is drafted.
         if name not in expected and not spare and not name.startswith("confidence_head.proj."):
             raise ModelError(
-                f"{entry.file}: tensor {_stored(layout, name)!r} {list(entry.shape)} has no place in"
-                f" a drafter of the layout {layout!r}: leaving it out would change what is drafted,"
-                " so this is another kind of drafter, which is not supported"
+                f"{entry.file}: tensor {_stored(layout, name)!r} {list(entry.shape)} has no place"
+                f" in a drafter of the layout {layout!r}: leaving it out would change what is"
+                " drafted, so this is another kind of drafter, which is not supported"
             )
 
 
@@ -286,7 +293,7 @@ def _token_map(
 
 def _targets(offsets: NDArray[Any], spec: EagleSpec, where: str) -> NDArray[np.int64]:
     """The target's id of each draft id; each must be one of its, and none twice."""
-    targets = np.arange(spec.body.vocab, dtype=np.int64) + offsets
+    targets: NDArray[np.int64] = np.arange(spec.body.vocab, dtype=np.int64) + offsets
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= spec.target_vocab:
         raise ModelError(
@@ -308,8 +315,8 @@ def _refuse_unfit(
     unknown = [name for name in tensors if name not in expected]
     if missing or unknown:
         raise ModelError(
-            f"a drafter of this spec has {len(expected)} tensors; missing are {missing[:3]}, without"
-            f" a place {unknown[:3]}: give those of `drafter_tensors(spec)`"
+            f"a drafter of this spec has {len(expected)} tensors; missing are {missing[:3]},"
+            f" without a place {unknown[:3]}: give those of `drafter_tensors(spec)`"
         )
     for name, shape in expected.items():
         if tuple(np.shape(tensors[name])) != shape:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from forerun.errors import ModelError
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, spread_taps
-from forerun.models.spec import FAMILIES, ConfigReader, ModelSpec, body_from_config
+from forerun.models.spec import FAMILIES, ConfigReader, ModelSpec, architecture_of, body_from_config
 
 Z_LAB, DEEPSPEC, SPECULATORS = "z-lab", "deepspec", "speculators"
 EAGLE3, SPECULATORS_EAGLE3 = "eagle3", "speculators-eagle3"
@@ -59,11 +59,11 @@ class _Source:
 
     @property
     def num_target_layers(self) -> int:
-        """As the file says, else as the target at hand says, else 0."""
+        """As the file says, 0 where it does not."""
         for config in (self.keys.config, self.layers):
             if config.get("num_target_layers") is not None:
                 return ConfigReader(config, self.where).count("num_target_layers")
-        return self.target.num_layers if self.target is not None else 0
+        return 0
 
     def refuse(self, what: str, way_out: str = _WAY_OUT) -> NoReturn:
         raise ModelError(f"{self.where}: {what}; {way_out}")
@@ -74,16 +74,16 @@ def read_layout(
 ) -> tuple[str, DrafterSpec]:
     """The layout of a drafter's config and the drafter it describes.
 
-    `target` fills in what some files leave to it: which layers are tapped, and how many there are
-    (`num_target_layers` is 0 where neither says). Bodies come without stop ids, and `tied`, since a
-    drafter has at most one table-sized matrix of its own.
+    `target` fills in what some files leave to it: which layers are tapped. `num_target_layers` is 0
+    where the file does not say. Bodies come without stop ids, and `tied`, since a drafter has at
+    most one table-sized matrix of its own.
 
     Raises:
         ModelError: not a drafter, one of a kind that is not supported, a missing or bad key.
     """
     kind = config.get("speculators_model_type")
-    architecture = str((config.get("architectures") or ["(none)"])[0])
-    _refuse_foreign(config, kind or architecture, where)
+    architecture = architecture_of(config)
+    _refuse_foreign(config, str(kind or architecture), where)
     if kind is not None:
         layers = config.get("transformer_layer_config")
         if not isinstance(layers, dict):
@@ -263,12 +263,15 @@ def _taps(source: _Source, taps: tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 def _layers_needed(source: _Source) -> int:
-    if not source.num_target_layers:
+    num_layers = source.num_target_layers
+    if not num_layers and source.target is not None:
+        num_layers = source.target.num_layers
+    if not num_layers:
         source.refuse(
             "it neither lists the target's layers that are tapped nor says how many there are",
             "open it together with its target, or add num_target_layers to it",
         )
-    return source.num_target_layers
+    return num_layers
 
 
 def _checked(source: _Source, taps: tuple[int, ...]) -> tuple[int, ...]:
@@ -321,17 +324,19 @@ def _sliding(source: _Source) -> list[bool]:
     num_layers = layers.count("num_hidden_layers")
     kinds = source.layers.get("layer_types")
     if kinds is None:
-        first = source.layers.get("max_window_layers", 0)
-        uses = bool(source.layers.get("use_sliding_window")) and source.layers.get("sliding_window")
-        return [bool(uses) and layer >= first for layer in range(num_layers)]
+        uses = layers.flag("use_sliding_window") and bool(source.layers.get("sliding_window"))
+        last_full = source.layers.get("max_window_layers") != 0  # 0 is said where all slide
+        first = layers.count("max_window_layers", num_layers) if uses and last_full else 0
+        return [uses and layer >= first for layer in range(num_layers)]
     known = {"full_attention": False, "sliding_attention": True}
-    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(kinds) <= set(known):
+    is_list = isinstance(kinds, list) and len(kinds) == num_layers
+    if not is_list or any(str(kind) not in known for kind in kinds):
         source.refuse(
             f"layer_types={kinds!r} must name {num_layers} layers, each full_attention or"
             " sliding_attention",
             "other kinds of layers are not supported",
         )
-    return [known[kind] for kind in kinds]
+    return [known[str(kind)] for kind in kinds]
 
 
 def _windows(source: _Source) -> tuple[int, ...]:

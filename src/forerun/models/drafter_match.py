@@ -29,7 +29,7 @@ _TRAIN = "take the one made for this model, or train one with `forerun train`"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One question and its answer; `sentence` says what was compared, and if it failed what to do."""
+    """One question and its answer; `sentence` says what was found, and the way out of a failure."""
 
     name: str
     state: Literal["passed", "warning", "failed"]
@@ -87,7 +87,7 @@ def _verdict(name: str, *, is_good: bool, good: str, bad: str) -> Finding:
 def _layers(spec: DrafterSpec, target: ModelSpec) -> Finding:
     if not spec.num_target_layers:
         return Finding(
-            "layers", "warning", "the drafter does not say how many layers its target has"
+            "layers", "warning", "its config.json does not say how many layers its target has"
         )
     return _verdict(
         "layers",
@@ -217,9 +217,7 @@ def _card(directory: Path) -> str:
         return ""
 
 
-def _copy(
-    name: str, drafter: DrafterCheckpoint, own: str, target: Checkpoint, its: str
-) -> Finding:
+def _copy(name: str, drafter: DrafterCheckpoint, own: str, target: Checkpoint, its: str) -> Finding:
     ours, theirs = drafter.tensor(own), target.tensor(its)
     same_form = (ours.dtype, ours.array.shape) == (theirs.dtype, theirs.array.shape)
     if same_form and _equal(ours.array, theirs.array):

@@ -83,7 +83,7 @@ DrafterSpec: TypeAlias = BlockSpec | EagleSpec
 
 
 def spread_taps(num_layers: int, num_taps: int) -> tuple[int, ...]:
-    """Where to tap a target of `num_layers`: evenly from layer 1 to the third last (DFlash, 4.1)."""
+    """Where to tap a target: evenly from layer 1 to the third last (DFlash, 4.1)."""
     if num_taps == 1:
         return (num_layers // 2,)
     first, last = 1, num_layers - 3

@@ -121,7 +121,7 @@ def spec_from_config(
     config: Mapping[str, Any], generation: Mapping[str, Any] | None = None, *, where: str = "config"
 ) -> ModelSpec:
     """Turn a Hugging Face config mapping into a `ModelSpec`; refuses what it does not know."""
-    architecture = (config.get("architectures") or ["(none)"])[0]
+    architecture = architecture_of(config)
     family = FAMILIES.get(architecture)
     if family is None:
         known = ", ".join(sorted(FAMILIES))
@@ -171,6 +171,12 @@ def body_from_config(config: Mapping[str, Any], family: str, *, where: str) -> M
     )
 
 
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """The first architecture a config names, "(none)" where it names none."""
+    names = config.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else "(none)"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file of a model directory, or a `ModelError` that says why not."""
     try:
@@ -208,20 +214,22 @@ def _refuse_window(config: Mapping[str, Any], where: str) -> None:
 def _rope(config: Mapping[str, Any], where: str) -> Rope:
     # Transformers 5 writes `rope_parameters`; older files have `rope_theta` and `rope_scaling`.
     values = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    theta = float(values.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    if not isinstance(values, dict):
+        raise ModelError(f"{where}: rope_parameters must be an object, found {values!r}")
+    inner, outer = ConfigReader(values, where + " (rope)"), ConfigReader(config, where)
+    theta = inner.number("rope_theta", outer.number("rope_theta", 10000.0))
     kind = values.get("rope_type") or values.get("type") or "default"
     if kind == "default":
         return Rope(theta=theta)
     if kind != "llama3":
         raise ModelError(f"{where}: rope type {kind!r} is not supported; known are default, llama3")
-    read = ConfigReader(values, where + " (rope)")
     return Rope(
         theta=theta,
         kind="llama3",
-        factor=read.number("factor"),
-        low_freq_factor=read.number("low_freq_factor"),
-        high_freq_factor=read.number("high_freq_factor"),
-        original_max_position=read.count("original_max_position_embeddings"),
+        factor=inner.number("factor"),
+        low_freq_factor=inner.number("low_freq_factor"),
+        high_freq_factor=inner.number("high_freq_factor"),
+        original_max_position=inner.count("original_max_position_embeddings"),
     )
 
 
@@ -245,8 +253,9 @@ class ConfigReader:
             raise ModelError(f"{self.where}: {key} must be a positive integer, found {value!r}")
         return value
 
-    def number(self, key: str) -> float:
+    def number(self, key: str, default: float | None = None) -> float:
         value = self.config.get(key)
+        value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ModelError(f"{self.where}: {key} must be a number, found {value!r}")
         return float(value)

@@ -234,11 +234,33 @@ def demo(*, as_json: _Json = False, engine: EngineArguments, sampling: SamplingA
 
 
 @app.command()
-def doctor(as_json: _Json = False) -> int:
-    """Say what this machine and this installation can do; exits 1 if generation cannot work."""
-    from forerun.tools.doctor import run
+def doctor(
+    model_dir: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A model.", show_default=False)
+    ] = None,
+    drafter: Annotated[
+        str | None,
+        typer.Argument(metavar="[DRAFTER]", help="A drafter for it.", show_default=False),
+    ] = None,
+    as_json: _Json = False,
+) -> int:
+    """Say what this machine and this installation can do; exits 1 if generation cannot work.
 
-    return run(as_json=as_json)
+    With a model and a drafter (DFlash, DSpark, EAGLE-3): what the drafter's files are, and whether
+    they belong to that model; exits 1 if they do not.
+
+    \b
+    Examples
+      forerun doctor
+      forerun doctor path/to/model path/to/drafter
+    """
+    if model_dir is None:
+        from forerun.tools.doctor import run
+
+        return run(as_json=as_json)
+    from forerun.tools.doctor_drafter import run as examine
+
+    return examine(model_dir, drafter, as_json=as_json)
 
 
 @trace_app.command("show")

@@ -1,0 +1,130 @@
+"""What a drafter's files are, and whether they belong to a model: `forerun doctor MODEL DRAFTER`.
+
+Opens both and compares; runs neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from forerun.errors import OptionError
+from forerun.models.drafter_files import DrafterCheckpoint, open_drafter
+from forerun.models.drafter_layouts import UNTESTED
+from forerun.models.drafter_match import compare, compare_copies
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.models.resolve import resolve_model
+from forerun.models.weights import open_checkpoint
+from forerun.tools.terminal import write_json
+
+_KINDS = ("dflash:", "dspark:", "eagle3:")
+_MARKS = {"passed": "ok", "warning": "note", "failed": "NO"}
+
+
+def run(model: str, drafter: str | None, *, as_json: bool) -> int:
+    """Print what was recognised and each check; 1 if the drafter is of another model."""
+    if drafter is None:
+        raise OptionError(
+            "forerun doctor takes nothing, or a model and a drafter: name the drafter too"
+        )
+    report = examine(resolve_model(model), resolve_model(_without_kind(drafter)))
+    if as_json:
+        write_json(report)
+    else:
+        _show(report)
+    return 0 if report["belongs"] else 1
+
+
+def examine(model_dir: Path, drafter_dir: Path) -> dict[str, Any]:
+    """Everything `doctor` knows about the two, as plain data.
+
+    Raises:
+        ModelError: one of them cannot be opened, or the drafter is of a kind not supported.
+    """
+    target = open_checkpoint(model_dir)
+    drafter = open_drafter(drafter_dir, target.spec)
+    findings = compare(drafter, target.spec, model_dir) + compare_copies(drafter, target)
+    return {
+        "model": str(model_dir),
+        "drafter": str(drafter_dir),
+        "layout": drafter.layout,
+        "tested": UNTESTED,
+        **_described(drafter),
+        "checks": [asdict(one) for one in findings],
+        "belongs": all(one.state != "failed" for one in findings),
+    }
+
+
+def _described(drafter: DrafterCheckpoint) -> dict[str, Any]:
+    spec = drafter.spec
+    both = {
+        "kind": _kind(spec),
+        "num_layers": spec.body.num_layers,
+        "hidden": spec.body.hidden,
+        "taps": list(spec.tap_layers),
+        "num_bytes": drafter.num_bytes,
+        "trained_positions": spec.body.max_position,
+    }
+    if isinstance(spec, EagleSpec):
+        return both | {
+            "vocabulary": spec.body.vocab,
+            "token_map": spec.has_token_map,
+            "norm_before_residual": spec.norm_before_residual,
+        }
+    return both | {
+        "block_len": spec.block_len,
+        "max_drafted": spec.max_drafted,
+        "slots": _slots(spec),
+        "mask_id": spec.mask_id,
+        "windows": list(spec.windows),
+        "causal": list(spec.is_causal),
+        "markov_rank": spec.markov_rank,
+        "confidence_head": spec.has_confidence,
+    }
+
+
+def _kind(spec: DrafterSpec) -> str:
+    if isinstance(spec, EagleSpec):
+        return "eagle3"
+    return "dspark" if spec.markov_rank else "dflash"
+
+
+def _slots(spec: BlockSpec) -> str:
+    if spec.is_shifted:
+        return "shifted: each says the token after its place"
+    return "same position: each says the token at its place, the first says nothing"
+
+
+def _without_kind(name: str) -> str:
+    """The directory of a name as `--drafter` takes it."""
+    return next((name.removeprefix(kind) for kind in _KINDS if name.startswith(kind)), name)
+
+
+def _show(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"{report['drafter']} for {report['model']}", soft_wrap=True, markup=False)
+    console.print(f"layout {report['layout']}: {report['tested']}", markup=False)
+    found = Table("recognised", "")
+    skipped = ("model", "drafter", "layout", "tested", "checks", "belongs")
+    for name, value in report.items():
+        if name not in skipped:
+            found.add_row(name.replace("_", " "), _text(value))
+    checks = Table("check", "", "")
+    for one in report["checks"]:
+        checks.add_row(one["name"], _MARKS[one["state"]], one["sentence"])
+    console.print(found)
+    console.print(checks)
+    verdict = "belongs to" if report["belongs"] else "was made for another model than"
+    console.print(f"this drafter {verdict} {report['model']}", soft_wrap=True, markup=False)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_text, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
