@@ -11,6 +11,8 @@
 
 namespace forerun {
 
+constexpr float kFarBelow = -1e30f;  // a score whose weight is nothing beside any other
+
 uint8_t* Model::kv_block(int layer, int block, int head) const {
   const int64_t index =
       (static_cast<int64_t>(layer) * num_blocks_ + block) * shape_.num_kv_heads + head;
@@ -85,7 +87,8 @@ void Model::rotate_and_store(const Batch& batch, int l, int worker, int row, int
 int64_t Model::num_tiles(const Batch& batch) const {
   const int per_tile = kMaxRows / shape_.group();
   int64_t count = 0;
-  for (int b = 0; b < batch.num_rows; ++b)
+  if (first_working(batch) == batch.num_nodes) return 0;
+  for (int b = batch.num_context_rows; b < batch.num_rows; ++b)
     count += ceil_div(batch.row_starts[b + 1] - batch.row_starts[b], per_tile);
   return count;
 }
@@ -93,7 +96,7 @@ int64_t Model::num_tiles(const Batch& batch) const {
 // Tile number `tile` of the batch: as many nodes of one row as fit with all their query heads.
 void Model::attend(const Batch& batch, int layer, int worker, int64_t tile, int head) {
   const int per_tile = kMaxRows / shape_.group();
-  int row = 0;
+  int row = batch.num_context_rows;
   for (;; ++row) {
     const int64_t tiles = ceil_div(batch.row_starts[row + 1] - batch.row_starts[row], per_tile);
     if (tile < tiles) break;
@@ -101,12 +104,14 @@ void Model::attend(const Batch& batch, int layer, int worker, int64_t tile, int 
   }
   const int first = batch.row_starts[row] + static_cast<int>(tile) * per_tile;
   const int count = std::min(per_tile, batch.row_starts[row + 1] - first);
+  const int row_last = node(batch.row_starts[row + 1] - 1).position;  // of a row that is a chain
   int last_position = 0;
   for (int n = first; n < first + count; ++n)
     last_position = std::max(last_position, node(n).position);
+  if (layers_[static_cast<size_t>(layer)].sees_ahead) last_position = row_last;
   const int num_blocks = last_position / kBlock + 1;
   const int num_shared = node(first).in_place ? num_blocks : batch.committed[row] / kBlock;
-  attend_tile({layer, head, first, count, count * shape_.group(), num_blocks, num_shared,
+  attend_tile({layer, head, first, count, count * shape_.group(), num_blocks, num_shared, row_last,
                batch.block_table + row * batch.table_width},
               batch, scratch_[static_cast<size_t>(worker)]);
 }
@@ -216,23 +221,29 @@ void Model::attend_chunk(const Tile& tile, const Chunk& chunk, Scratch& w) {
   }
 }
 
-// Softmax weights relative to the chunk's own maximum; a query sees the keys up to its position.
+// Softmax weights relative to the chunk's own maximum; a query sees the keys up to its position, or
+// to the end of its row, and no further back than its window.
 void Model::weigh(const Tile& tile, const Chunk& chunk, Scratch& w) {
   const Kernels& k = lane_->kernels();
   const float scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
-  const int width = chunk.num_blocks * kBlock;
+  const int width = chunk.num_blocks * kBlock, begin = chunk.first_block * kBlock;
+  const Layer& layer = layers_[static_cast<size_t>(tile.layer)];
   for (int q = 0; q < tile.num_rows; ++q) {
     const size_t at = static_cast<size_t>(q);
     const int position = node(tile.first + q / shape_.group()).position;
-    const int num_keys = std::clamp(position + 1 - chunk.first_block * kBlock, 0, width);
+    const int last = layer.sees_ahead ? tile.last_position : position;
+    const int num_keys = std::clamp(last + 1 - begin, 0, width);
+    const int num_hidden =
+        layer.window > 0 ? std::clamp(position + 1 - layer.window - begin, 0, num_keys) : 0;
     float* weights = &w.weights[at * kChunkKeys];
-    w.has_keys[at] = num_keys > 0;
-    if (num_keys == 0) {
+    float* scores = &w.scores[at * kChunkKeys];
+    w.has_keys[at] = num_keys > num_hidden;
+    if (!w.has_keys[at]) {
       std::fill_n(weights, width, 0.0f);
       continue;
     }
-    w.chunk_totals[at] =
-        k.softmax(&w.scores[at * kChunkKeys], scale, num_keys, width, weights, &w.chunk_maxima[at]);
+    std::fill_n(scores, num_hidden, kFarBelow);
+    w.chunk_totals[at] = k.softmax(scores, scale, num_keys, width, weights, &w.chunk_maxima[at]);
   }
 }
 
@@ -248,32 +259,30 @@ void Model::commit(const Batch& batch, const int32_t* paths, const int32_t* star
       for (int b = 0; b < batch.num_rows; ++b) {
         const int first = batch.row_starts[b];
         if (starts[b] == starts[b + 1] || node(first).in_place) continue;
-        for (int i = starts[b]; i < starts[b + 1]; ++i)
-          for (int head = 0; head < shape_.num_kv_heads; ++head) {
-            const int position = batch.committed[b] + i - starts[b], slot = position % kBlock;
-            const int block = batch.block_table[b * batch.table_width + position / kBlock];
-            const uint16_t* kv = node_kv(layer, first + paths[i], head);
-            place(kv_block(layer, block, head), slot, kv, kv + shape_.head_dim, slot == 0);
-          }
+        place_path(layer, batch.block_table + b * batch.table_width, batch.committed[b], first,
+                   paths + starts[b], starts[b + 1] - starts[b]);
       }
     });
   });
+}
+
+// The K/V of tree nodes `first_kv + path[i]` to the places of positions from `position` on.
+void Model::place_path(int layer, const int32_t* table, int position, int first_kv,
+                       const int32_t* path, int64_t length) {
+  for (int64_t i = 0; i < length; ++i, ++position)
+    for (int head = 0; head < shape_.num_kv_heads; ++head) {
+      const uint16_t* kv = node_kv(layer, first_kv + path[i], head);
+      place(kv_block(layer, table[position / kBlock], head), position % kBlock, kv,
+            kv + shape_.head_dim, position % kBlock == 0);
+    }
 }
 
 void Model::keep_grown(const int32_t* table, int position, const std::vector<int32_t>& grown) {
   lane_->reset_phases(1);
   lane_->run([&](int worker) {
     lane_->share(worker, 0, shape_.num_layers, [&](int64_t l) {
-      const int layer = static_cast<int>(l);
-      int at = position;
-      for (const int32_t one : grown) {
-        for (int head = 0; head < shape_.num_kv_heads; ++head) {
-          const uint16_t* kv = node_kv(layer, one, head);
-          place(kv_block(layer, table[at / kBlock], head), at % kBlock, kv, kv + shape_.head_dim,
-                at % kBlock == 0);
-        }
-        ++at;
-      }
+      place_path(static_cast<int>(l), table, position, 0, grown.data(),
+                 static_cast<int64_t>(grown.size()));
     });
   });
 }

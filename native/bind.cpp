@@ -32,6 +32,9 @@ Model::Role role_of(const std::string& name) {
   if (name == "output") return Model::Role::kOutput;
   if (name == "gate_up") return Model::Role::kGateUp;
   if (name == "down") return Model::Role::kDown;
+  if (name == "fusion") return Model::Role::kFusion;
+  if (name == "markov_in") return Model::Role::kMarkovIn;
+  if (name == "markov") return Model::Role::kMarkov;
   if (name == "head") return Model::Role::kHead;
   require(name == "embedding", [&] { return "no matrix is called " + name; });
   return Model::Role::kEmbedding;
@@ -39,12 +42,20 @@ Model::Role role_of(const std::string& name) {
 
 Model::Vector vector_of(const std::string& name) {
   if (name == "attention_norm") return Model::Vector::kAttentionNorm;
+  if (name == "feature_norm") return Model::Vector::kFeatureNorm;
   if (name == "ffn_norm") return Model::Vector::kFfnNorm;
   if (name == "qkv_bias") return Model::Vector::kQkvBias;
   if (name == "query_norm") return Model::Vector::kQueryNorm;
   if (name == "key_norm") return Model::Vector::kKeyNorm;
   require(name == "final_norm", [&] { return "no vector is called " + name; });
   return Model::Vector::kFinalNorm;
+}
+
+Reads reads_of(const std::string& name) {
+  if (name == "tokens") return Reads::kTokens;
+  if (name == "context") return Reads::kContext;
+  require(name == "both", [&] { return "no model reads " + name; });
+  return Reads::kBoth;
 }
 
 using Raw = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
@@ -264,24 +275,50 @@ void bind_model(nb::module_& m) {
           [](Model* self, std::shared_ptr<Lane> lane, int hidden, int num_layers, int num_heads,
              int num_kv_heads, int head_dim, int ffn, int vocab, int max_context, float norm_eps,
              bool tied, bool qkv_bias, bool qk_norm, std::vector<double> inverse_frequencies,
-             int num_blocks) {
+             int num_blocks, const std::string& reads, int feature_width, int head_rows,
+             int markov_rank, int mask, int block_len, bool is_shifted, bool norms_residual) {
             require(num_heads % num_kv_heads == 0 && num_heads / num_kv_heads <= kMaxRows,
                     "query heads per K/V head must be whole and at most 32");
             require(static_cast<int>(inverse_frequencies.size()) * 2 == head_dim,
                     "one frequency per two dimensions");
-            new (self) Model(
-                {hidden, num_layers, num_heads, num_kv_heads, head_dim, ffn, vocab, max_context,
-                 norm_eps, tied, qkv_bias, qk_norm, std::move(inverse_frequencies)},
-                std::move(lane), num_blocks);
+            require(mask >= 0 && mask < vocab && markov_rank >= 0 && feature_width >= 0,
+                    "sizes of what reads features");
+            new (self) Model({hidden,
+                              num_layers,
+                              num_heads,
+                              num_kv_heads,
+                              head_dim,
+                              ffn,
+                              vocab,
+                              max_context,
+                              norm_eps,
+                              tied,
+                              qkv_bias,
+                              qk_norm,
+                              std::move(inverse_frequencies),
+                              reads_of(reads),
+                              feature_width,
+                              head_rows < 0 ? vocab : head_rows,
+                              markov_rank,
+                              mask,
+                              block_len,
+                              is_shifted,
+                              norms_residual},
+                             std::move(lane), num_blocks);
           },
           "lane"_a, "hidden"_a, "num_layers"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a,
           "ffn"_a, "vocab"_a, "max_context"_a, "norm_eps"_a, "tied"_a, "qkv_bias"_a, "qk_norm"_a,
-          "inverse_frequencies"_a, "num_blocks"_a)
+          "inverse_frequencies"_a, "num_blocks"_a, "reads"_a = "tokens", "feature_width"_a = 0,
+          "head_rows"_a = -1, "markov_rank"_a = 0, "mask"_a = 0, "block_len"_a = 0,
+          "is_shifted"_a = false, "norms_residual"_a = false)
       .def("pack", &pack)
       .def("set_vector",
            [](Model& model, const std::string& role, int layer, const Array<float>& values) {
              model.set_vector(vector_of(role), layer, copy(values));
            })
+      .def("set_sight", &Model::set_sight)
+      .def("set_token_map", &Model::set_token_map)
+      .def("borrow", &Model::borrow)
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
       .def_prop_ro("block_bytes", &Model::block_bytes)
       .def("forward", &forward)

@@ -1,4 +1,8 @@
 // Whole proposals as Python sees them: a chain, a tree, and keeping what was grown.
+#include <nanobind/stl/optional.h>
+
+#include <memory>
+
 #include "bind.h"
 #include "grow.h"
 #include "propose.h"
@@ -82,6 +86,35 @@ nb::tuple as_tuple(const GrownRow& row) {
 }
 
 using Acceptance = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Features = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+// One row of features for every token but the pending ones; EAGLE-3 cannot begin without any.
+void check_features(const Model& model, const Array<int32_t>& starts, const Features& features) {
+  const Shape& shape = model.shape();
+  require(shape.reads != Reads::kTokens, "this model reads no features");
+  const size_t num_rows = starts.size() - 1;
+  require(features.shape(0) + num_rows == static_cast<size_t>(starts(num_rows)) &&
+              features.shape(1) == static_cast<size_t>(shape.feature_width),
+          "features of every token but the pending ones");
+}
+
+std::unique_ptr<Reader> reader_for(Model& model, const Array<int32_t>& starts,
+                                   const Array<int32_t>& depths,
+                                   const std::optional<Features>& features) {
+  if (!features) {
+    require(model.shape().reads == Reads::kTokens, "this model reads features");
+    return std::make_unique<TextReader>(model);
+  }
+  check_features(model, starts, *features);
+  if (model.shape().reads == Reads::kContext) {
+    for (size_t b = 0; b < depths.size(); ++b)
+      require(depths(b) <= model.shape().max_drafted(), "no deeper than a block");
+    return std::make_unique<BlockReader>(model, features->data());
+  }
+  for (size_t b = 0; b + 1 < starts.size(); ++b)
+    require(starts(b) + 1 < starts(b + 1), "a feature in every row");
+  return std::make_unique<EagleReader>(model, features->data());
+}
 
 nb::list grow_trees(Model& model, const Array<int32_t>& catch_up, const Array<int32_t>& starts,
                     const Array<int32_t>& committed, const Table& block_table,
@@ -89,7 +122,8 @@ nb::list grow_trees(Model& model, const Array<int32_t>& catch_up, const Array<in
                     const Array<int32_t>& depths, const std::string& draw,
                     const std::vector<int32_t>& parents, int width, int frontier, double least,
                     std::vector<float> prices, double pass_price, const Acceptance& acceptance,
-                    double least_margin, double margin_step, int num_layers) {
+                    double least_margin, double margin_step, int num_layers,
+                    const std::optional<Features>& features) {
   const size_t num_rows = committed.size();
   require(samplers.size() == num_rows && budgets.size() == num_rows && depths.size() == num_rows &&
               acceptance.shape(0) == num_rows && acceptance.size() > 0 && !prices.empty() &&
@@ -128,15 +162,34 @@ nb::list grow_trees(Model& model, const Array<int32_t>& catch_up, const Array<in
                         num_layers};
   require(num_layers >= 0 && num_layers <= model.shape().num_layers, "a number of layers");
   require(plan.is_given() || !plan.is_sampled(), "what is drawn may not decide what is grown");
+  const std::unique_ptr<Reader> reader = reader_for(model, starts, depths, features);
   std::vector<GrownRow> rows;
   {
     const nb::gil_scoped_release release;
     const Model::InUse use(model);
-    rows = grow(model, plan);
+    rows = grow(*reader, plan);
   }
   nb::list result;
   for (const GrownRow& row : rows) result.append(as_tuple(row));
   return result;
+}
+
+void absorb_features(Model& model, const Array<int32_t>& catch_up, const Array<int32_t>& starts,
+                     const Array<int32_t>& committed, const Table& block_table,
+                     const Features& features) {
+  check_room(model, catch_up, starts, committed, block_table,
+             std::vector<int>(committed.size(), 0));
+  check_features(model, starts, features);
+  GrowthPlan plan{};
+  plan.num_rows = static_cast<int>(committed.size());
+  plan.table_width = static_cast<int>(block_table.shape(1));
+  plan.catch_up = catch_up.data();
+  plan.catch_up_starts = starts.data();
+  plan.committed = committed.data();
+  plan.block_table = block_table.data();
+  const nb::gil_scoped_release release;
+  const Model::InUse use(model);
+  absorb(model, plan, features.data());
 }
 
 void keep(Model& model, const Array<int32_t>& table, int position, const Array<int32_t>& grown) {
@@ -155,7 +208,10 @@ void keep(Model& model, const Array<int32_t>& table, int position, const Array<i
 }  // namespace
 
 void bind_proposals(nb::class_<Model>& model) {
-  model.def("propose", &propose_chains).def("grow", &grow_trees).def("keep", &keep);
+  model.def("propose", &propose_chains)
+      .def("grow", &grow_trees)
+      .def("absorb", &absorb_features)
+      .def("keep", &keep);
 }
 
 }  // namespace forerun

@@ -3,12 +3,11 @@
 
 #include "mode.h"
 #include "model.h"
+#include "product.h"
 
 namespace forerun {
 namespace {
 
-// Up to so many rows every worker packs for itself: cheaper than a barrier.
-constexpr int kPrivateRows = 16;
 constexpr int kPhasesPerLayer = 6;
 
 }  // namespace
@@ -17,12 +16,16 @@ void Model::forward(const Batch& batch) {
   const CanonicalMode mode;  // the rotation tables are part of the arithmetic
   plan(batch);
   reserve(batch);
-  lane_->reset_phases(shape_.num_layers * kPhasesPerLayer + 2);
+  lane_->reset_phases(shape_.num_layers * kPhasesPerLayer + 4);
   lane_->run([&](int worker) { run_layers(batch, worker); });
 }
 
 void Model::run_layers(const Batch& batch, int worker) {
   int phase = 0;
+  if (batch.features) {
+    fuse(batch, worker, phase);
+    phase += 2;
+  }
   embed(batch, worker, phase++);
   const int layers = batch.num_layers > 0 ? batch.num_layers : shape_.num_layers;
   for (int l = 0; l < layers; ++l, phase += kPhasesPerLayer) {
@@ -35,9 +38,9 @@ void Model::run_layers(const Batch& batch, int worker) {
 
 void Model::self_attention(const Batch& batch, int l, int worker, int phase) {
   const Layer& layer = layers_[static_cast<size_t>(l)];
-  const int heads = shape_.num_kv_heads;
+  const int heads = shape_.num_kv_heads, first = first_working(batch);
   const int64_t tiles = num_tiles(batch);
-  const Packed input = pack_normed(worker, batch.num_nodes, layer.attention_norm, nullptr);
+  const Packed input = pack_inputs(batch, l, worker);
   if (heads_stay_together(batch)) {
     const int panels = shape_.family_width() / kPanelColumns;
     lane_->share(worker, phase, heads, [&](int64_t head) {
@@ -62,10 +65,12 @@ void Model::self_attention(const Batch& batch, int l, int worker, int phase) {
     });
   }
   lane_->barrier(worker);
-  const Packed attended = pack_rows(
-      worker, batch.num_nodes, shape_.query_width(),
-      [&](int n, float*) { return &attended_[static_cast<size_t>(n) * shape_.query_width()]; });
-  add_product(worker, phase + 3, layer.output, attended);
+  if (first == batch.num_nodes) return;
+  const size_t width = static_cast<size_t>(shape_.query_width());
+  const Packed attended =
+      pack_rows(worker, batch.num_nodes - first, shape_.query_width(),
+                [&](int n, float*) { return &attended_[static_cast<size_t>(first + n) * width]; });
+  add_product(worker, phase + 3, layer.output, attended, first);
   lane_->barrier(worker);
 }
 
@@ -90,8 +95,10 @@ void Model::project_panel(int l, int64_t p, const Packed& input) {
 void Model::feed_forward(const Batch& batch, int l, int worker, int phase) {
   const Kernels& k = lane_->kernels();
   const Layer& layer = layers_[static_cast<size_t>(l)];
-  const Packed input = pack_normed(worker, batch.num_nodes, layer.ffn_norm, nullptr);
-  const Packed activated = packed_in(activated_, batch.num_nodes, shape_.ffn);
+  const int first = first_working(batch), rows = batch.num_nodes - first;
+  if (rows == 0) return;
+  const Packed input = pack_normed(worker, rows, layer.ffn_norm, nullptr, first);
+  const Packed activated = packed_in(activated_, rows, shape_.ffn);
   product(worker, phase, layer.gate_up, input, [&](int64_t p, int node, const float* c) {
     const int count = std::min<int>(kTileColumns, shape_.ffn - static_cast<int>(p) * kTileColumns);
     float values[kTileColumns] = {};
@@ -104,7 +111,7 @@ void Model::feed_forward(const Batch& batch, int l, int worker, int phase) {
     }
   });
   lane_->barrier(worker);
-  add_product(worker, phase + 1, layer.down, activated);
+  add_product(worker, phase + 1, layer.down, activated, first);
   lane_->barrier(worker);
 }
 
@@ -118,98 +125,68 @@ void Model::copy_taps(const Batch& batch, int l, int worker) {
 }
 
 void Model::project(const Batch& batch, int worker, int phase) {
-  const Packed last = pack_normed(worker, batch.num_logits, final_norm_, batch.logit_nodes);
-  product(worker, phase, head_, last, [&](int64_t p, int row, const float* c) {
+  const Packed last = pack_normed(worker, batch.num_logits, final_norm_, batch.logit_nodes, 0);
+  product(worker, phase, head(), last, [&](int64_t p, int row, const float* c) {
     std::memcpy(&(*logits_)[static_cast<size_t>(row * logits_stride() + p * kPanelColumns)], c,
                 kPanelColumns * 4);
   });
 }
 
-// Rows of the residual stream (all, or the chosen nodes), normed and rounded.
+// Rows of the residual stream (from `first` on, or the chosen nodes), normed and rounded.
 Model::Packed Model::pack_normed(int worker, int rows, const std::vector<float>& norm,
-                                 const int32_t* nodes) {
+                                 const int32_t* nodes, int first) {
   const size_t hidden = static_cast<size_t>(shape_.hidden);
   return pack_rows(worker, rows, shape_.hidden, [&](int row, float* out) {
-    const size_t n = static_cast<size_t>(nodes ? nodes[row] : row);
+    const size_t n = static_cast<size_t>(nodes ? nodes[row] : first + row);
     lane_->kernels().rms_norm(&x_[n * hidden], norm.data(), shape_.hidden, shape_.norm_eps, out);
     return out;
   });
 }
 
-void Model::add_product(int worker, int phase, const Matrix& matrix, const Packed& a) {
+// Adds the product to the residual stream of the nodes from `first` on.
+void Model::add_product(int worker, int phase, const Matrix& matrix, const Packed& a, int first) {
   const int hidden = shape_.hidden;
-  product(worker, phase, matrix, a, [&](int64_t p, int node, const float* c) {
-    const int first = static_cast<int>(p) * kPanelColumns;
-    lane_->kernels().add(c, std::min(kPanelColumns, hidden - first),
-                         &x_[static_cast<size_t>(node) * hidden + first]);
+  product(worker, phase, matrix, a, [&](int64_t p, int row, const float* c) {
+    const int column = static_cast<int>(p) * kPanelColumns;
+    lane_->kernels().add(c, std::min(kPanelColumns, hidden - column),
+                         &x_[static_cast<size_t>(first + row) * hidden + column]);
   });
-}
-
-template <typename Prepare>
-Model::Packed Model::pack_rows(int worker, int rows, int inputs, Prepare&& prepare) {
-  const Kernels& k = lane_->kernels();
-  Scratch& scratch = scratch_[static_cast<size_t>(worker)];
-  const bool own = rows <= kPrivateRows || lane_->num_threads() == 1;
-  const Packed packed = packed_in(own ? scratch.packed : shared_packed_, rows, inputs);
-  const auto pack_group = [&](int g) {
-    // All rows of a group are packed together: their blocks alternate in memory.
-    const int count = packed.rows_in(g);
-    float* staging = scratch.normed.data();
-    const float* first = nullptr;
-    for (int r = 0; r < count; ++r) {
-      const float* ready = prepare(g * kMaxRows + r, staging + static_cast<int64_t>(r) * inputs);
-      if (r == 0) first = ready;
-    }
-    k.pack_rows(first, inputs, count, inputs, packed.group(g));
-  };
-  if (own) {
-    for (int g = 0; g < packed.num_groups(); ++g) pack_group(g);
-    return packed;
-  }
-  for (int g = worker; g < packed.num_groups(); g += lane_->num_threads()) pack_group(g);
-  lane_->barrier(worker);
-  return packed;
 }
 
 Model::Packed Model::packed_in(const Arena& arena, int rows, int inputs) const {
   return {arena.data(), rows, lane_->kernels().row_block_bytes, ceil_div(inputs, kBlock)};
 }
 
-template <typename Epilogue>
-void Model::product(int worker, int phase, const Matrix& matrix, const Packed& a,
-                    Epilogue&& epilogue) {
-  lane_->share(worker, phase, matrix.num_panels, [&](int64_t p) {
-    panel_product(p, matrix, a, [&](int row, const float* c) { epilogue(p, row, c); });
-  });
-}
-
-// All rows of 32 outputs: epilogue(row, the 32 sums).
-template <typename Epilogue>
-void Model::panel_product(int64_t p, const Matrix& matrix, const Packed& a, Epilogue&& epilogue) {
-  alignas(64) float c[kMaxRows * kPanelColumns];
-  for (int g = 0; g < a.num_groups(); ++g) {
-    lane_->kernels().panel(a.group(g), a.stride(g), a.rows_in(g), matrix.num_blocks,
-                           matrix.panel(p), c, kPanelColumns, false);
-    for (int r = 0; r < a.rows_in(g); ++r) epilogue(g * kMaxRows + r, c + r * kPanelColumns);
-  }
-}
-
 void Model::embed(const Batch& batch, int worker, int phase) {
-  const int hidden = shape_.hidden;
-  const PairOrder order = lane_->kernels().order;
-  lane_->share(worker, phase, batch.num_nodes, [&](int64_t node) {
-    const int32_t token = batch.tokens[node];
-    float* out = &x_[static_cast<size_t>(node) * hidden];
-    if (!shape_.tied) {
-      const uint16_t* row = embedding_.as<uint16_t>() + static_cast<int64_t>(token) * hidden;
-      for (int i = 0; i < hidden; ++i) out[i] = bf16_to_float(row[i]);
-      return;
-    }
-    const uint16_t* panel = reinterpret_cast<const uint16_t*>(head_.panel(token / kPanelColumns));
-    for (int i = 0; i < hidden; ++i)
-      out[i] = bf16_to_float(panel[panel_offset(i, token % kPanelColumns, order)]);
+  const size_t hidden = static_cast<size_t>(shape_.hidden);
+  const bool both = shape_.reads == Reads::kBoth;
+  lane_->share(worker, phase, batch.num_nodes - batch.num_context, [&](int64_t i) {
+    const size_t n = static_cast<size_t>(batch.num_context + i);
+    copy_token(batch.tokens[n], both ? &token_rows_[n * hidden] : &x_[n * hidden]);
+    if (!both) return;
+    if (shape_.norms_residual)
+      lane_->kernels().rms_norm(&fused_[n * hidden], layers_[0].feature_norm.data(), shape_.hidden,
+                                shape_.norm_eps, &x_[n * hidden]);
+    else
+      std::memcpy(&x_[n * hidden], &fused_[n * hidden], hidden * 4);
   });
   lane_->barrier(worker);
+}
+
+// The row of the table that this model reads tokens with; a tied one stands in the head.
+void Model::copy_token(int32_t token, float* out) const {
+  const Model& owner = lender();
+  const int hidden = shape_.hidden;
+  if (!owner.shape_.tied) {
+    const uint16_t* row = owner.embedding_.as<uint16_t>() + static_cast<int64_t>(token) * hidden;
+    for (int i = 0; i < hidden; ++i) out[i] = bf16_to_float(row[i]);
+    return;
+  }
+  const PairOrder order = lane_->kernels().order;
+  const uint16_t* panel =
+      reinterpret_cast<const uint16_t*>(owner.head_.panel(token / kPanelColumns));
+  for (int i = 0; i < hidden; ++i)
+    out[i] = bf16_to_float(panel[panel_offset(i, token % kPanelColumns, order)]);
 }
 
 // Rows, positions, and whether a row may write its K/V in place.
@@ -257,7 +234,8 @@ bool Model::computed(const Batch& batch) const { return nodes_ == planned(batch)
 
 int64_t Model::packed_bytes(int rows) const {
   const Shape& s = shape_;
-  const int widest = std::max({s.hidden, s.ffn, s.query_width()});
+  const int widest =
+      std::max({s.input_width(), s.ffn, s.query_width(), s.feature_width, s.markov_rank});
   return ceil_div(rows, kMaxRows) * kMaxRows * ceil_div(widest, kBlock) *
          lane_->kernels().row_block_bytes;
 }
@@ -289,6 +267,8 @@ void Model::reserve(const Batch& batch) {
   grow(x_, nodes * s.hidden);
   grow(qkv_, nodes * s.qkv_width());
   grow(attended_, nodes * s.query_width());
+  if (s.reads != Reads::kTokens) grow(fused_, nodes * s.hidden);
+  if (s.reads == Reads::kBoth) grow(token_rows_, nodes * s.hidden);
   const auto renew = [](Floats& buffer, size_t size) {
     if (!buffer || buffer.use_count() > 1 || buffer->size() < size)
       buffer = std::make_shared<std::vector<float>>(size);
@@ -303,7 +283,8 @@ void Model::reserve(const Batch& batch) {
   const int width = s.head_blocks() * kBlock, row_bytes = lane_->kernels().row_block_bytes;
   for (Scratch& w : scratch_) {
     w.rounded.resize(static_cast<size_t>(2 * s.head_dim));
-    grow(w.normed, static_cast<size_t>(kMaxRows) * std::max(s.hidden, s.head_dim));
+    const int staged = std::max({s.input_width(), s.head_dim, s.markov_rank});
+    grow(w.normed, static_cast<size_t>(kMaxRows) * staged);
     grow(w.scores, kMaxRows * kChunkKeys);
     grow(w.weights, kMaxRows * kChunkKeys);
     grow(w.chunk, static_cast<size_t>(kMaxRows) * width);

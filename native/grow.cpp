@@ -11,7 +11,7 @@
 namespace forerun {
 namespace {
 
-constexpr int kDeepest = 256;
+constexpr int kDeepest = 256;  // composition.py, LONGEST
 
 // A token that was offered for the tree. In a given tree `place` is its node there.
 struct Candidate {
@@ -29,7 +29,7 @@ struct Leaf {
 
 class Grower {
  public:
-  Grower(Model& model, const GrowthPlan& plan);
+  Grower(Reader& reader, const GrowthPlan& plan);
   int num_levels() const;
   void read_text();
   void offer();
@@ -51,15 +51,15 @@ class Grower {
   void choose_best(int row);
   GrownRow finished_row(int row) const;
 
-  Model& model_;
+  Reader& reader_;
   const GrowthPlan& plan_;
   std::vector<std::vector<int>> places_;  // children of every node of a given tree
   std::vector<Tree> trees_;
-  std::vector<Leaf> leaves_;  // whose logits the model holds, or is about to read; rows ascending
+  std::vector<Leaf> leaves_;  // whose logits the reader holds, or is about to read; rows ascending
   std::vector<GrownRow> results_;
 };
 
-Grower::Grower(Model& model, const GrowthPlan& plan) : model_(model), plan_(plan) {
+Grower::Grower(Reader& reader, const GrowthPlan& plan) : reader_(reader), plan_(plan) {
   places_.resize(plan.parents.size() + 1);
   for (size_t n = 0; n < plan.parents.size(); ++n)
     places_[static_cast<size_t>(plan.parents[n])].push_back(static_cast<int>(n) + 1);
@@ -71,21 +71,10 @@ Grower::Grower(Model& model, const GrowthPlan& plan) : model_(model), plan_(plan
   results_.resize(trees_.size());
 }
 
-// The tokens a row has not read, as chains: their K/V goes to its place at once.
 void Grower::read_text() {
-  std::vector<int32_t> parents, last;
-  for (int b = 0; b < plan_.num_rows; ++b) {
-    for (int i = plan_.catch_up_starts[b]; i < plan_.catch_up_starts[b + 1]; ++i)
-      parents.push_back(i - plan_.catch_up_starts[b] - 1);
-    last.push_back(plan_.catch_up_starts[b + 1] - 1);
-  }
-  model_.forward({plan_.num_rows, static_cast<int>(parents.size()), plan_.table_width,
-                  plan_.num_rows, 0, plan_.catch_up, parents.data(), plan_.catch_up_starts,
-                  plan_.committed, plan_.block_table, last.data(), nullptr, false,
-                  plan_.num_layers});
   const int inner =
       plan_.is_given() ? static_cast<int>(plan_.parents.size()) : num_levels() * plan_.frontier;
-  model_.begin_growth(plan_.num_rows * inner);
+  reader_.read_text(plan_, plan_.num_rows * inner);
 }
 
 int Grower::num_levels() const {
@@ -95,7 +84,7 @@ int Grower::num_levels() const {
 // Children of every leaf, from the logits just computed.
 void Grower::offer() {
   std::vector<Offer> offers(leaves_.size());
-  each_row(model_.lane(), static_cast<int64_t>(leaves_.size()),
+  each_row(reader_.lane(), static_cast<int64_t>(leaves_.size()),
            [&](int64_t r, SelectScratch& scratch) {
              const Leaf& leaf = leaves_[static_cast<size_t>(r)];
              const int count = num_children(leaf);
@@ -123,9 +112,9 @@ std::vector<int32_t> Grower::path_of(const Leaf& leaf) const {
 
 Offer Grower::offered(int64_t r, const Leaf& leaf, int count, SelectScratch& scratch) const {
   const std::vector<int32_t> path = path_of(leaf);
-  const Asked asked{model_.lane().kernels(),
-                    model_.logits()->data() + r * model_.logits_stride(),
-                    model_.shape().vocab,
+  const Asked asked{reader_.lane().kernels(),
+                    reader_.logits(static_cast<size_t>(r)),
+                    reader_.vocab(),
                     *plan_.samplers[leaf.row],
                     path,
                     plan_.known(leaf.row),
@@ -231,40 +220,17 @@ void Grower::choose_best(int row) {
   for (const int c : open) leaves_.push_back({row, c});
 }
 
-// The chosen nodes in one pass; each sees the text and its own ancestors.
+// Logits below the chosen nodes.
 void Grower::read() {
-  const size_t width = static_cast<size_t>(plan_.table_width);
-  std::vector<int32_t> tokens, parents, starts{0}, committed, tables, logit_nodes;
+  std::vector<Wanted> wanted;
   for (const Leaf& leaf : leaves_) {
-    Candidate& node = tree(leaf.row)[static_cast<size_t>(leaf.candidate)];
-    const bool is_new_row = tokens.empty() || (&leaf)[-1].row != leaf.row;
-    if (is_new_row && !tokens.empty()) starts.push_back(static_cast<int32_t>(tokens.size()));
-    if (is_new_row) {
-      committed.push_back(plan_.known(leaf.row));
-      const int32_t* table = plan_.block_table + static_cast<size_t>(leaf.row) * width;
-      tables.insert(tables.end(), table, table + width);
-    }
-    logit_nodes.push_back(static_cast<int32_t>(tokens.size()));
-    node.kv = model_.num_grown() + static_cast<int>(tokens.size());
-    tokens.push_back(node.token);
-    parents.push_back(tree(leaf.row)[static_cast<size_t>(node.parent)].kv);
+    const Candidate& node = tree(leaf.row)[static_cast<size_t>(leaf.candidate)];
+    const int parent_kv = tree(leaf.row)[static_cast<size_t>(node.parent)].kv;
+    wanted.push_back({leaf.row, node.token, node.depth, parent_kv});
   }
-  starts.push_back(static_cast<int32_t>(tokens.size()));
-  Batch batch{static_cast<int>(committed.size()),
-              static_cast<int>(tokens.size()),
-              plan_.table_width,
-              static_cast<int>(tokens.size()),
-              0,
-              tokens.data(),
-              parents.data(),
-              starts.data(),
-              committed.data(),
-              tables.data(),
-              logit_nodes.data(),
-              nullptr};
-  batch.grows = true;
-  batch.num_layers = plan_.num_layers;
-  model_.forward(batch);
+  reader_.read(plan_, wanted);
+  for (size_t i = 0; i < wanted.size(); ++i)
+    tree(leaves_[i].row)[static_cast<size_t>(leaves_[i].candidate)].kv = wanted[i].kv;
 }
 
 std::vector<GrownRow> Grower::finished() const {
@@ -307,18 +273,16 @@ GrownRow Grower::finished_row(int row) const {
 
 }  // namespace
 
-std::vector<GrownRow> grow(Model& model, const GrowthPlan& plan) {
-  Grower grower(model, plan);
+std::vector<GrownRow> grow(Reader& reader, const GrowthPlan& plan) {
+  Grower grower(reader, plan);
   grower.read_text();
   grower.offer();
-  int num_passes = 1;
-  while (num_passes < grower.num_levels() && grower.choose()) {
+  for (int level = 1; level < grower.num_levels() && grower.choose(); ++level) {
     grower.read();
     grower.offer();
-    ++num_passes;
   }
   std::vector<GrownRow> rows = grower.finished();
-  for (GrownRow& row : rows) row.num_passes = num_passes;
+  for (GrownRow& row : rows) row.num_passes = reader.num_passes();
   return rows;
 }
 

@@ -12,12 +12,30 @@
 
 namespace forerun {
 
+// What the first layer of a model reads.
+enum class Reads : uint8_t {
+  kTokens,   // a language model
+  kContext,  // a block drafter: features become keys and values of every layer, a block has tokens
+  kBoth      // EAGLE-3: token and feature of a node side by side
+};
+
 struct Shape {
   int hidden, num_layers, num_heads, num_kv_heads, head_dim, ffn, vocab, max_context;
   float norm_eps;
   bool tied, qkv_bias, qk_norm;
   std::vector<double> inverse_frequencies;  // head_dim / 2
+  Reads reads = Reads::kTokens;
+  int feature_width = 0;  // of one token's features, before they are fused to `hidden`
+  int head_rows = 0;      // of a head of its own: 0 is borrowed, with the table of tokens
+  int markov_rank = 0;    // of the tables that add the choice before to a logit; 0: there are none
+  // Of kContext: a block is the pending token and masks; slot k says the token one further where
+  // shifted, else the one at its own place, and slot 0 nothing.
+  int mask = 0, block_len = 0;
+  bool is_shifted = false;
+  bool norms_residual = false;  // of kBoth: the residual stream begins with the normed feature
+  int max_drafted() const { return is_shifted ? block_len : block_len - 1; }
 
+  int input_width() const { return reads == Reads::kBoth ? 2 * hidden : hidden; }
   int group() const { return num_heads / num_kv_heads; }
   int query_width() const { return num_heads * head_dim; }
   // Columns of one K/V head's queries, key and value, which stand together so that one worker can
@@ -57,7 +75,9 @@ struct Matrix {
 
 struct Layer {
   Matrix qkv, output, gate_up, down;
-  std::vector<float> attention_norm, ffn_norm, qkv_bias, query_norm, key_norm;
+  std::vector<float> attention_norm, feature_norm, ffn_norm, qkv_bias, query_norm, key_norm;
+  bool sees_ahead = false;  // every node of a row sees all of it, not just what is before
+  int window = 0;           // positions back that a node sees, its own among them; 0: all
 };
 
 // Rows of nodes; protocols.py, ForwardBatch, has the meaning of every field.
@@ -68,6 +88,11 @@ struct Batch {
   // earlier grown node, in order of growth over all rows; -1 is the row's committed text.
   bool grows = false;
   int num_layers = 0;  // the lowest so many, then the head; 0: all of them
+  // Of models that read features. kContext: one for each of the first `num_context` nodes, which
+  // are `num_context_rows` whole rows, become keys and values and nothing else, and have no token.
+  // kBoth: one for every node; those of nodes that grow are fused already.
+  const float* features = nullptr;
+  int num_context = 0, num_context_rows = 0;
 };
 
 class Model {
@@ -89,10 +114,24 @@ class Model {
 
   Model(Shape shape, std::shared_ptr<Lane> lane, int num_blocks);
 
-  enum class Role { kQkv, kOutput, kGateUp, kDown, kHead, kEmbedding };
-  enum class Vector { kAttentionNorm, kFfnNorm, kQkvBias, kQueryNorm, kKeyNorm, kFinalNorm };
+  enum class Role { kQkv, kOutput, kGateUp, kDown, kHead, kEmbedding, kFusion, kMarkovIn, kMarkov };
+  enum class Vector {
+    kAttentionNorm,
+    kFeatureNorm,  // of a layer of kBoth; of the fused features of kContext
+    kFfnNorm,
+    kQkvBias,
+    kQueryNorm,
+    kKeyNorm,
+    kFinalNorm
+  };
   void pack(Role role, int layer, const std::vector<Source>& sources);
   void set_vector(Vector role, int layer, std::vector<float> values);
+  void set_sight(int layer, bool sees_ahead, int window);
+  // The target's token of each row of the head; none: they are the same.
+  void set_token_map(std::vector<int32_t> tokens) { token_map_ = std::move(tokens); }
+  const std::vector<int32_t>& token_map() const { return token_map_; }
+  // Reads tokens with another model's table, and its head too where it has none of its own.
+  void borrow(std::shared_ptr<Model> lender);
 
   // Computes every node once. Afterwards logits() holds num_logits rows of logits_stride() floats
   // and taps() num_nodes rows of num_taps * hidden floats.
@@ -106,12 +145,18 @@ class Model {
   // stays until the next pass that does not grow.
   void begin_growth(int capacity);
   int num_grown() const { return static_cast<int>(kv_parents_.size()); }
+  // Rows of the residual stream behind the last layer, of the last pass.
+  const float* output(int node) const { return &x_[static_cast<size_t>(node) * shape_.hidden]; }
+  // out[r] = base[r] + what the token chosen before adds; rows of logits_stride() floats.
+  void add_markov(const std::vector<int32_t>& tokens, const std::vector<const float*>& base,
+                  float* out);
+
   // Keeps the K/V of grown nodes at positions from `position` on of the row with that block table.
   void keep_grown(const int32_t* table, int position, const std::vector<int32_t>& grown);
 
   using Floats = std::shared_ptr<std::vector<float>>;
   const Floats& logits() const { return logits_; }
-  int64_t logits_stride() const { return head_.num_panels * kPanelColumns; }
+  int64_t logits_stride() const { return head().num_panels * kPanelColumns; }
   const Floats& taps() const { return taps_; }
   const Shape& shape() const { return shape_; }
   Lane& lane() { return *lane_; }
@@ -149,6 +194,7 @@ class Model {
   struct Tile {
     int layer, head, first, num_nodes, num_rows;
     int num_blocks, num_shared;  // of logical positions; those all rows read in place
+    int last_position;           // of their row
     const int32_t* table;
   };
   struct Chunk {
@@ -162,7 +208,9 @@ class Model {
     Arena packed, query, probabilities, tail;
   };
 
-  void copy_embedding(const Source& table);
+  const Model& lender() const { return lender_ ? *lender_ : *this; }
+  const Matrix& head() const { return head_.data ? head_ : lender().head_; }
+  Arena table_of(const Source& source);
   Matrix pack_matrix(std::vector<Row> rows, int64_t inputs);
   int64_t packed_bytes(int rows) const;
   int64_t head_block_bytes() const { return 2LL * shape_.head_blocks() * kPanelBlockBytes; }
@@ -175,6 +223,8 @@ class Model {
   uint16_t* node_kv(int layer, int node, int head) const;
   void place(uint8_t* block, int slot, const uint16_t* key, const uint16_t* value,
              bool clear) const;
+  void place_path(int layer, const int32_t* table, int position, int first_kv, const int32_t* path,
+                  int64_t length);
 
   std::vector<Node> planned(const Batch& batch) const;
   void plan(const Batch& batch);
@@ -182,7 +232,11 @@ class Model {
   void reserve(const Batch& batch);
   void reserve_node_kv();
   void run_layers(const Batch& batch, int worker);
+  // The first node that a layer computes beyond its keys and values.
+  int first_working(const Batch& batch) const;
+  void fuse(const Batch& batch, int worker, int phase);
   void embed(const Batch& batch, int worker, int phase);
+  void copy_token(int32_t token, float* out) const;
   void self_attention(const Batch& batch, int layer, int worker, int phase);
   void feed_forward(const Batch& batch, int layer, int worker, int phase);
   void copy_taps(const Batch& batch, int layer, int worker);
@@ -192,8 +246,10 @@ class Model {
   template <typename Prepare>
   Packed pack_rows(int worker, int rows, int inputs, Prepare&& prepare);
   Packed packed_in(const Arena& arena, int rows, int inputs) const;
-  Packed pack_normed(int worker, int rows, const std::vector<float>& norm, const int32_t* nodes);
-  void add_product(int worker, int phase, const Matrix& matrix, const Packed& a);
+  Packed pack_inputs(const Batch& batch, int layer, int worker);
+  Packed pack_normed(int worker, int rows, const std::vector<float>& norm, const int32_t* nodes,
+                     int first);
+  void add_product(int worker, int phase, const Matrix& matrix, const Packed& a, int first);
   template <typename Epilogue>
   void product(int worker, int phase, const Matrix& matrix, const Packed& a, Epilogue&& epilogue);
   template <typename Epilogue>
@@ -215,11 +271,13 @@ class Model {
   Shape shape_;
   std::shared_ptr<Lane> lane_;
   int num_blocks_;
-  Arena weights_, embedding_, kv_, node_kv_;
+  std::shared_ptr<Model> lender_;
+  std::vector<int32_t> token_map_;
+  Arena weights_, embedding_, markov_in_, kv_, node_kv_;
   int64_t weights_used_ = 0;
   std::vector<Layer> layers_;
-  Matrix head_;
-  std::vector<float> final_norm_, cosine_, sine_;
+  Matrix head_, fusion_, markov_;
+  std::vector<float> final_norm_, fused_norm_, cosine_, sine_;
 
   std::vector<Node> nodes_;
   // Of all tree nodes whose K/V is held: the one above it (-1: committed text), and its position.
@@ -227,8 +285,9 @@ class Model {
   int kv_stride_ = 0;  // tree nodes per layer there is room for
   std::vector<Scratch> scratch_;
   std::vector<float> x_, qkv_, attended_;
-  Floats logits_, taps_;             // replaced, not reused, while somebody holds them
-  Arena shared_packed_, activated_;  // activated_: packed as the down projection reads it
+  std::vector<float> fused_, token_rows_;  // of nodes that have features
+  Floats logits_, taps_;                   // replaced, not reused, while somebody holds them
+  Arena shared_packed_, activated_;        // activated_: packed as the down projection reads it
   int num_tail_blocks_ = 1;
 };
 

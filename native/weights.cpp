@@ -93,9 +93,15 @@ int64_t matrix_bytes(int64_t outputs, int64_t inputs) {
 }
 
 int64_t layer_bytes(const Shape& s) {
-  return matrix_bytes(s.qkv_width(), s.hidden) + matrix_bytes(s.hidden, s.query_width()) +
+  return matrix_bytes(s.qkv_width(), s.input_width()) + matrix_bytes(s.hidden, s.query_width()) +
          matrix_bytes(2 * ceil_div(s.ffn, kTileColumns) * kTileColumns, s.hidden) +
          matrix_bytes(s.hidden, s.ffn);
+}
+
+// Of everything but the layers.
+int64_t outer_bytes(const Shape& s) {
+  return matrix_bytes(s.head_rows, s.hidden) + matrix_bytes(s.hidden, s.feature_width) +
+         matrix_bytes(s.vocab, s.markov_rank);
 }
 
 }  // namespace
@@ -115,9 +121,7 @@ float Source::at(int64_t row, int64_t column) const {
 Model::Model(Shape shape, std::shared_ptr<Lane> lane, int num_blocks)
     : shape_(std::move(shape)), lane_(std::move(lane)), num_blocks_(num_blocks) {
   const Shape& s = shape_;
-  weights_ =
-      Arena(static_cast<size_t>(layer_bytes(s) * s.num_layers + matrix_bytes(s.vocab, s.hidden)));
-  if (!s.tied) embedding_ = Arena(static_cast<size_t>(s.vocab) * s.hidden * 2);
+  weights_ = Arena(static_cast<size_t>(layer_bytes(s) * s.num_layers + outer_bytes(s)));
   kv_ = Arena(static_cast<size_t>(s.num_layers) * num_blocks * s.num_kv_heads * head_block_bytes());
   layers_.resize(static_cast<size_t>(s.num_layers));
   scratch_.resize(static_cast<size_t>(lane_->num_threads()));
@@ -139,7 +143,8 @@ void Model::extend_rotation(int num_positions) {
 }
 
 int64_t Model::weight_bytes() const {
-  return layer_bytes(shape_) * shape_.num_layers + matrix_bytes(shape_.vocab, shape_.hidden);
+  const int64_t lent = shape_.head_rows > 0 ? 0 : head().num_bytes();
+  return layer_bytes(shape_) * shape_.num_layers + outer_bytes(shape_) + lent;
 }
 
 int64_t Model::block_bytes() const {
@@ -148,9 +153,13 @@ int64_t Model::block_bytes() const {
 
 void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
   const Source& first = sources.at(0);
-  if (role == Role::kEmbedding) return copy_embedding(first);
-  if (role == Role::kHead) {
-    head_ = pack_matrix(all_rows(first), first.columns);
+  if (role == Role::kEmbedding || role == Role::kMarkovIn) {
+    (role == Role::kEmbedding ? embedding_ : markov_in_) = table_of(first);
+    return;
+  }
+  if (role == Role::kHead || role == Role::kFusion || role == Role::kMarkov) {
+    Matrix& outer = role == Role::kHead ? head_ : role == Role::kFusion ? fusion_ : markov_;
+    outer = pack_matrix(all_rows(first), first.columns);
     return;
   }
   Layer& target = layers_.at(static_cast<size_t>(layer));
@@ -163,13 +172,30 @@ void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
         pack_matrix(all_rows(first), first.columns);
 }
 
-void Model::copy_embedding(const Source& table) {
+// Rows as they are, for looking up.
+Arena Model::table_of(const Source& source) {
+  Arena table(static_cast<size_t>(source.rows * source.columns) * 2);
   lane_->reset_phases(1);
   lane_->run([&](int worker) {
-    lane_->share(worker, 0, table.rows, [&](int64_t i) {
-      read_row({&table, i}, table.columns, embedding_.as<uint16_t>() + i * table.columns);
+    lane_->share(worker, 0, source.rows, [&](int64_t i) {
+      read_row({&source, i}, source.columns, table.as<uint16_t>() + i * source.columns);
     });
   });
+  return table;
+}
+
+void Model::borrow(std::shared_ptr<Model> lender) {
+  const bool fits = lender->shape_.hidden == shape_.hidden &&
+                    lender->shape_.vocab == shape_.vocab &&
+                    lender->lane_->kernels().order == lane_->kernels().order;
+  if (!fits) throw std::invalid_argument("a table can be borrowed between equal widths and paths");
+  lender_ = std::move(lender);
+}
+
+void Model::set_sight(int layer, bool sees_ahead, int window) {
+  Layer& target = layers_.at(static_cast<size_t>(layer));
+  target.sees_ahead = sees_ahead;
+  target.window = window;
 }
 
 // The next stretch of the weight arena, filled by all workers.
@@ -200,10 +226,17 @@ void Model::set_vector(Vector role, int layer, std::vector<float> values) {
     final_norm_ = std::move(values);
     return;
   }
+  if (role == Vector::kFeatureNorm && shape_.reads == Reads::kContext) {
+    fused_norm_ = std::move(values);
+    return;
+  }
   Layer& target = layers_.at(static_cast<size_t>(layer));
   switch (role) {
     case Vector::kAttentionNorm:
       target.attention_norm = std::move(values);
+      break;
+    case Vector::kFeatureNorm:
+      target.feature_norm = std::move(values);
       break;
     case Vector::kFfnNorm:
       target.ffn_norm = std::move(values);

@@ -14,23 +14,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.backends.memory import available_bytes
-from forerun.draft import Draft, Draw
+from forerun.backends.native_values import Samplers, draft_of, growth_arguments
+from forerun.draft import Draft
 from forerun.errors import BackendError, CapacityError, ModelError
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import Checkpoint, WeightTensor
-from forerun.options import SamplingParams
 from forerun.protocols import (
     BLOCK_LEN,
-    LEAST_MARGIN,
-    MARGIN_STEP,
     ForwardBatch,
     ForwardOutput,
     GrowthPlan,
     ProposalPlan,
-    Sampler,
     Selection,
 )
-from forerun.tree import Tokens, TokenTree
+from forerun.tree import Tokens
 
 try:
     from forerun import _native
@@ -82,7 +79,7 @@ class NativeBackend:
         available = available_bytes()
         if needed_bytes(spec, num_blocks) > available:
             raise _no_room(spec, num_blocks, available)
-        chosen = _cores_for(spec) if cores is None else cores
+        chosen = cores_for(spec) if cores is None else cores
         try:
             self._lane = _native.Lane(list(chosen), len(chosen), isa or "auto")
             self._model = _native.Model(
@@ -93,12 +90,17 @@ class NativeBackend:
         except MemoryError:
             raise _no_room(spec, num_blocks, available_bytes()) from None
         _load(self._model, checkpoint)
-        self._samplers: dict[int, tuple[Sampler, Any]] = {}
+        self._samplers = Samplers()
         self._grown: _Grown | None = None
 
     @property
     def spec(self) -> ModelSpec:
         return self._spec
+
+    @property
+    def model(self) -> Any:
+        """The core's model, for one that borrows its table and head."""
+        return self._model
 
     @property
     def numerics(self) -> str:
@@ -191,7 +193,7 @@ class NativeBackend:
             plan.catch_up_starts,
             plan.committed,
             plan.block_table,
-            [self._native_sampler(sampler) for sampler in plan.samplers],
+            self._samplers.of(plan.samplers),
             plan.num_steps,
         )
         self._grown = None
@@ -199,29 +201,9 @@ class NativeBackend:
 
     def grow(self, plan: GrowthPlan, num_layers: int = 0) -> list[Draft]:
         """A tree a row in one native call; below NaN logits nothing grows."""
-        growth = plan.growth
-        rows = self._model.grow(
-            plan.catch_up,
-            plan.catch_up_starts,
-            plan.committed,
-            plan.block_table,
-            [self._native_sampler(sampler) for sampler in plan.samplers],
-            plan.budgets,
-            plan.depths,
-            growth.draw.value,
-            growth.parents or (),
-            growth.width,
-            growth.frontier,
-            growth.least,
-            plan.prices,
-            plan.pass_price,
-            plan.acceptance,
-            LEAST_MARGIN,
-            MARGIN_STEP,
-            num_layers,
-        )
+        rows = self._model.grow(*growth_arguments(plan, self._samplers), num_layers, None)
         self._grown = _Grown(plan, [row[_KV] for row in rows])
-        return [_draft(row, growth.draw) for row in rows]
+        return [draft_of(row, plan.growth.draw) for row in rows]
 
     def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:
         """Write the K/V of a grown path to its canonical places."""
@@ -243,33 +225,10 @@ class NativeBackend:
         return (
             selection.positions,
             selection.sampler_of,
-            [self._native_sampler(sampler) for sampler in selection.samplers],
+            self._samplers.of(selection.samplers),
             selection.path_starts,
             selection.path_tokens,
         )
-
-    def _native_sampler(self, sampler: Sampler) -> Any:
-        # Keyed by identity and kept alive beside its twin, so that an id cannot be reused.
-        known = self._samplers.get(id(sampler))
-        if known is not None and known[0] is sampler:
-            return known[1]
-        if len(self._samplers) >= 256:
-            self._samplers.clear()
-        made = _make_sampler(sampler)
-        self._samplers[id(sampler)] = (sampler, made)
-        return made
-
-
-def _draft(row: tuple[Any, ...], draw: Draw) -> Draft:
-    """What the core grew for one row."""
-    tokens, parents, ranks, margins, scores, _, expanded, laws, draws, passes = row
-    tree = TokenTree.made(tokens, parents)
-    if draw is Draw.COUPLED:
-        return Draft(tree, draw, expanded, None, None, margins, ranks, scores, passes)
-    if draw is Draw.POINT:
-        return Draft(tree, draw, expanded, None, None, None, ranks, scores, passes)
-    drawn = draws if draw is Draw.SAMPLED else None
-    return Draft(tree, draw, expanded, laws, drawn, None, ranks, None, passes)
 
 
 def default_cores() -> tuple[int, ...]:
@@ -279,7 +238,8 @@ def default_cores() -> tuple[int, ...]:
     return tuple(cores[:quota] if quota else cores)
 
 
-def _cores_for(spec: ModelSpec) -> tuple[int, ...]:
+def cores_for(spec: ModelSpec) -> tuple[int, ...]:
+    """Cores for a model of that size."""
     # Weights that rest in one core's cache: sharing activations costs more than it brings.
     cores = default_cores()
     return cores[:1] if 2 * spec.num_parameters < _ONE_CORE_BYTES else cores
@@ -366,24 +326,3 @@ def _load(model: Any, checkpoint: Checkpoint) -> None:
 
 def _float32(tensor: WeightTensor) -> NDArray[np.float32]:
     return np.ascontiguousarray(tensor.float32()).ravel()
-
-
-def _make_sampler(sampler: Sampler) -> Any:
-    params: SamplingParams = sampler.params
-    return _native.Sampler(
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition=params.repetition_penalty,
-        presence=params.presence_penalty,
-        frequency=params.frequency_penalty,
-        seed=sampler.seed,
-        choice=params.choice,
-        bias_ids=list(params.logit_bias.keys()),
-        bias=list(params.logit_bias.values()),
-        allowed=None if params.allowed_tokens is None else list(params.allowed_tokens),
-        prompt_ids=np.ascontiguousarray(sampler.prompt_ids, np.int32),
-        output_ids=np.ascontiguousarray(sampler.output_ids, np.int32),
-        output_counts=np.ascontiguousarray(sampler.output_counts, np.int32),
-    )

@@ -1,0 +1,229 @@
+#include "reader.h"
+
+#include <algorithm>
+
+namespace forerun {
+
+void PassRows::begin_row(int row, int known) {
+  starts.push_back(num_nodes());
+  committed.push_back(known);
+  const int32_t* table = plan.block_table + static_cast<int64_t>(row) * plan.table_width;
+  tables.insert(tables.end(), table, table + plan.table_width);
+}
+
+Batch PassRows::batch() {
+  starts.push_back(num_nodes());
+  return {static_cast<int>(committed.size()),
+          num_nodes(),
+          plan.table_width,
+          static_cast<int>(logit_nodes.size()),
+          0,
+          tokens.data(),
+          parents.data(),
+          starts.data(),
+          committed.data(),
+          tables.data(),
+          logit_nodes.data(),
+          nullptr};
+}
+
+namespace {
+
+// The nodes wanted, as a pass that grows: each stands below an earlier one or the row's text, which
+// ends before position `known(row) - behind`.
+PassRows grown_rows(const GrowthPlan& plan, std::vector<Wanted>& wanted, int num_grown,
+                    int behind) {
+  PassRows pass(plan);
+  int row = -1;
+  for (Wanted& one : wanted) {
+    if (one.row != row) pass.begin_row(row = one.row, plan.known(one.row) - behind);
+    one.kv = num_grown + pass.num_nodes();
+    pass.logit_nodes.push_back(pass.num_nodes());
+    pass.add(one.token, one.parent_kv);
+  }
+  return pass;
+}
+
+int num_features(const GrowthPlan& plan, int row) {
+  return plan.catch_up_starts[row + 1] - plan.catch_up_starts[row] - 1;
+}
+
+// What a block drafter reads of a row's features: chains without tokens.
+int add_context(const GrowthPlan& plan, PassRows& pass) {
+  int num_rows = 0;
+  for (int b = 0; b < plan.num_rows; ++b) {
+    const int count = num_features(plan, b);
+    if (count == 0) continue;
+    pass.begin_row(b, plan.committed[b]);
+    for (int i = 0; i < count; ++i) pass.add(0, i - 1);
+    ++num_rows;
+  }
+  return num_rows;
+}
+
+// What EAGLE-3 reads of a row: each feature with the token behind it.
+void add_pairs(const GrowthPlan& plan, PassRows& pass, bool asks) {
+  for (int b = 0; b < plan.num_rows; ++b) {
+    if (num_features(plan, b) == 0) continue;
+    pass.begin_row(b, plan.committed[b]);
+    for (int i = 0; i < num_features(plan, b); ++i)
+      pass.add(plan.catch_up[plan.catch_up_starts[b] + i + 1], i - 1);
+    if (asks) pass.logit_nodes.push_back(pass.num_nodes() - 1);
+  }
+}
+
+}  // namespace
+
+// The tokens a row has not read, as chains: their K/V goes to its place at once.
+void TextReader::read_text(const GrowthPlan& plan, int capacity) {
+  PassRows pass(plan);
+  for (int b = 0; b < plan.num_rows; ++b) {
+    pass.begin_row(b, plan.committed[b]);
+    for (int i = plan.catch_up_starts[b]; i < plan.catch_up_starts[b + 1]; ++i)
+      pass.add(plan.catch_up[i], i - plan.catch_up_starts[b] - 1);
+    pass.logit_nodes.push_back(pass.num_nodes() - 1);
+  }
+  Batch batch = pass.batch();
+  batch.num_layers = plan.num_layers;
+  model_.forward(batch);
+  model_.begin_growth(capacity);
+  num_passes_ = 1;
+}
+
+void TextReader::read(const GrowthPlan& plan, std::vector<Wanted>& wanted) {
+  PassRows pass = grown_rows(plan, wanted, model_.num_grown(), 0);
+  Batch batch = pass.batch();
+  batch.grows = true;
+  batch.num_layers = plan.num_layers;
+  model_.forward(batch);
+  ++num_passes_;
+}
+
+int BlockReader::num_levels(const GrowthPlan& plan, int row) const {
+  return plan.budgets[row] < 1 ? 0 : std::clamp(plan.depths[row], 0, model_.shape().max_drafted());
+}
+
+void BlockReader::read_text(const GrowthPlan& plan, int) {
+  constexpr int kFreeSlots = 8;  // rows that a pass takes in the time of one
+  PassRows pass(plan);
+  const int num_context_rows = add_context(plan, pass), num_context = pass.num_nodes();
+  const int unheard = model_.shape().is_shifted ? 0 : 1;  // slots that say nothing
+  std::vector<int32_t> pending;
+  first_slots_.clear();
+  for (int b = 0; b < plan.num_rows; ++b) {
+    const int levels = num_levels(plan, b);
+    first_slots_.push_back(static_cast<int>(pass.logit_nodes.size()));
+    pending.push_back(plan.catch_up[plan.catch_up_starts[b + 1] - 1]);
+    if (levels == 0) continue;
+    pass.begin_row(b, plan.known(b) - 1);
+    const int room = std::min(plan.table_width * kBlock, model_.shape().max_context);
+    const int free = std::min({model_.shape().block_len, kFreeSlots, room - (plan.known(b) - 1)});
+    const int fed = std::max(free, levels + unheard);
+    for (int i = 0; i < levels; ++i) pass.logit_nodes.push_back(pass.num_nodes() + unheard + i);
+    for (int i = 0; i < fed; ++i) pass.add(i == 0 ? pending.back() : model_.shape().mask, i - 1);
+  }
+  Batch batch = pass.batch();
+  batch.features = features_;
+  batch.num_context = num_context;
+  batch.num_context_rows = num_context_rows;
+  if (batch.num_nodes > 0) model_.forward(batch);
+  num_slots_ = batch.num_logits;
+  rows_.assign(pending.size(), nullptr);
+  if (num_slots_ == 0) return;
+  for (int b = 0; b < plan.num_rows; ++b) rows_[static_cast<size_t>(b)] = slot(b, 0);
+  say(pending);
+}
+
+// Of a row that has none, some other's: nobody listens.
+const float* BlockReader::slot(int row, int level) const {
+  const int at = std::min(first_slots_[static_cast<size_t>(row)] + level, num_slots_ - 1);
+  return model_.logits()->data() + at * model_.logits_stride();
+}
+
+void BlockReader::read(const GrowthPlan&, std::vector<Wanted>& wanted) {
+  std::vector<int32_t> before;
+  rows_.clear();
+  for (const Wanted& one : wanted) {
+    rows_.push_back(slot(one.row, one.depth));
+    before.push_back(one.token);
+  }
+  say(before);
+}
+
+// Adds to the slots in `rows_` what the tokens before them say of the next.
+void BlockReader::say(const std::vector<int32_t>& before) {
+  if (model_.shape().markov_rank == 0) return;
+  const size_t stride = static_cast<size_t>(model_.logits_stride());
+  mixed_.resize(before.size() * stride);
+  model_.add_markov(before, rows_, mixed_.data());
+  for (size_t i = 0; i < before.size(); ++i) rows_[i] = &mixed_[i * stride];
+}
+
+void EagleReader::read_text(const GrowthPlan& plan, int capacity) {
+  PassRows pass(plan);
+  add_pairs(plan, pass, true);
+  Batch batch = pass.batch();
+  batch.features = features_;
+  model_.forward(batch);
+  const size_t hidden = static_cast<size_t>(model_.shape().hidden);
+  roots_.resize(hidden * static_cast<size_t>(plan.num_rows));
+  for (size_t b = 0; b < pass.logit_nodes.size(); ++b)
+    std::copy_n(model_.output(pass.logit_nodes[b]), hidden, &roots_[b * hidden]);
+  outputs_.resize(hidden * static_cast<size_t>(capacity));
+  model_.begin_growth(capacity);
+  num_passes_ = 1;
+  spread(pass.logit_nodes.size());
+}
+
+void EagleReader::read(const GrowthPlan& plan, std::vector<Wanted>& wanted) {
+  const size_t hidden = static_cast<size_t>(model_.shape().hidden);
+  PassRows pass = grown_rows(plan, wanted, model_.num_grown(), 1);
+  std::vector<float> above(wanted.size() * hidden);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const Wanted& one = wanted[i];
+    const float* from = one.parent_kv < 0 ? &roots_[static_cast<size_t>(one.row) * hidden]
+                                          : &outputs_[static_cast<size_t>(one.parent_kv) * hidden];
+    std::copy_n(from, hidden, &above[i * hidden]);
+  }
+  Batch batch = pass.batch();
+  batch.grows = true;
+  batch.features = above.data();
+  model_.forward(batch);
+  for (size_t i = 0; i < wanted.size(); ++i)
+    std::copy_n(model_.output(static_cast<int>(i)), hidden,
+                &outputs_[static_cast<size_t>(wanted[i].kv) * hidden]);
+  ++num_passes_;
+  spread(wanted.size());
+}
+
+// The head's logits to the places of the target's tokens; what it does not know is out of reach.
+void EagleReader::spread(size_t num_rows) {
+  if (model_.token_map().empty()) return;
+  constexpr float kNever = -1e30f;
+  const size_t width = static_cast<size_t>(vocab());
+  spread_.assign(num_rows * width, kNever);
+  for (size_t r = 0; r < num_rows; ++r) {
+    const float* own = model_.logits()->data() + static_cast<int64_t>(r) * model_.logits_stride();
+    for (size_t t = 0; t < model_.token_map().size(); ++t)
+      spread_[r * width + static_cast<size_t>(model_.token_map()[t])] = own[t];
+  }
+}
+
+const float* EagleReader::logits(size_t i) const {
+  if (!model_.token_map().empty()) return &spread_[i * static_cast<size_t>(vocab())];
+  return model_.logits()->data() + static_cast<int64_t>(i) * model_.logits_stride();
+}
+
+void absorb(Model& model, const GrowthPlan& plan, const float* features) {
+  PassRows pass(plan);
+  const bool is_block = model.shape().reads == Reads::kContext;
+  const int num_context_rows = is_block ? add_context(plan, pass) : 0;
+  if (!is_block) add_pairs(plan, pass, false);
+  Batch batch = pass.batch();
+  batch.features = features;
+  batch.num_context_rows = num_context_rows;
+  batch.num_context = is_block ? batch.num_nodes : 0;
+  if (batch.num_nodes > 0) model.forward(batch);
+}
+
+}  // namespace forerun

@@ -1,0 +1,114 @@
+// Where the logits below the nodes of growing trees come from: one class a kind of drafter.
+#pragma once
+
+#include <vector>
+
+#include "growth_plan.h"
+#include "model.h"
+
+namespace forerun {
+
+// A drafted node whose children are asked for. `parent_kv`, `kv`: numbers among the nodes whose
+// K/V is held until the trees are done; -1 is none.
+struct Wanted {
+  int row;
+  int32_t token;
+  int depth, parent_kv;
+  int kv = -1;
+};
+
+class Reader {
+ public:
+  virtual ~Reader() = default;
+  // Reads what rows have not read; then logits(b) are those below the pending token of row b.
+  // No more than `capacity` nodes will be wanted.
+  virtual void read_text(const GrowthPlan& plan, int capacity) = 0;
+  // Then logits(i) are those below wanted[i]; rows ascend. Sets where each one's K/V stands.
+  virtual void read(const GrowthPlan& plan, std::vector<Wanted>& wanted) = 0;
+  virtual const float* logits(size_t i) const = 0;
+  virtual int64_t vocab() const = 0;
+  virtual Lane& lane() = 0;
+  virtual int num_passes() const = 0;
+};
+
+// The arrays of one pass over rows of nodes that are put together node by node.
+struct PassRows {
+  explicit PassRows(const GrowthPlan& whole) : plan(whole) {}
+  void begin_row(int row, int committed);
+  void add(int32_t token, int parent) {
+    tokens.push_back(token);
+    parents.push_back(parent);
+  }
+  int num_nodes() const { return static_cast<int>(tokens.size()); }
+  Batch batch();
+
+  const GrowthPlan& plan;
+  std::vector<int32_t> tokens, parents, starts, committed, tables, logit_nodes;
+};
+
+// A language model: every node is read, and sees the text and its own ancestors.
+class TextReader : public Reader {
+ public:
+  explicit TextReader(Model& model) : model_(model) {}
+  void read_text(const GrowthPlan& plan, int capacity) override;
+  void read(const GrowthPlan& plan, std::vector<Wanted>& wanted) override;
+  const float* logits(size_t i) const override {
+    return model_.logits()->data() + static_cast<int64_t>(i) * model_.logits_stride();
+  }
+  int64_t vocab() const override { return model_.shape().vocab; }
+  Lane& lane() override { return model_.lane(); }
+  int num_passes() const override { return num_passes_; }
+
+ private:
+  Model& model_;
+  int num_passes_ = 0;
+};
+
+// A block drafter: one pass says all levels; what a node adds is the token before.
+class BlockReader : public Reader {
+ public:
+  BlockReader(Model& model, const float* features) : model_(model), features_(features) {}
+  void read_text(const GrowthPlan& plan, int capacity) override;
+  void read(const GrowthPlan& plan, std::vector<Wanted>& wanted) override;
+  const float* logits(size_t i) const override { return rows_[i]; }
+  int64_t vocab() const override { return model_.shape().vocab; }
+  Lane& lane() override { return model_.lane(); }
+  int num_passes() const override { return 1; }
+
+ private:
+  int num_levels(const GrowthPlan& plan, int row) const;
+  const float* slot(int row, int level) const;
+  void say(const std::vector<int32_t>& before);
+
+  Model& model_;
+  const float* features_;
+  std::vector<int> first_slots_;    // of every row, among the logits of the pass
+  int num_slots_ = 0;               // that were asked for, of all rows
+  std::vector<const float*> rows_;  // of the last answer
+  std::vector<float> mixed_;
+};
+
+// EAGLE-3: a node is read with the layer's own output above it.
+class EagleReader : public Reader {
+ public:
+  EagleReader(Model& model, const float* features) : model_(model), features_(features) {}
+  void read_text(const GrowthPlan& plan, int capacity) override;
+  void read(const GrowthPlan& plan, std::vector<Wanted>& wanted) override;
+  const float* logits(size_t i) const override;
+  int64_t vocab() const override { return model_.shape().vocab; }
+  Lane& lane() override { return model_.lane(); }
+  int num_passes() const override { return num_passes_; }
+
+ private:
+  void spread(size_t num_rows);
+
+  Model& model_;
+  const float* features_;
+  std::vector<float> roots_, outputs_, spread_;  // behind the text; of grown nodes; by target token
+  int num_passes_ = 0;
+};
+
+// Only the K/V of every row's features; nothing is grown.
+void absorb(Model& model, const GrowthPlan& plan, const float* features);
+
+}  // namespace forerun

@@ -1,0 +1,170 @@
+"""Drafters that read features, on the native CPU backend.
+
+Knows how their tensors become packed matrices; what they borrow stays the target's, in its memory.
+Must not know drafting, scheduling or text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun import _native
+from forerun.backends.native import NativeBackend, cores_for
+from forerun.backends.native_values import Samplers, draft_of, growth_arguments
+from forerun.draft import Draft
+from forerun.errors import BackendError
+from forerun.models.drafter_files import DrafterCheckpoint
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.protocols import BLOCK_LEN, GrowthPlan
+from forerun.tree import Tokens
+
+
+class NativeFeatureBackend:
+    """One drafter packed for one lane; implements `FeatureBackend` with the canonical arithmetic.
+
+    `target` lends its table of tokens and, to block drafters, its head: it must be as wide, and
+    outlive this. `cores` are pinned, one thread each; without them they are found out.
+
+    Raises:
+        BackendError: a width or a core that does not fit.
+    """
+
+    def __init__(
+        self,
+        checkpoint: DrafterCheckpoint,
+        target: NativeBackend,
+        *,
+        num_blocks: int,
+        cores: tuple[int, ...] | None = None,
+    ) -> None:
+        spec = checkpoint.spec
+        self._spec: DrafterSpec = spec
+        self._num_blocks = num_blocks
+        chosen = cores_for(spec.body) if cores is None else cores
+        max_context = min(spec.body.max_position, num_blocks * BLOCK_LEN)
+        try:
+            self._lane = _native.Lane(list(chosen), len(chosen), target.isa)
+            self._model = _native.Model(
+                self._lane, **_shape(spec, max_context), num_blocks=num_blocks
+            )
+            self._model.borrow(target.model)
+        except ValueError as error:
+            raise BackendError(
+                f"{checkpoint.directory} cannot draft for this target: {error}"
+            ) from error
+        _load(self._model, checkpoint)
+        if checkpoint.token_map is not None:
+            self._model.set_token_map(checkpoint.token_map.tolist())
+        self._samplers = Samplers()
+
+    @property
+    def spec(self) -> DrafterSpec:
+        return self._spec
+
+    @property
+    def num_blocks(self) -> int:
+        return self._num_blocks
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of packed weights that one pass streams, the borrowed head among them."""
+        return int(self._model.weight_bytes)
+
+    def absorb(
+        self,
+        catch_up: Tokens,
+        catch_up_starts: Tokens,
+        committed: Tokens,
+        block_table: NDArray[np.int32],
+        features: NDArray[np.float32],
+    ) -> None:
+        """Keep the K/V of every row's features; nothing is drafted."""
+        self._model.absorb(catch_up, catch_up_starts, committed, block_table, features)
+
+    def grow(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[Draft]:
+        """A tree a row in one native call; below NaN logits nothing grows."""
+        rows = self._model.grow(*growth_arguments(plan, self._samplers), 0, features)
+        return [draft_of(row, plan.growth.draw) for row in rows]
+
+    def close(self) -> None:
+        """Free weights, K/V and threads; what was borrowed stays."""
+        self._samplers.clear()
+        if hasattr(self, "_model"):
+            del self._model, self._lane
+
+
+def _shape(spec: DrafterSpec, max_context: int) -> dict[str, Any]:
+    body = spec.body
+    shape: dict[str, Any] = {
+        "hidden": body.hidden,
+        "num_layers": body.num_layers,
+        "num_heads": body.num_heads,
+        "num_kv_heads": body.num_kv_heads,
+        "head_dim": body.head_dim,
+        "ffn": body.ffn,
+        "max_context": max_context,
+        "norm_eps": body.norm_eps,
+        "tied": True,
+        "qkv_bias": body.qkv_bias,
+        "qk_norm": body.qk_norm,
+        "inverse_frequencies": body.rope.frequencies(body.head_dim),
+        "feature_width": spec.feature_width,
+    }
+    if isinstance(spec, EagleSpec):
+        return shape | {
+            "vocab": spec.target_vocab,
+            "head_rows": body.vocab,
+            "reads": "both",
+            "norms_residual": spec.norm_before_residual,
+        }
+    return shape | {
+        "vocab": body.vocab,
+        "head_rows": 0,
+        "reads": "context",
+        "markov_rank": spec.markov_rank,
+        "mask": spec.mask_id,
+        "block_len": spec.block_len,
+        "is_shifted": spec.is_shifted,
+    }
+
+
+def _load(model: Any, checkpoint: DrafterCheckpoint) -> None:
+    spec = checkpoint.spec
+
+    def pack(role: str, layer: int, *names: str) -> None:
+        tensors = [checkpoint.tensor(name) for name in names]
+        arrays = [np.ascontiguousarray(tensor.array) for tensor in tensors]
+        arrays = [a.view(np.uint16) if a.dtype.itemsize == 2 else a for a in arrays]
+        model.pack(role, layer, arrays, [tensor.dtype for tensor in tensors])
+
+    def vector(role: str, layer: int, name: str) -> None:
+        model.set_vector(role, layer, np.ascontiguousarray(checkpoint.tensor(name).float32()))
+
+    pack("fusion", 0, "fc.weight")
+    for layer in range(spec.body.num_layers):
+        at = "midlayer." if isinstance(spec, EagleSpec) else f"layers.{layer}."
+        attention = at + "self_attn."
+        pack("qkv", layer, *(f"{attention}{part}_proj.weight" for part in "qkv"))
+        pack("output", layer, attention + "o_proj.weight")
+        pack("gate_up", layer, at + "mlp.gate_proj.weight", at + "mlp.up_proj.weight")
+        pack("down", layer, at + "mlp.down_proj.weight")
+        vector("attention_norm", layer, at + "input_layernorm.weight")
+        vector("ffn_norm", layer, at + "post_attention_layernorm.weight")
+        if spec.body.qk_norm:
+            vector("query_norm", layer, attention + "q_norm.weight")
+            vector("key_norm", layer, attention + "k_norm.weight")
+        if isinstance(spec, BlockSpec):
+            model.set_sight(layer, not spec.is_causal[layer], spec.windows[layer])
+        checkpoint.drop_pages()
+    vector("final_norm", 0, "norm.weight")
+    if isinstance(spec, EagleSpec):
+        vector("feature_norm", 0, "midlayer.hidden_norm.weight")
+        pack("head", 0, "lm_head.weight")
+        return
+    vector("feature_norm", 0, "hidden_norm.weight")
+    if spec.markov_rank:
+        pack("markov_in", 0, "markov_head.markov_w1.weight")
+        pack("markov", 0, "markov_head.markov_w2.weight")

@@ -1,0 +1,100 @@
+"""Values of the contract as arrays and objects of the C++ core, and back.
+
+Knows both sides' names for the same things. Must not know weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from forerun import _native
+from forerun.draft import Draft, Draw
+from forerun.options import SamplingParams
+from forerun.protocols import LEAST_MARGIN, MARGIN_STEP, GrowthPlan, Sampler
+from forerun.tree import TokenTree
+
+
+class Samplers:
+    """The core's twins of samplers, made once each."""
+
+    def __init__(self) -> None:
+        # Keyed by identity and kept alive beside its twin, so that an id cannot be reused.
+        self._known: dict[int, tuple[Sampler, Any]] = {}
+
+    def of(self, samplers: Sequence[Sampler]) -> list[Any]:
+        """The twin of each."""
+        return [self._twin(sampler) for sampler in samplers]
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._known.clear()
+
+    def _twin(self, sampler: Sampler) -> Any:
+        known = self._known.get(id(sampler))
+        if known is not None and known[0] is sampler:
+            return known[1]
+        if len(self._known) >= 256:
+            self._known.clear()
+        made = _make_sampler(sampler)
+        self._known[id(sampler)] = (sampler, made)
+        return made
+
+
+def growth_arguments(plan: GrowthPlan, samplers: Samplers) -> tuple[Any, ...]:
+    """A plan as the core's `grow` takes it, but for what is not in it."""
+    growth = plan.growth
+    return (
+        plan.catch_up,
+        plan.catch_up_starts,
+        plan.committed,
+        plan.block_table,
+        samplers.of(plan.samplers),
+        plan.budgets,
+        plan.depths,
+        growth.draw.value,
+        growth.parents or (),
+        growth.width,
+        growth.frontier,
+        growth.least,
+        plan.prices,
+        plan.pass_price,
+        plan.acceptance,
+        LEAST_MARGIN,
+        MARGIN_STEP,
+    )
+
+
+def draft_of(row: tuple[Any, ...], draw: Draw) -> Draft:
+    """What the core grew for one row."""
+    tokens, parents, ranks, margins, scores, _, expanded, laws, draws, passes = row
+    tree = TokenTree.made(tokens, parents)
+    if draw is Draw.COUPLED:
+        return Draft(tree, draw, expanded, None, None, margins, ranks, scores, passes)
+    if draw is Draw.POINT:
+        return Draft(tree, draw, expanded, None, None, None, ranks, scores, passes)
+    drawn = draws if draw is Draw.SAMPLED else None
+    return Draft(tree, draw, expanded, laws, drawn, None, ranks, None, passes)
+
+
+def _make_sampler(sampler: Sampler) -> Any:
+    params: SamplingParams = sampler.params
+    return _native.Sampler(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition=params.repetition_penalty,
+        presence=params.presence_penalty,
+        frequency=params.frequency_penalty,
+        seed=sampler.seed,
+        choice=params.choice,
+        bias_ids=list(params.logit_bias.keys()),
+        bias=list(params.logit_bias.values()),
+        allowed=None if params.allowed_tokens is None else list(params.allowed_tokens),
+        prompt_ids=np.ascontiguousarray(sampler.prompt_ids, np.int32),
+        output_ids=np.ascontiguousarray(sampler.output_ids, np.int32),
+        output_counts=np.ascontiguousarray(sampler.output_counts, np.int32),
+    )
