@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.models.drafter_files import drafter_tensors
+from forerun.models.drafter_files import drafter_tensors, write_drafter
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
 from forerun.models.spec import ModelSpec, Rope
+
+Change = Callable[[dict[str, Any]], None]
 
 # The target is conftest's tiny checkpoint with six layers.
 NUM_TARGET_LAYERS, VOCAB, HIDDEN = 6, 272, 64
@@ -102,3 +107,16 @@ def random_tensors(spec: DrafterSpec, seed: int = 0) -> dict[str, NDArray[Any]]:
         targets = np.sort(rng.permutation(spec.target_vocab)[:num_drafted]).astype(np.int64)
         tensors["d2t"] = targets - np.arange(num_drafted)
     return tensors
+
+
+def write(directory: Path, spec: DrafterSpec, layout: str) -> Path:
+    write_drafter(directory, spec, random_tensors(spec), layout=layout)
+    return directory
+
+
+def change_config(directory: Path, change: Change) -> Path:
+    path = directory / "config.json"
+    config = json.loads(path.read_text())
+    change(config)
+    path.write_text(json.dumps(config))
+    return directory
