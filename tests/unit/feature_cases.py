@@ -54,9 +54,14 @@ class InMemory:
 
     def __init__(self, module):
         self.spec, self._tensors = module.spec, module.state_dict()
+        has_map = "d2t" in self._tensors
+        self.token_map = module.target_ids().numpy() if has_map else None
 
     def tensor(self, name):
         return WeightTensor(self._tensors[name].float().numpy(), "F32")
+
+    def drop_pages(self):
+        """Nothing is mapped."""
 
 
 def random_module(spec, seed=0):

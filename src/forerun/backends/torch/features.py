@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -35,14 +35,20 @@ from forerun.tree import Tokens
 # in the time of one, and slots see each other.
 FREE_SLOTS = 8
 
+TOKEN_OFFSETS = "d2t"
+
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
 class DrafterWeights(Protocol):
-    """What a drafter is read from: its spec, and its tensors by canonical name."""
+    """What a drafter is read from: its spec, its tensors by canonical name, and the target's token
+    of each token of its own vocabulary, or None where they are the same."""
 
     @property
     def spec(self) -> DrafterSpec: ...
+
+    @property
+    def token_map(self) -> NDArray[np.int64] | None: ...
 
     def tensor(self, name: str) -> WeightTensor: ...
 
@@ -337,11 +343,15 @@ def _path_mask(num_known: int, places: dict[int, int], row: Row, nodes: Sequence
 
 def _loaded(module: _Module, weights: DrafterWeights, like: Tensor) -> _Module:
     """The module with its tensors, on the device and in the type of another tensor."""
-    state: dict[str, Any] = {}
-    for name, empty in module.state_dict().items():
-        values = torch.from_numpy(weights.tensor(name).float32())
-        # A token map has whole numbers, which float32 holds exactly up to 16 million.
-        state[name] = values if empty.is_floating_point() else values.to(empty.dtype)
+    names = [name for name in module.state_dict() if name != TOKEN_OFFSETS]
+    state = {name: torch.from_numpy(weights.tensor(name).float32()) for name in names}
+    if TOKEN_OFFSETS in module.state_dict():
+        targets = weights.token_map
+        if targets is None:
+            raise BackendError(
+                "the drafter's spec has a token map and its weights have none: give both or neither"
+            )
+        state[TOKEN_OFFSETS] = torch.from_numpy(targets - np.arange(len(targets)))
     module.load_state_dict(state, assign=True)
     module.to(device=like.device, dtype=like.dtype).requires_grad_(requires_grad=False)
     return module.eval()
