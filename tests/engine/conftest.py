@@ -44,9 +44,10 @@ def open_engine(backend: str, target_dir) -> Iterator[OpenEngine]:
     """Opens engines on one backend and closes them all."""
     engines: list[Engine] = []
 
-    def opened(drafter="none", shape="chain:6", model=target_dir, **options) -> Engine:
+    def opened(drafter="none", shape="chain:6", model=target_dir, rule="auto", **options) -> Engine:
         options.setdefault("kv_positions", KV_POSITIONS)
-        engine = Engine(model, speculate=Speculation(drafter, shape), backend=backend, **options)
+        speculation = Speculation(drafter, shape, rule)
+        engine = Engine(model, speculate=speculation, backend=backend, **options)
         engines.append(engine)
         return engine
 

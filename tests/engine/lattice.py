@@ -14,6 +14,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
+from engine.feature_drafters import write_feature_drafters
 from forerun import Engine, SamplingParams, Speculation
 from forerun.composition import RULES, compose
 from forerun.errors import IncompatibleSpeculation
@@ -27,8 +28,12 @@ DRAFTERS = (
     "lm",
     "lm:{target}",  # the target itself: it is always right
     "lm:{other}",  # another tokenizer
+    "dflash:{dflash}",
+    "dspark:{dspark}",
+    "eagle3:{eagle3}",
     "exit:1",
     "router(exit:1,lookup)",
+    "router(dspark:{dspark},eagle3:{eagle3},lm)",
     "router(lookup,lm)",
     "router(lm:{other},prediction:{prediction},none)",
     "nested(none,chain:2,match)",
@@ -68,6 +73,9 @@ class Places:
     corpus: Path
     prediction: Path
     tree: Path
+    dflash: Path
+    dspark: Path
+    eagle3: Path
 
     def speculation(self, words: tuple[str, str, str]) -> Speculation:
         return Speculation(*(word.format(**asdict(self)) for word in words))
@@ -108,7 +116,8 @@ def write_places(root: Path, checkpoint) -> Places:
         at = at / "drafters" / "lm"
     other = root / "other"
     write_other(other, line[1])
-    places = Places(target, other, root / "corpus", root / "expected.txt", root / "tree.json")
+    files = (root / "corpus", root / "expected.txt", root / "tree.json")
+    places = Places(target, other, *files, **write_feature_drafters(root, target))
     places.tree.write_text(json.dumps(TREE_PARENTS))
     _write_texts(places)
     return places
@@ -194,6 +203,23 @@ def requests() -> list[tuple[list[int], SamplingParams]]:
         (prompt_of(length, seed), SamplingParams(max_tokens=most, seed=seed, **params))
         for seed, (length, most, params) in enumerate(asked)
     ]
+
+
+LENGTHS = (1, 31, 130, 300)  # of prompts: beside a block, a tail, a chunk
+
+
+def unstopped(lengths=LENGTHS, max_tokens=16, allowed=FEW):
+    """Requests at three temperatures, none of which stops before its limit."""
+    return [
+        (
+            prompt_of(length, length),
+            SamplingParams(
+                temperature=(0.0, 0.7, 1.3)[at % 3], seed=at, max_tokens=max_tokens,
+                ignore_eos=True, allowed_tokens=allowed,
+            ),
+        )
+        for at, length in enumerate(lengths)
+    ]  # fmt: skip
 
 
 def completions(engine, asked):

@@ -50,6 +50,12 @@ ON_TORCH = (
     ("lm", "chain:4", "block"),
     ("lm", "tree:5", "traversal"),
     ("lm:{other}", "tree:5", "kseq"),
+    ("dflash:{dflash}", "tree:auto", "match"),
+    ("dspark:{dspark}", "chain:auto", "match"),
+    ("dspark:{dspark}", "tree:3x2x1", "kseq"),
+    ("eagle3:{eagle3}", "tree:{tree}", "match"),
+    ("eagle3:{eagle3}", "chain:4", "block"),
+    ("router(dspark:{dspark},eagle3:{eagle3},lm)", "tree:5", "traversal"),
 )
 ALONE = (4, 5, 8)  # sampled requests, one that repeats itself, one of several chunks
 PROVED: set[tuple[str, str, str]] = set()

@@ -165,3 +165,37 @@ def test_given_no_room_for_a_sequence_then_only_that_one_decodes_plainly():
     assert [draft.num_drafted for draft in drafts] == [0, 1]
     assert guard.num_failures == 0
     assert drafter.released == [99]
+
+
+class Reads(Offers):
+    """A drafter that wants to read layers 1 and 3."""
+
+    tap_layers = (1, 3)
+
+    def absorb(self, sequence_id, features):
+        self._maybe("absorb")
+
+
+def test_given_a_drafter_that_reads_features_then_its_layers_are_asked_for_until_it_is_off():
+    guard = guarded(Reads(None))
+    assert guard.tap_layers == (1, 3)
+
+    for _ in range(MAX_FAILURES):
+        guard.propose([row()])
+
+    assert guard.tap_layers == ()
+    assert guarded(Offers(None)).tap_layers == ()
+
+
+def test_given_features_it_cannot_take_then_the_row_decodes_plainly_and_others_draft():
+    drafter = Reads(raw_tree([5, 1]), error_on={"absorb"})
+    guard = guarded(drafter)
+    guard.admit(2, [4, 5])
+
+    guard.absorb(1, np.zeros((2, 4), np.float32))
+    guard.absorb(1, np.zeros((2, 4), np.float32))  # it is not asked again
+
+    assert guard.num_failures == 1
+    assert drafter.released == [1]
+    drafts = guard.propose([row(1), row(2)])
+    assert [draft.num_drafted for draft in drafts] == [0, 1]

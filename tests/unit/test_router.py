@@ -266,3 +266,48 @@ def test_given_a_decoder_ahead_then_members_that_cannot_go_back_read_again():
 
     assert drafter.verbs() == ["admit", "propose", "release", "admit", "observe"]
     assert drafter.told[3] == ("admit", 1, (1, 2, 5))
+
+
+class Reads(Known):
+    """A drafter that reads some layers, and notes what it is given of them."""
+
+    def __init__(self, *tap_layers, **of):
+        super().__init__(**of)
+        self.tap_layers = tap_layers
+
+    def absorb(self, sequence_id, features):
+        self.note("absorb", sequence_id, features.tolist())
+
+    def observe(self, sequence_id, commit):
+        self.note("features", sequence_id, commit.features.tolist())
+
+
+def test_given_members_that_read_features_then_each_gets_its_own_layers_in_its_order():
+    both, one, none = Reads(5, 2), Reads(2), Known()
+    router = routed(none, both, one)
+    router.admit(1, [1, 2, 3])
+    # two values a layer: those of layer 2, then those of layer 5
+    features = np.array([[20, 21, 50, 51], [22, 23, 52, 53]], np.float32)
+
+    router.absorb(1, features)
+    router.observe(1, Commit((7, 8), features))
+
+    assert router.tap_layers == (2, 5)
+    of_both = ([50.0, 51.0, 20.0, 21.0], [52.0, 53.0, 22.0, 23.0])
+    of_one = ([20.0, 21.0], [22.0, 23.0])
+    assert both.told[1:] == [("absorb", 1, of_both), ("features", 1, of_both)]
+    assert one.told[1:] == [("absorb", 1, of_one), ("features", 1, of_one)]
+    assert none.told[1:] == [("observe", 1, (7, 8))]
+    assert routed(Known(), Known()).tap_layers == ()
+
+
+def test_given_a_member_that_cannot_take_features_then_it_is_left_out_and_no_other():
+    bad, good = Reads(1, failing=("absorb",)), Reads(1)
+    router = routed(bad, good)
+    router.admit(1, [1, 2, 3])
+
+    router.absorb(1, np.zeros((1, 2), np.float32))
+
+    assert router.chosen(1) == "d1"
+    assert "absorb" in good.verbs()
+    assert bad.verbs()[-1] == "release"

@@ -82,17 +82,8 @@ class Engine:
         self._tokenizer = load_tokenizer(directory, checkpoint.spec)
         self._meter = RoundMeter()
         target = open_backend(checkpoint, options, options.cores_of("target"))
-
-        def open_model(path: Path) -> Backend:
-            return open_backend(open_checkpoint(path), options, options.cores_of("draft"))
-
-        def open_features(path: Path, whose: Backend) -> FeatureBackend:
-            drafter = open_drafter(path, whose.spec)
-            refuse_mismatch(drafter, whose.spec, directory)
-            return open_feature_backend(drafter, whose, options, options.cores_of("draft"))
-
         try:
-            opens, span = Openers(open_model, open_features), self._meter.model
+            opens, span = _openers(options, directory), self._meter.model
             parts = build_parts(speculate, target, directory, self._tokenizer, opens, span)
             self._parts = replace(parts, witness=witness)
         except BaseException:
@@ -219,6 +210,21 @@ class Engine:
     def _refuse_closed(self) -> None:
         if self._is_closed:
             raise EngineClosed("this engine was closed; build a new one")
+
+
+def _openers(options: EngineOptions, target_dir: Path) -> Openers:
+    """How drafters' models are opened beside the target of that directory."""
+    cores = options.cores_of("draft")
+
+    def model(path: Path) -> Backend:
+        return open_backend(open_checkpoint(path), options, cores)
+
+    def features(path: Path, target: Backend) -> FeatureBackend:
+        drafter = open_drafter(path, target.spec)
+        refuse_mismatch(drafter, target.spec, target_dir)
+        return open_feature_backend(drafter, target, options, cores)
+
+    return Openers(model, features)
 
 
 def _requests(
