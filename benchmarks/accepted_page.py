@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from page import Report, header, interval, line, optional, source
+from page import Report, by_length, header, interval, line, optional, source
 
 MOST_POSITIONS = 8  # of a table; the picture has them all
 
@@ -44,7 +44,7 @@ def kind_table(report: Report) -> Iterator[str]:
     """Tokens a round by domain, category and context."""
     rows = known(report)
     groups = {
-        label: sorted({name for row in rows for name in row[label]}, key=_by_length)
+        label: sorted({name for row in rows for name in row[label]}, key=by_length)
         for label in ("domains", "categories", "contexts")
     }
     yield "Tokens a round, by kind of text and by tokens of context.\n"
@@ -84,7 +84,7 @@ def draw_accepted(report: Report, path: Path) -> None:
         style = "-o" if row["shape"].startswith("chain") else "--s"
         reached = [1.0, *row["reached"]]
         reach.plot(range(len(reached)), reached, style, ms=4, label=name_of(row))
-        names = sorted(row["contexts"], key=_by_length)
+        names = sorted(row["contexts"], key=by_length)
         places, tokens = _present(names, row["contexts"])
         context.plot(places, tokens, style, ms=4)
         context.set_xticks(range(len(names)), names)
@@ -105,11 +105,3 @@ def _present(names: Sequence[str], groups: Mapping[str, Report]) -> tuple[list[i
     figures = [groups[name]["tokens_per_round"] for name in names]
     places = [at for at, figure in enumerate(figures) if figure is not None]
     return places, [figures[at] for at in places]
-
-
-def _by_length(name: str) -> tuple[int, str]:
-    """Contexts by their length (`64`, `1k`, `4k`), all else by name."""
-    number = name.removesuffix("k")
-    if not number.isdigit():
-        return 0, name
-    return int(number) * (1000 if name.endswith("k") else 1), name

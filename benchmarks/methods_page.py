@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from method_bars import bar_table
-from page import Report, header, interval, line, optional, source
+from page import Report, by_length, header, interval, line, optional, source
 
 TITLES = {"": "Methods", "learned": "Learned drafters"}
 
@@ -133,7 +133,7 @@ def group_table(table: Report, label: str) -> Iterator[str]:
     speculative = [row for row in table["rows"] if row["name"] != "plain" and row.get(label)]
     if not speculative:
         return
-    names = list(speculative[0][label])
+    names = sorted(speculative[0][label], key=by_length)
     yield from header("ratio / without loops", *(name or "other" for name in names))
     for row in speculative:
         cells = [row[label][name] for name in names]

@@ -39,3 +39,11 @@ def verdict(words: str, goal: float, figure: float | None) -> str:
     if figure is None:
         return line(words, f"≥ {goal:g}", "not measured", "")
     return line(words, f"≥ {goal:g}", f"{figure:.2f}", "met" if figure >= goal else "**missed**")
+
+
+def by_length(name: str) -> tuple[int, str]:
+    """Contexts in order of their length (`64`, `1k`, `4k`), all else by name."""
+    number = name.removesuffix("k")
+    if not number.isdigit():
+        return 0, name
+    return int(number) * (1000 if name.endswith("k") else 1), name
