@@ -5,7 +5,7 @@ Random drafters, so what they draft is noise and any other bit would soon be ano
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ SIZE = Size(
     Frame(4 * TARGET.hidden, TARGET.num_layers + 1, 2 * TARGET.num_heads),
     {},
 )
-BODY = replace(TARGET, num_layers=2, tied=True, bos_id=None, eos_ids=())
+BODY = replace(TARGET, num_layers=2, ffn=256, tied=True, bos_id=None, eos_ids=())
 SPECS: dict[str, tuple[DrafterSpec, str]] = {
     "dspark": (
         BlockSpec(
@@ -51,30 +51,28 @@ SPECS: dict[str, tuple[DrafterSpec, str]] = {
     ),
     "eagle3": (
         EagleSpec(
-            body=replace(BODY, num_layers=1, family="llama", qk_norm=False),
+            body=replace(BODY, num_layers=1, family="llama", qk_norm=False, vocab=512),
             tap_layers=(1, 5, 8),
             target_hidden=TARGET.hidden,
             num_target_layers=TARGET.num_layers,
             target_vocab=TARGET.vocab,
-            has_token_map=False,
+            has_token_map=True,
         ),
         "eagle3",
     ),
 }
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("forerun.backends.native_features") is None,
-    reason="the native core does not read such drafters yet",
-)
 
 
 def write_random(directory: Path, kind: str, seed: int) -> None:
     spec, layout = SPECS[kind]
     rng = np.random.default_rng(seed)
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for name, shape in drafter_tensors(spec).items():
         middle, spread = (1.0, 0.2) if name.endswith("norm.weight") else (0.0, shape[-1] ** -0.5)
         values = rng.normal(middle, spread, shape).astype(np.float32)
         tensors[name] = bf16_bits(values).reshape(shape)
+    if kind == "eagle3":
+        tensors["d2t"] = 7 * np.arange(512, dtype=np.int64)  # every eighth token
     write_drafter(directory, spec, tensors, layout=layout)
 
 
@@ -170,6 +168,8 @@ def test_the_record_says_how_large_each_drafter_is(models: dict[str, Path]) -> N
         assert matched[kind]["shape"]["target_hidden"] == 4 * TARGET.hidden
         stored = open_drafter(models["matched"] / "drafters" / kind)
         assert stored.num_bytes == matched[kind]["num_bytes"]
+        if kind == "eagle3":
+            assert stored.token_map.tolist() == list(range(0, TARGET.vocab, 8))
         assert stored.spec.num_target_layers == TARGET.num_layers + 1
         assert stored.spec.tap_layers == SPECS[kind][0].tap_layers
         assert not (models["matched"] / "drafters" / kind / "parts").exists()
