@@ -53,7 +53,7 @@ class NativeFeatureBackend:
             self._model.borrow(target.model)
         except ValueError as error:
             raise BackendError(
-                f"{checkpoint.directory} cannot draft for this target: {error}"
+                f"this drafter cannot borrow from this target: {error}; use one made for it"
             ) from error
         _load(self._model, checkpoint)
         if checkpoint.token_map is not None:
