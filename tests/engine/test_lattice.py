@@ -37,7 +37,7 @@ from forerun.rules.match import Match
 from forerun.rules.rejection import Rejection
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native core is not built")
-NUM_COMPOSITIONS = 426
+NUM_COMPOSITIONS = 626
 SAMPLED = tuple(rule for rule in RULES if rule != "match")
 ON_TORCH = (
     ("lookup", "tree:5", "match"),

@@ -268,3 +268,13 @@ def test_control_given_features_of_the_neighbours_then_the_backend_is_told_anoth
 
     with pytest.raises(AssertionError):
         drafter.propose([row(tokens)])
+
+
+def test_given_a_first_round_then_it_is_plain_however_much_of_the_prompt_was_read_before():
+    drafter, tokens = featured(), [1, 2, 3]
+    drafter.admit(1, tokens)
+    drafter.absorb(1, features_of(tokens, 0, 2))
+
+    assert drafter.propose([row(tokens)])[0].num_drafted == 0
+    observed(drafter, tokens, [4])
+    assert drafter.propose([row(tokens)])[0].tree.tokens.tolist() == expected(tokens)

@@ -34,10 +34,12 @@ LONGEST_WAIT = 32  # tokens a proposal takes in itself; more are taken in before
 class _Progress:
     """How far the drafter has come with one sequence: the features of the first `committed` of its
     `tokens` are K/V, those of the next `num_waiting` wait. It owns blocks for `num_reserved`
-    positions. `last`: what it proposed, and whether for a greedy row."""
+    positions. `has_begun`: whether its first round is over. `last`: what it proposed, and whether
+    for a greedy row."""
 
     tokens: list[int]
     num_reserved: int
+    has_begun: bool = False
     committed: int = 0
     num_waiting: int = 0
     waiting: list[NDArray[np.float32]] = field(default_factory=list)
@@ -107,6 +109,7 @@ class Featured:
         last, progress.last = progress.last, None
         if last is not None:
             self._margins.learn(last[0], commit, is_greedy=last[1])
+        progress.has_begun = True
         progress.tokens += commit.tokens
         if commit.features is not None:
             self._take(sequence_id, progress, commit.features)
@@ -146,9 +149,13 @@ class Featured:
         progress.committed = end
 
     def _is_ready(self, row: DraftRow) -> bool:
-        """Whether a row can draft: it has features of all tokens but the pending one, and room."""
+        """Whether a row can draft: it has features of all tokens but the pending one, and room.
+
+        No row does in its first round: how much of a prompt that round still reads depends on who
+        else is new, and under sampled rules a seed must give the same tokens in any company.
+        """
         progress = self._progress.get(row.sequence_id)
-        if row.max_drafted < 1 or progress is None:
+        if row.max_drafted < 1 or progress is None or not progress.has_begun:
             return False
         if progress.committed + progress.num_waiting != len(row.tokens) - 1:
             return False

@@ -197,7 +197,8 @@ def _fail(row: Sequence, verdict: Verdict) -> None:
 
 def _flat(batch: ForwardBatch, row: int, path: Rows[int]) -> Tokens:
     """A row's nodes as nodes of the whole batch."""
-    return np.array(path, np.int32) + batch.row_starts[row]
+    nodes: Tokens = np.array(path, np.int32) + batch.row_starts[row]
+    return nodes
 
 
 def _keep(row: Sequence, draft: Draft, verdict: Verdict, meter: RoundMeter) -> tuple[int, ...]:
