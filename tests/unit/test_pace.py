@@ -79,3 +79,28 @@ def test_given_nothing_to_draft_then_plain_rounds_teach_only_their_cost() -> Non
         pace.learn(RoundStats(1, 0, 0, 1.0, 0, 0, 0))
     assert pace.acceptance == before
     assert 0 <= pace.length <= LONGEST
+
+
+def block(length: int) -> float:
+    """A drafter whose first token is dear and whose others cost next to nothing."""
+    return 1.0 + (0.5 + 0.02 * length if length else 0.0)
+
+
+def test_given_a_block_then_a_whole_one_is_looked_at_before_lengths_are_compared() -> None:
+    lengths = played(Pace(LONGEST, (2, LONGEST)), 60, block, everything)
+    assert LONGEST in lengths[:6]
+    assert lengths[-1] == LONGEST
+
+
+def test_control_given_one_probe_then_its_price_is_taken_for_that_of_every_token() -> None:
+    def first_three(drafted: int) -> int:
+        return min(drafted, 3)
+
+    short = played(Pace(LONGEST), 12, block, first_three)
+    both = played(Pace(LONGEST, (2, LONGEST)), 12, block, first_three)
+    assert max(short[:5]) < LONGEST <= max(both[:5])
+
+
+def test_given_probes_beyond_the_longest_then_it_chooses_all_the_same() -> None:
+    assert played(Pace(2, (2, 9)), 40, flat, everything)[-1] == 2
+    assert played(Pace(1, (2, 9)), 40, flat, everything)[-1] == 1

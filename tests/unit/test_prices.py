@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forerun.control.prices import Costs, Prices
+from forerun.control.prices import Costs, Prices, measured
 from forerun.stats import RoundStats
 
 FLAT_THEN_STEEP = Costs(((1, 0.010), (2, 0.010), (4, 0.0115), (8, 0.013), (16, 0.029)), 0.001)
@@ -92,3 +93,18 @@ def test_control_given_rounds_that_win_then_drafting_goes_on():
 def test_given_nothing_settled_then_nothing_costs_anything():
     assert Prices().of_nodes(2, 3) == (0.0, 0.0, 0.0)
     assert Prices().of_pass(2) == 0.0
+
+
+class Instant:
+    """A target whose passes take no time."""
+
+    def forward(self, batch):
+        return None
+
+
+def test_given_a_block_drafter_then_no_level_has_a_price_and_else_each_has_its_own():
+    def slow_levels(num_levels):
+        time.sleep(0.002 * num_levels)
+
+    assert measured(Instant(), None).pass_s == 0.0
+    assert measured(Instant(), slow_levels).pass_s > 0.001

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -201,7 +202,7 @@ class Featured:
         depths = [min(self.num_levels, row.max_depth, row.max_drafted) for row in rows]
         plan = GrowthPlan(
             catch_up=np.array([token for tokens in unread for token in tokens], np.int32),
-            catch_up_starts=np.cumsum([0, *map(len, unread)]).astype(np.int32),
+            catch_up_starts=np.array([*accumulate(map(len, unread), initial=0)], np.int32),
             committed=np.array(committed, np.int32),
             block_table=self._slots.table([row.sequence_id for row in rows]),
             samplers=[row.sampler for row in rows],

@@ -48,7 +48,10 @@ class Margins:
         return self._tables[is_greedy]
 
     def of(self, rows: Sequence[DraftRow]) -> NDArray[np.float32]:
-        """`[B, NUM_RANKS, NUM_MARGINS]`, each row's table: `GrowthPlan.acceptance`."""
+        """`[B, NUM_RANKS, NUM_MARGINS]`, each row's table: `GrowthPlan.acceptance`. A single row's
+        is a view, not to be written to nor kept over `learn`."""
+        if len(rows) == 1:
+            return self.table(is_greedy=rows[0].sampler.params.temperature == 0)[None]
         return np.stack([self.table(is_greedy=row.sampler.params.temperature == 0) for row in rows])
 
     def learn(self, draft: Draft, commit: Commit, *, is_greedy: bool) -> None:
