@@ -65,6 +65,7 @@ def main() -> int:
             ]
     progress("")
     report = {
+        "what": "rules",
         "model": options.model,
         "drafter": options.drafter,
         "num_prompts": len(prompts),
