@@ -20,14 +20,14 @@ from forerun.backends.torch.decoder import Decoder  # noqa: E402
 from forerun.errors import ModelError, OptionError  # noqa: E402
 from forerun.models.resolve import resolve_model  # noqa: E402
 from forerun.models.spec import read_exit_layer, read_spec  # noqa: E402
-from forerun.train.batches import Batches  # noqa: E402
-from forerun.train.card import write_card  # noqa: E402
-from forerun.train.cli import (  # noqa: E402
+from forerun.train.arguments import (  # noqa: E402
     Engine,
     LessonArguments,
     ShapeArguments,
     StepArguments,
 )
+from forerun.train.batches import Batches  # noqa: E402
+from forerun.train.card import write_card  # noqa: E402
 from forerun.train.distill import agreement  # noqa: E402
 from forerun.train.exits import EarlyExit, both_exits, lower_layers  # noqa: E402
 from forerun.train.export import export_checkpoint, load_decoder  # noqa: E402

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from forerun.errors import BackendError
 from forerun.tools.arguments import grouped
-
-EXTRA_PACKAGES = {"torch": "torch", "matplotlib": "train"}
+from forerun.train.arguments import LessonArguments, ShapeArguments, StepArguments
+from forerun.train.drafter_cli import add_drafter_commands
+from forerun.train.extras import needed_extras
 
 train_app = typer.Typer(
     no_args_is_help=True,
@@ -32,66 +28,13 @@ train_app = typer.Typer(
       forerun train lm --corpus corpus --out code --start-from shallow --minutes 75 --seed 1
       forerun train lm --corpus corpus --out code/drafters/lm --distill-from code --minutes 20
       forerun train evaluate code --corpus corpus --card
+
+    \b
+    A drafter for a model of yours, which reads that model's features
+      forerun train text --model DIR --data prompts.jsonl --out text --minutes 15
+      forerun train dspark --model DIR --text text --out DIR/drafters/dspark --minutes 60
     """,
 )
-
-
-class Engine(StrEnum):
-    """How a step runs: compiled is a third faster and takes a minute to start."""
-
-    COMPILED = "compiled"
-    EAGER = "eager"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShapeArguments:
-    """The model; a size of 0 means the embedded family's own (target or drafter)."""
-
-    hidden: Annotated[int, typer.Option(help="Width, a multiple of 64.")] = 0
-    layers: Annotated[int, typer.Option(help="Number of layers.")] = 0
-    heads: Annotated[int, typer.Option(help="Query heads of 64 dimensions.")] = 0
-    kv_heads: Annotated[int, typer.Option(help="Key/value heads; divides --heads.")] = 0
-    ffn: Annotated[int, typer.Option(help="Width of the feed-forward block.")] = 0
-    start_from: Annotated[
-        Path | None,
-        typer.Option(help="Start from this trained model; --layers may be more than its."),
-    ] = None
-    embedding_from: Annotated[
-        Path | None,
-        typer.Option(help="Start with this model's embedding, projected to the width."),
-    ] = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LessonArguments:
-    """What is learned."""
-
-    distill_from: Annotated[
-        Path | None,
-        typer.Option(help="Train a drafter that imitates this model.", show_default=False),
-    ] = None
-    exit_layer: Annotated[
-        int, typer.Option(help="Also learn to say the next token after this layer.")
-    ] = 0
-    exit_weight: Annotated[float, typer.Option(help="Weight of that exit's loss.")] = 0.3
-    exit_hard_share: Annotated[
-        float, typer.Option(help="Share of it learned from the text, not from the last layer.")
-    ] = 0.1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepArguments:
-    """How a step is made."""
-
-    rows: Annotated[int, typer.Option(help="Windows a step.")] = 12
-    row_len: Annotated[int, typer.Option(help="Tokens a window; some steps have longer.")] = 512
-    learning_rate: Annotated[float, typer.Option(help="Peak rate; warmup, flat, decay.")] = 4e-3
-    decay_share: Annotated[float, typer.Option(help="Share of the budget spent decaying.")] = 0.35
-    seed: Annotated[int, typer.Option(help="Seed of the weights and of the order.")] = 0
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu"
-    threads: Annotated[int, typer.Option(help="Cores to use; 0 is all.")] = 0
-    engine: Annotated[Engine, typer.Option(help="How a step runs.")] = Engine.COMPILED
-
 
 _Corpus = Annotated[Path, typer.Option(help="Directory that `forerun train corpus` wrote.")]
 _Out = Annotated[Path, typer.Option(help="Directory to write to.")]
@@ -116,7 +59,7 @@ def corpus(
     PSF or a similar licence. Nothing is downloaded. Writes train.jsonl, heldout.jsonl, a manifest
     with every package and its licence, the tokenizer, and both parts as token ids.
     """
-    with _extras():
+    with needed_extras():
         from forerun.train.recipes import build_corpus
 
         build_corpus(out, roots=root, held_out=held_out, vocab=vocab)
@@ -141,7 +84,7 @@ def lm(
     from the target, which is half of what the drafter then learns from. With --exit-layer the
     model learns to be its own drafter, exit:LAYER, and its config.json says after which layer.
     """
-    with _extras():
+    with needed_extras():
         from forerun.train.recipes import train_lm
 
         train_lm(corpus, out, minutes, lesson=lesson, shape=shape, step=step)
@@ -163,7 +106,7 @@ def evaluate(
     Bits per byte stand beside bz2 and xz on the same bytes. A completion of a function header
     parses if the header and at least 80 % of the generated tokens are valid Python.
     """
-    with _extras():
+    with needed_extras():
         from forerun.train.recipes import evaluate_family, write_family_card
 
         measured = evaluate_family(model, corpus)
@@ -173,14 +116,4 @@ def evaluate(
     return 0
 
 
-@contextmanager
-def _extras() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        extra = EXTRA_PACKAGES.get(error.name or "")
-        if extra is None:
-            raise
-        raise BackendError(
-            f"training needs the package {error.name}: pip install 'forerun[{extra}]'"
-        ) from None
+add_drafter_commands(train_app)

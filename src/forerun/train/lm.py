@@ -1,4 +1,4 @@
-"""Train a decoder on a stream of tokens, within a budget of minutes or steps.
+"""Train a decoder, or another module with a `spec`, within a budget of minutes or steps.
 
 Knows the decoder, optimizers, checkpoints and the clock. Must not know where the tokens came from.
 A run can be stopped at any time (SIGTERM writes a checkpoint) and continues to the same weights.
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from forerun.models.spec import ModelSpec, Rope
 from forerun.train.tokenizer import END_OF_TEXT_ID
 
 logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
+Batch: TypeAlias = NDArray[np.int64] | tuple[NDArray[np.int64], ...]  # windows, and what is of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def code_spec(
     )
 
 
-def initialise(model: Decoder, seed: int) -> None:
+def initialise(model: nn.Module, seed: int) -> None:
     """Small normal weights; projections that write to the residual stream start at zero."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -127,11 +130,12 @@ def initialise(model: Decoder, seed: int) -> None:
             nn.init.normal_(parameter, std=std, generator=generator)
 
 
-def optimizers(model: Decoder, recipe: Recipe) -> list[Optimizer]:
-    """Muon for the layers' matrices, AdamW for the embedding and the norms."""
-    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    tables = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." not in name]
+def optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
+    """Muon for the layers' matrices, AdamW for tables, heads and norms."""
+    named = [(f".{name}", p) for name, p in model.named_parameters()]
+    matrices = [p for name, p in named if p.ndim == 2 and _is_inside(name)]
+    vectors = [p for _, p in named if p.ndim < 2]
+    tables = [p for name, p in named if p.ndim == 2 and not _is_inside(name)]
     groups: list[dict[str, Any]] = [
         {"params": tables},
         {"params": vectors, "weight_decay": 0.0},
@@ -147,6 +151,11 @@ def optimizers(model: Decoder, recipe: Recipe) -> list[Optimizer]:
     ]
 
 
+def _is_inside(name: str) -> bool:
+    """Whether a matrix maps states to states: rows of tables and heads are tokens."""
+    return any(part in name for part in (".layers.", ".midlayer.", ".fc."))
+
+
 def next_token_loss(model: Decoder, windows: Tensor) -> Tensor:
     """Mean cross-entropy, in nats, of each next token of windows [B, T + 1]."""
     with torch.autocast(windows.device.type, dtype=torch.bfloat16):
@@ -154,11 +163,19 @@ def next_token_loss(model: Decoder, windows: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 
 
-class Run:
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A look at the model now and then; training ends when one answers that it no longer pays."""
+
+    still_pays: Callable[[], bool]
+    every_s: float
+
+
+class Run(Generic[Model]):
     """One training run in a directory: checkpoint.pt, log.jsonl."""
 
     def __init__(
-        self, model: Decoder, recipe: Recipe, directory: Path, *, device: str = "cpu"
+        self, model: Model, recipe: Recipe, directory: Path, *, device: str = "cpu"
     ) -> None:
         self.model = model.to(device)
         self.recipe = recipe
@@ -177,19 +194,24 @@ class Run:
 
     def train(
         self,
-        windows_at: Callable[[int], NDArray[np.int64]],
-        objective: Objective,
+        batch_at: Callable[[int], Batch],
+        objective: Callable[..., Tensor],
         budget: Budget,
         *,
         save_every_s: float = 180.0,
         report: Callable[[dict[str, float]], None] = lambda _: None,
+        watch: Watch | None = None,
     ) -> None:
-        """Step until the budget is used up or the process is asked to stop; then save."""
+        """Step until the budget is used up or the process is asked to stop; then save.
+
+        A batch is windows [B, T + 1], or a tuple that begins with them: `objective` gets its parts.
+        """
         saved_at, recent = time.monotonic(), list[float]()
+        looked_at = self.position.elapsed_s
         with self._stop_on_signals(), (self.directory / "log.jsonl").open("a") as log:
             while not self._stopped and self._progress(budget) < 1.0:
                 began = time.monotonic()
-                record = self._step(windows_at(self.position.step), objective, budget)
+                record = self._step(batch_at(self.position.step), objective, budget)
                 self._count(time.monotonic() - began, recent)
                 record |= asdict(self.position)
                 log.write(json.dumps(record) + "\n")
@@ -198,12 +220,15 @@ class Run:
                     log.flush()
                     self.save()
                     saved_at = time.monotonic()
+                if watch and self.position.elapsed_s - looked_at > watch.every_s:
+                    looked_at = self.position.elapsed_s
+                    self._stopped |= not watch.still_pays()
         self.save()
 
     def save(self) -> None:
         """Write the checkpoint so that a kill at any moment leaves a whole one."""
         state = {
-            "spec": asdict(self.model.spec),
+            "spec": self._spec,
             "recipe": asdict(self.recipe),
             "position": asdict(self.position),
             "model": self.model.state_dict(),
@@ -216,7 +241,7 @@ class Run:
 
     def _restore(self) -> None:
         state = load_checkpoint(self.checkpoint)
-        if state["spec"] != asdict(self.model.spec):
+        if state["spec"] != self._spec:
             raise OptionError(
                 f"{self.checkpoint} is of another shape than asked for: give the same sizes to"
                 " continue it, or another directory to start anew"
@@ -228,19 +253,25 @@ class Run:
         self.position = Position(**state["position"])
         logger.info("resumed %s at step %d", self.directory, self.position.step)
 
+    @property
+    def _spec(self) -> dict[str, Any]:
+        return asdict(cast(Any, self.model).spec)
+
     def _progress(self, budget: Budget) -> float:
         return budget.progress(self.position.step, self.position.elapsed_s)
 
     def _step(
-        self, windows: NDArray[np.int64], objective: Objective, budget: Budget
+        self, batch: Batch, objective: Callable[..., Tensor], budget: Budget
     ) -> dict[str, float]:
+        windows, *others = batch if isinstance(batch, tuple) else (batch,)
         rate = self.recipe.rate(self.position.step, self._progress(budget))
         for optimizer, lr in zip(
             self.optimizers, (self.recipe.matrix_lr, self.recipe.vector_lr), strict=True
         ):
             for group in optimizer.param_groups:
                 group["lr"] = lr * rate
-        loss = objective(self.model, torch.from_numpy(windows).to(self.device))
+        parts = (torch.from_numpy(part).to(self.device) for part in (windows, *others))
+        loss = objective(self.model, *parts)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         for optimizer in self.optimizers:

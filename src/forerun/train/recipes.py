@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -60,10 +58,11 @@ from forerun.train.lm import (
     initialise,
     next_token_loss,
 )
+from forerun.train.progress import progress_bar
 from forerun.train.tokenizer import encode_documents, save_tokenizer, train_tokenizer
 
 if TYPE_CHECKING:
-    from forerun.train.cli import LessonArguments, ShapeArguments, StepArguments
+    from forerun.train.arguments import LessonArguments, ShapeArguments, StepArguments
 
 TARGET_SHAPE = {"hidden": 256, "layers": 12, "heads": 4, "kv_heads": 2, "ffn": 768}
 DRAFTER_SHAPE = {"hidden": 128, "layers": 2, "heads": 2, "kv_heads": 1, "ffn": 384}
@@ -138,7 +137,7 @@ def train_lm(
         stepping *= 1 - SAMPLING_SHARE
         learned = _imitation(run, learned, target, minutes - stepping)
     objective = learned.objective if step.engine == "eager" else _compiled(learned)
-    with _progress_bar(stepping) as report:
+    with progress_bar(stepping) as report:
         run.train(learned.windows_at, objective, Budget(minutes=stepping), report=report)
     command = f"forerun train lm --corpus {corpus} --out {out} --minutes {minutes:g}"
     command += _changed(lesson) + _changed(shape) + _changed(step)
@@ -215,7 +214,7 @@ def machine() -> str:
     return f"{cores} of {name} with PyTorch {torch.__version__}"
 
 
-def _write_facts(run: Run, out: Path, role: str, command: str) -> None:
+def _write_facts(run: Run[Decoder], out: Path, role: str, command: str) -> None:
     draw_curve(run.directory / "log.jsonl", out / "loss.png", label=CURVE_LABEL[role])
     position = run.position
     facts = {
@@ -253,7 +252,7 @@ def _spec(shape: ShapeArguments, family: dict[str, int], vocab: int) -> ModelSpe
 
 def _open_run(
     corpus: Path, out: Path, shape: ShapeArguments, step: StepArguments, *, is_drafter: bool
-) -> Run:
+) -> Run[Decoder]:
     recipe = Recipe(
         rows=step.rows,
         row_len=step.row_len,
@@ -289,13 +288,13 @@ def _objective(lesson: LessonArguments, num_layers: int) -> Objective:
     return EarlyExit(lesson.exit_layer, lesson.exit_weight, lesson.exit_hard_share)
 
 
-def _text_lesson(run: Run, corpus: Path, objective: Objective) -> _Lesson:
+def _text_lesson(run: Run[Decoder], corpus: Path, objective: Objective) -> _Lesson:
     recipe, stream = run.recipe, _stream(corpus / "train.npy")
     batches = Batches(stream, recipe.rows, recipe.row_len, recipe.seed, recipe.long_every)
     return _Lesson(batches, batches.at, objective, 4 * recipe.row_len)
 
 
-def _imitation(run: Run, text: _Lesson, target_dir: Path, minutes: float) -> _Lesson:
+def _imitation(run: Run[Decoder], text: _Lesson, target_dir: Path, minutes: float) -> _Lesson:
     target = load_decoder(target_dir).to(run.device).requires_grad_(requires_grad=False)
     sampled = _sampled(target, text.batches.stream, run.directory, minutes, run.recipe)
     mixed = MixedText(text.batches, sampled)
@@ -310,7 +309,7 @@ def _sampled(
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
         plan = SamplingPlan(seconds=60 * minutes, row_len=recipe.row_len, seed=recipe.seed)
-        with _progress_bar(minutes, "sampling from the target") as report:
+        with progress_bar(minutes, "sampling from the target") as report:
             np.save(path, sample_target(target, stream, plan, report))
     rows: NDArray[np.uint16] = np.load(path, mmap_mode="r")
     return rows
@@ -343,28 +342,3 @@ def _stream(path: Path) -> NDArray[np.uint16]:
         raise OptionError(f"{path} does not exist: build it with `forerun train corpus`")
     stream: NDArray[np.uint16] = np.load(path, mmap_mode="r")
     return stream
-
-
-@contextmanager
-def _progress_bar(
-    minutes: float, what: str = "training"
-) -> Iterator[Callable[[dict[str, Any]], None]]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=60 * minutes, state="")
-
-        def report(record: dict[str, Any]) -> None:
-            progress.update(task, completed=record["elapsed_s"], state=_state(record))
-
-        yield report
-
-
-def _state(record: dict[str, Any]) -> str:
-    if "loss" not in record:
-        return f"{record['rows']} rows"
-    return f"step {record['step']}  {record['num_tokens'] / 1e6:.2f}M tokens  {record['loss']:.3f}"

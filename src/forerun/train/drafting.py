@@ -1,0 +1,142 @@
+"""One objective and one examination for every drafter that reads its target's features.
+
+Knows the drafters' modules, their target and the loss. Both go through `drafted_logits`, so what is
+measured is what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from forerun.backends.torch.block import BlockDrafter
+from forerun.backends.torch.decoder import Decoder
+from forerun.backends.torch.eagle import EagleDrafter
+from forerun.noise import Purpose, gumbel, words
+from forerun.train.blocks import block_logits
+from forerun.train.eagle import eagle_logits
+from forerun.train.expected import Expected, expected, matched_runs
+from forerun.train.losses import DraftLoss, gather_rows, gather_tokens, labels_of
+from forerun.train.reading import head_of, read
+from forerun.train.text import Text
+
+Drafter: TypeAlias = BlockDrafter | EagleDrafter
+
+EXAMINED_AT_ONCE = 32  # anchors of one row in one pass
+
+
+def drafted_logits(
+    model: Drafter,
+    target: Decoder,
+    windows: Tensor,
+    anchors: Tensor,
+    features: Tensor,
+    num_steps: int,
+) -> Tensor:
+    """Logits `[B A K V]` of the tokens drafted from anchors; `num_steps` is EAGLE-3's K."""
+    if isinstance(model, BlockDrafter):
+        return block_logits(model, target, windows, anchors, features)
+    return eagle_logits(model, target, windows, anchors, features, num_steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """The divergence of drafts from their target's laws; an objective for `Run.train`."""
+
+    target: Decoder
+    loss: DraftLoss
+    num_steps: int = 5
+
+    def __call__(self, model: Drafter, windows: Tensor, anchors: Tensor, ends: Tensor) -> Tensor:
+        """Weighted mean in nats over the drafts from anchors `[B A]` of windows `[B T+1]`."""
+        with torch.autocast(windows.device.type, dtype=torch.bfloat16):
+            reading = read(self.target, windows[:, :-1], model.spec.tap_layers)
+            drafted = drafted_logits(
+                model, self.target, windows, anchors, reading.features, self.num_steps
+            )
+            places, counts = labels_of(windows, anchors, ends, drafted.shape[2])
+            with torch.no_grad():
+                laws = gather_rows(reading.last, places) @ head_of(self.target).T
+        return self.loss(drafted, laws, gather_tokens(windows, places + 1), counts)
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """Held-out text of one temperature, with the noise that chose it, and how far drafts go."""
+
+    text: Text
+    num_steps: int = 5
+
+    @torch.no_grad()
+    def expected(self, model: Drafter, target: Decoder) -> Expected:
+        """What the drafter would yield on it in an engine that drafts chains as long as it can."""
+        runs = [self._runs(model, target, row) for row in range(len(self.text.rows))]
+        drafted = model.spec.max_drafted if isinstance(model, BlockDrafter) else self.num_steps
+        return expected(runs, drafted)
+
+    def _runs(self, model: Drafter, target: Decoder, row: int) -> NDArray[np.int64]:
+        first, end = self.text.spans[row].tolist()
+        device = head_of(target).device
+        tokens = torch.from_numpy(self.text.rows[row, :end].astype(np.int64))[None].to(device)
+        noise = torch.from_numpy(self._noise(row, head_of(target).shape[0])).to(device)
+        runs = []
+        features = read(target, tokens[:, :-1], model.spec.tap_layers).features
+        for start in range(first, end - 1, EXAMINED_AT_ONCE):
+            anchors = torch.arange(start, min(start + EXAMINED_AT_ONCE, end - 1))[None]
+            logits = drafted_logits(
+                model, target, tokens, anchors.to(device), features, self.num_steps
+            )
+            runs.append(self._kept(logits[0], tokens[0], anchors[0], noise, row))
+        return np.concatenate(runs)
+
+    def _kept(
+        self, logits: Tensor, tokens: Tensor, anchors: Tensor, noise: Tensor, row: int
+    ) -> NDArray[np.int64]:
+        """How many of the tokens drafted from each anchor, logits `[A K V]`, are the text's."""
+        first = int(self.text.spans[row, 0])
+        steps = torch.arange(1, logits.shape[1] + 1)
+        places = (anchors[:, None] + steps).to(tokens.device)
+        inside = places < len(tokens)
+        places = places.clamp(max=len(tokens) - 1)
+        temperature = float(self.text.temperatures[row])
+        scores = logits if temperature == 0 else logits / temperature + noise[places - first]
+        same = (scores.argmax(-1) == tokens[places]) & inside
+        return matched_runs(same.cpu().numpy())
+
+    def _noise(self, row: int, vocab: int) -> NDArray[np.float32]:
+        """`[N V]` of the positions in the row's span: what the target's choices had."""
+        first, end = self.text.spans[row].tolist()
+        if self.text.temperatures[row] == 0:
+            return np.zeros((0, vocab), np.float32)
+        seed = int(self.text.seeds[row])
+        each = (words(seed, 0, Purpose.VERDICT, at, vocab) for at in range(first, end))
+        return np.stack([gumbel(of) for of in each]).astype(np.float32)
+
+
+def examine(
+    examinations: dict[str, Examination], model: Drafter, target: Decoder
+) -> dict[str, Expected]:
+    """The figures of each examination, by its name."""
+    was_training = model.training
+    model.eval()
+    figures = {name: one.expected(model, target) for name, one in examinations.items()}
+    model.train(was_training)
+    return figures
+
+
+def by_temperature(text: Text, num_rows: int, num_steps: int = 5) -> dict[str, Examination]:
+    """The first `num_rows` rows of each temperature there is, as examinations."""
+    examinations = {}
+    for temperature in sorted(set(text.temperatures.tolist())):
+        chosen: Sequence[int] = np.flatnonzero(text.temperatures == temperature)[:num_rows].tolist()
+        part = Text(
+            text.rows[chosen], text.spans[chosen], text.temperatures[chosen], text.seeds[chosen]
+        )
+        examinations[f"T={temperature:g}"] = Examination(part, num_steps)
+    return examinations
