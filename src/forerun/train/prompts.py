@@ -73,9 +73,7 @@ def read_data(
     for path in files:
         for key, value in _entries(path):
             if key == "prompt":
-                said = tokenizer.render_chat([{"role": "user", "content": value}])
-                ids = tokenizer.encode(said if is_chat else value, add_special_tokens=not is_chat)
-                prompts.append(ids)
+                prompts.append(_encoded(value, tokenizer, is_chat=is_chat))
             else:
                 ids = tokenizer.encode(value)
                 starts = range(0, max(1, len(ids) - plan.prompt_len), plan.row_len)
@@ -106,6 +104,13 @@ def mask_id_of(model: Path, spec: ModelSpec, asked: int | None) -> int:
         "the model has no padding token of its own and no unused one to stand for a slot: name a"
         " token that no text has with --mask-id"
     )
+
+
+def _encoded(prompt: str, tokenizer: Tokenizer, *, is_chat: bool) -> list[int]:
+    if not is_chat:
+        return tokenizer.encode(prompt)
+    said = tokenizer.render_chat([{"role": "user", "content": prompt}])
+    return tokenizer.encode(said, add_special_tokens=False)  # the template has said them
 
 
 def _entries(path: Path) -> list[tuple[str, str]]:
