@@ -43,6 +43,7 @@ from forerun.train.text import (  # noqa: E402
 )
 
 VOCAB, MASK = 48, 1
+SLOTS = torch.arange(4)
 SIZES = {
     "num_layers": 2,
     "block_len": 4,
@@ -112,7 +113,7 @@ class TestMask:
         windows = torch.randint(2, VOCAB, (2, 25))
         anchors = torch.tensor([[1, 5, 6, 20], [2, 3, 17, 19]])
         features = read(target, windows[:, :-1], model.spec.tap_layers).features
-        together = block_logits(model, target, windows, anchors, features)
+        together = block_logits(model, target, windows, anchors, features, SLOTS)
         for row in range(2):
             for at, anchor in enumerate(anchors[row].tolist()):
                 alone = one_block(model, target, windows[row], anchor, seen=anchor)
@@ -127,7 +128,7 @@ class TestMask:
         model.spec = replace(model.spec, windows=(6, 0), is_causal=(True, False))
         windows, anchors = torch.randint(2, VOCAB, (1, 25)), torch.tensor([[3, 9, 18]])
         features = read(target, windows[:, :-1], model.spec.tap_layers).features
-        ours = block_logits(model, target, windows, anchors, features)
+        ours = block_logits(model, target, windows, anchors, features, SLOTS)
         places = torch.arange(24)
         fed = torch.full((1, 3, 4), MASK)
         fed[..., 0] = windows[0, anchors]
@@ -138,7 +139,7 @@ class TestMask:
         previous = windows[0, slots[0]].view(1, 3, 4)
         theirs = model.logits(hidden, head_of(target)).view(1, 3, 4, -1) + model.markov(previous)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-        plain = block_logits(tiny_drafter(target), target, windows, anchors, features)
+        plain = block_logits(tiny_drafter(target), target, windows, anchors, features, SLOTS)
         assert (ours - plain).abs().max() > 1e-2
 
 
@@ -186,13 +187,13 @@ class TestAnchors:
     def test_every_row_comes_once_an_epoch_and_the_corpus_every_fourth_step(self) -> None:
         stream = np.arange(4000).astype(np.uint16)
         text = some_text(6, 17)
-        batches = AnchoredText(text, 2, 3, 0, Batches(stream, 2, 16, 0, long_every=2))
+        batches = AnchoredText(text, 2, 3, 4, 0, Batches(stream, 2, 16, 0, long_every=2))
         seen = np.concatenate([batches.at(step)[0] for step in (0, 1, 2)])
         assert sorted(seen.tolist()) == sorted(text.rows.astype(np.int64).tolist())
-        windows, anchors, ends = batches.at(3)
+        windows, anchors, ends, _ = batches.at(3)
         assert (np.diff(windows, axis=1) == 1).all()  # the corpus counts upward
         assert anchors.shape[0] == len(ends) == len(windows)
-        long, anchors, _ = batches.at(7)
+        long, anchors, _, _ = batches.at(7)
         assert long.shape[1] > windows.shape[1]
         assert anchors.shape[1] <= 6
 
@@ -230,10 +231,10 @@ class TestExpected:
         rows = np.array([tokens], np.uint16)
         span = np.array([[3, length]])
         text = Text(rows, span, np.array([0.8]), np.array([seed]))
-        found = Examination(text).expected(model, target)
+        found = Examination(text, 4).expected(model, target)
         assert found.by_position[0] == 1.0
         # Control: with another seed's noise they are not.
-        other = Examination(Text(rows, span, np.array([0.8]), np.array([seed + 1])))
+        other = Examination(Text(rows, span, np.array([0.8]), np.array([seed + 1])), 4)
         assert other.expected(model, target).by_position[0] < 0.9
         assert len(words(seed, 0, Purpose.VERDICT, 3, VOCAB)) == VOCAB
 
@@ -244,11 +245,11 @@ class TestTraining:
     ) -> None:
         text = greedy_text(target, 8, 40)
         model = tiny_drafter(target)
-        before = Examination(text).expected(model, target)
+        before = Examination(text, 4).expected(model, target)
         run = Run(model, Recipe(rows=8, warmup_steps=10, matrix_lr=1e-2, vector_lr=1e-2), tmp_path)
-        batches = AnchoredText(text, 8, 12, 0)
+        batches = AnchoredText(text, 8, 12, 4, 0)
         run.train(batches.at, Drafting(target, DraftLoss()), Budget(steps=160))
-        after = Examination(text).expected(model, target)
+        after = Examination(text, 4).expected(model, target)
         assert before.tokens_per_round < 1.5
         assert min(after.by_position) > 0.98
         assert after.tokens_per_round > 4.0
@@ -261,7 +262,7 @@ class TestTraining:
         def trained(directory: Path, *stops: int) -> dict[str, torch.Tensor]:
             for stop in stops:
                 run = Run(tiny_drafter(target), Recipe(rows=2, warmup_steps=2), directory)
-                batches = AnchoredText(text, 2, 4, 0)
+                batches = AnchoredText(text, 2, 4, 4, 0)
                 # The rate depends on the whole budget: a stop is a watch that says enough.
                 pauses = Watch(lambda at=stop, one=run: one.position.step < at, every_s=0.0)
                 run.train(batches.at, Drafting(target, DraftLoss()), Budget(steps=6), watch=pauses)

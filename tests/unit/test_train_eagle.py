@@ -68,7 +68,7 @@ def test_drafts_from_anchors_are_those_of_the_module_unrolled(target: Decoder) -
     anchors = torch.tensor([[1, 7, 8], [2, 15, 19]])
     features = read(target, windows[:, :-1], model.spec.tap_layers).features
     # when
-    ours = eagle_logits(model, target, windows, anchors, features, 4)
+    ours = eagle_logits(model, target, windows, anchors, features, torch.arange(4))
     # then: the row of an anchor is the one before it
     for row in range(2):
         theirs = unrolled(model, target, windows[row], features[row : row + 1], 4)
@@ -91,7 +91,7 @@ def test_nothing_after_the_anchor_but_the_drafted_tokens_is_seen(target: Decoder
 
     def drafted(tokens: torch.Tensor) -> torch.Tensor:
         features = read(target, tokens[:, :-1], model.spec.tap_layers).features
-        return eagle_logits(model, target, tokens, anchors, features, 4)[0, 0]
+        return eagle_logits(model, target, tokens, anchors, features, torch.arange(4))[0, 0]
 
     one, two = drafted(window), drafted(other)
     torch.testing.assert_close(one[:3], two[:3])  # tokens 6, 7 and 8 are fed so far
@@ -110,8 +110,8 @@ def test_eight_texts_are_learned_and_written(target: Decoder, tmp_path: Path) ->
     recipe = Recipe(rows=8, warmup_steps=10, matrix_lr=1e-2, vector_lr=1e-2)
     run = Run(model, recipe, tmp_path / "run")
     # The texts are not the target's own: the text is all there is to learn here.
-    drafting = Drafting(target, DraftLoss(hard_share=1.0), 3)
-    run.train(AnchoredText(text, 8, 10, 0).at, drafting, Budget(steps=120))
+    drafting = Drafting(target, DraftLoss(hard_share=1.0))
+    run.train(AnchoredText(text, 8, 10, 3, 0).at, drafting, Budget(steps=120))
     after = Examination(text, 3).expected(model, target)
     write_drafter(model, tmp_path)
     # then

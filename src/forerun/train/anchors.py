@@ -16,7 +16,8 @@ from forerun.train.batches import Batches
 from forerun.train.text import Text
 
 Anchors: TypeAlias = NDArray[np.int64]
-Anchored: TypeAlias = tuple[NDArray[np.int64], Anchors, NDArray[np.int64]]
+Slots: TypeAlias = NDArray[np.int64]
+Anchored: TypeAlias = tuple[NDArray[np.int64], Anchors, NDArray[np.int64], Slots]
 
 CORPUS_EVERY = 4  # steps of which one reads the corpus, where there is one: half of those long ones
 
@@ -25,7 +26,8 @@ class Anchoring(Protocol):
     """The batch of a step."""
 
     def at(self, step: int) -> Anchored:
-        """Windows `[B T+1]`, anchors `[B A]` in rising order, and `[B]` where each text ends."""
+        """Windows `[B T+1]`, anchors `[B A]` in rising order, `[B]` where each text ends, and the
+        slots `[Q]` of each draft that are filled, counted from the anchor."""
         ...
 
 
@@ -50,14 +52,19 @@ class AnchoredText:
 
     Every `CORPUS_EVERY`-th step reads the corpus; its windows are four or eight times as long every
     other time, so that drafts far into a text are learned too. A step has about as many anchors
-    whatever the length of its windows, twice as many a window at most.
+    whatever the length of its windows, twice as many a window at most. The first `dense_steps` have
+    only the `first_slots` first slots of each draft, and as many more drafts: a draft is kept only
+    as far as its beginning, and the beginning teaches the features several times as fast.
     """
 
     text: Text
     num_rows: int
     num_anchors: int
+    num_slots: int
     seed: int
     corpus: Batches | None = None
+    dense_steps: int = 0
+    first_slots: int = 1
 
     def at(self, step: int) -> Anchored:
         """The batch of `step`; see `Anchoring`."""
@@ -76,9 +83,14 @@ class AnchoredText:
     def _anchored(
         self, windows: NDArray[np.int64], spans: NDArray[np.int64], step: int
     ) -> Anchored:
-        scale = min(2, max(1, self.num_rows // len(windows)))
-        anchors = draw_anchors(spans, scale * self.num_anchors, self.seed, step)
-        return windows, anchors, np.ascontiguousarray(spans[:, 1])
+        num_anchors, num_slots = self.num_anchors, self.num_slots
+        if step < self.dense_steps:
+            most = 3 * self.text.rows.shape[1] // 4
+            num_anchors = min(most, num_anchors * num_slots // self.first_slots)
+            num_slots = self.first_slots
+        num_anchors *= min(2, max(1, self.num_rows // len(windows)))
+        anchors = draw_anchors(spans, num_anchors, self.seed, step)
+        return windows, anchors, np.ascontiguousarray(spans[:, 1]), np.arange(num_slots)
 
     def _order(self, turn: int) -> NDArray[np.int64]:
         """The rows of a turn: every epoch is another permutation of all of them."""

@@ -153,6 +153,9 @@ class DraftArguments:
     anchors: Annotated[int, typer.Option(help="Drafts a window, at random places.")] = 48
     divergence: Annotated[Divergence, typer.Option(help="From the target's laws.")] = Divergence.KL
     weights: Annotated[Weights, typer.Option(help="Of a draft's tokens.")] = Weights.DECAY
+    dense_steps: Annotated[
+        int, typer.Option(help="First steps, which learn the first token of a draft only.")
+    ] = 150
     start_from: Annotated[
         Path | None, typer.Option(help="Start from this trained drafter of the same shape.")
     ] = None

@@ -24,38 +24,45 @@ from forerun.train.reading import head_of
 
 
 def block_logits(
-    model: BlockDrafter, target: Decoder, windows: Tensor, anchors: Tensor, features: Tensor
+    model: BlockDrafter,
+    target: Decoder,
+    windows: Tensor,
+    anchors: Tensor,
+    features: Tensor,
+    slots: Tensor,
 ) -> Tensor:
     """Logits `[B A K V]` of the K tokens drafted from anchors `[B A]` of windows `[B T+1]`.
 
-    `features [B T F]` are the target's taps. Drafted tokens beyond the window are of no account.
+    `features [B T F]` are the target's taps, `slots [Q]` those that are fed, 0 … Q-1. Drafted
+    tokens beyond the window are of no account.
     """
-    spec, (rows, num_anchors) = model.spec, anchors.shape
-    steps = torch.arange(spec.block_len, device=anchors.device)
-    fed = torch.full((rows, num_anchors, spec.block_len), spec.mask_id, device=anchors.device)
+    spec, (rows, num_anchors), num_slots = model.spec, anchors.shape, len(slots)
+    num_drafted = num_slots - (not spec.is_shifted)
+    fed = torch.full((rows, num_anchors, num_slots), spec.mask_id, device=anchors.device)
     fed = torch.cat((gather_tokens(windows, anchors).unsqueeze(-1), fed[..., 1:]), dim=-1)
-    hidden = _filled(model, model.fuse(features), target.embed(fed.flatten(1)), anchors)
-    hidden = hidden.view(rows, num_anchors, spec.block_len, -1)[..., -spec.max_drafted :, :]
-    before = anchors.unsqueeze(-1) + steps[: spec.max_drafted]
+    hidden = _filled(model, model.fuse(features), target.embed(fed.flatten(1)), anchors, slots)
+    hidden = hidden.view(rows, num_anchors, num_slots, -1)[..., num_slots - num_drafted :, :]
+    before = anchors.unsqueeze(-1) + slots[:num_drafted]
     previous = gather_tokens(windows, before.clamp(max=windows.shape[1] - 1))
     return model.logits(hidden, head_of(target)) + model.markov(previous)
 
 
-def _filled(model: BlockDrafter, fused: Tensor, x: Tensor, anchors: Tensor) -> Tensor:
+def _filled(
+    model: BlockDrafter, fused: Tensor, x: Tensor, anchors: Tensor, slots: Tensor
+) -> Tensor:
     """The states `[B A*Q H]` behind all layers: `model.blocks` under `model.masks`, several times
     faster, because no slot is multiplied with another block's."""
     spec = model.spec
     places = torch.arange(fused.shape[1], device=anchors.device)
-    steps = torch.arange(spec.block_len, device=anchors.device)
-    positions = (anchors.unsqueeze(-1) + steps).flatten(1)
+    positions = (anchors.unsqueeze(-1) + slots).flatten(1)
     frequencies = rotary_frequencies(spec.body.rope, spec.body.head_dim)
     rotation = Rotation.at(frequencies.to(x.device), positions, x.dtype)
     context = model.context(fused, places)
     layers: list[Layer] = list(model.layers)  # type: ignore[arg-type]
     for at, layer in enumerate(layers):
         q, *own = layer.attention_inputs(x, rotation)
-        seen = _seen(spec.windows[at], places, anchors, steps, is_causal=spec.is_causal[at])
-        shape = (anchors.shape[1], spec.block_len)
+        seen = _seen(spec.windows[at], places, anchors, slots, is_causal=spec.is_causal[at])
+        shape = (anchors.shape[1], len(slots))
         q, k, v = (torch.unflatten(part, 2, shape) for part in (q, *own))
         attended = attend(q, context[at], (k, v), *seen)
         x = layer.feed_forward(layer.attention_output(x, attended.flatten(2, 3)))

@@ -27,12 +27,12 @@ from forerun.train.drafter_export import load_drafter, write_drafter
 from forerun.train.drafting import Drafter, Drafting, by_temperature, examine
 from forerun.train.eagle import eagle_spec
 from forerun.train.expected import Expected
+from forerun.train.inherit import start_at_target
 from forerun.train.lm import Budget, Recipe, Run, Watch
 from forerun.train.losses import DraftLoss
 from forerun.train.patience import Patience
 from forerun.train.progress import progress_bar
 from forerun.train.prompts import corpus_stream, mask_id_of, prompts_for
-from forerun.train.reading import head_of
 from forerun.train.text import Regeneration, Text, joined, read_text, regenerate
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def train_block(
         markov_rank=markov_rank,
     )
     loss = DraftLoss(job.draft.divergence.value, job.draft.weights.value)
-    _train(job, BlockDrafter(spec), Drafting(target, loss), _changed(shape))
+    _train(job, BlockDrafter(spec), Drafting(target, loss), _changed(shape), shape.block)
 
 
 def train_eagle(job: Job, *, num_steps: int) -> None:
@@ -100,7 +100,7 @@ def train_eagle(job: Job, *, num_steps: int) -> None:
     target = load_target(resolve_model(job.source.model), job.step.device)
     loss = DraftLoss(job.draft.divergence.value, job.draft.weights.value, gamma=EAGLE_GAMMA)
     model = EagleDrafter(eagle_spec(target.spec))
-    _train(job, model, Drafting(target, loss, num_steps), f" --steps {num_steps}")
+    _train(job, model, Drafting(target, loss), f" --steps {num_steps}", num_steps)
 
 
 def make_text(out: Path, source: SourceArguments, plan: Regeneration) -> None:
@@ -142,7 +142,8 @@ def expect_drafter(
         text = read_text(source.text)
     else:
         text = _held_out(source, directory, replace(HELD_OUT, batch_rows=3 * num_rows))
-    figures = examine(by_temperature(text, num_rows, num_steps), model, target)
+    num_slots = model.spec.block_len if isinstance(model, BlockDrafter) else num_steps
+    figures = examine(by_temperature(text, num_rows, num_slots), model, target)
     return {name: _figures(one) for name, one in figures.items()}
 
 
@@ -157,12 +158,13 @@ def load_target(directory: Path, device: str = "cpu") -> Decoder:
     return decoder.to(device).requires_grad_(requires_grad=False)
 
 
-def _train(job: Job, model: Drafter, drafting: Drafting, command: str) -> None:
+def _train(job: Job, model: Drafter, drafting: Drafting, command: str, num_slots: int) -> None:
     step, run_directory = job.step, job.out / "run"
     if step.threads:
         torch.set_num_threads(step.threads)
     directory, target = resolve_model(job.source.model), drafting.target
-    _initialise(model, target, step.seed)
+    initialise(model, step.seed)
+    start_at_target(model, target)
     run = Run(model, _recipe(step), run_directory, device=step.device)
     if job.draft.start_from is not None and run.position.step == 0:
         model.load_state_dict(load_drafter(job.draft.start_from, target.spec).state_dict())
@@ -172,10 +174,18 @@ def _train(job: Job, model: Drafter, drafting: Drafting, command: str) -> None:
         minutes *= 1 - SAMPLING_SHARE
         _sample(job, run_directory / "text", job.minutes - minutes)
     text = read_text(job.source.text or [run_directory / "text"])
+    first = isinstance(model, BlockDrafter) and not model.spec.is_shifted
     anchored = AnchoredText(
-        text, step.rows, job.draft.anchors, step.seed, _corpus_windows(job.source, step)
+        text,
+        step.rows,
+        job.draft.anchors,
+        num_slots,
+        step.seed,
+        _corpus_windows(job.source, step),
+        dense_steps=0 if job.draft.start_from else job.draft.dense_steps,
+        first_slots=1 + first,
     )
-    examinations = by_temperature(held_out, EXAMINED_ROWS, drafting.num_steps)
+    examinations = by_temperature(held_out, EXAMINED_ROWS, num_slots)
     patience = Patience(run_directory / "acceptance.jsonl", job.draft.patience)
 
     def still_pays() -> bool:
@@ -209,15 +219,6 @@ def _write(job: Job, run: Run[Any], changed: str) -> None:
     write_drafter(run.model, job.out, layout=layout, tokenizer_from=source)
 
 
-@torch.no_grad()
-def _initialise(model: Drafter, target: Decoder, seed: int) -> None:
-    """Small random weights; what the target has already learned about its head is taken over."""
-    initialise(model, seed)
-    model.norm.weight.copy_(target.model.norm.weight)
-    if isinstance(model, EagleDrafter):
-        model.lm_head.weight.copy_(head_of(target))
-
-
 def _recipe(step: StepArguments) -> Recipe:
     return Recipe(
         rows=step.rows,
@@ -233,7 +234,7 @@ def _corpus_windows(source: SourceArguments, step: StepArguments) -> Batches | N
     if source.corpus is None:
         return None
     stream = corpus_stream(source.corpus, "train")
-    return Batches(stream, step.rows, step.row_len, step.seed, long_every=2)
+    return Batches(stream, step.rows, step.row_len, step.seed, long_every=4)
 
 
 def _kept_held_out(source: SourceArguments, model: Path, directory: Path, threads: int) -> Text:
@@ -263,10 +264,10 @@ def _sample(job: Job, directory: Path, minutes: float) -> None:
 def _compiled(drafting: Drafting, row_len: int) -> Callable[..., Tensor]:
     fast = torch.compile(drafting, dynamic=False)
 
-    def chosen(model: Drafter, windows: Tensor, anchors: Tensor, ends: Tensor) -> Tensor:
+    def chosen(model: Drafter, windows: Tensor, *parts: Tensor) -> Tensor:
         # Rare lengths are not worth the minute that their own compilation takes.
         step = fast if windows.shape[1] == row_len else drafting
-        loss: Tensor = step(model, windows, anchors, ends)
+        loss: Tensor = step(model, windows, *parts)
         return loss
 
     return chosen

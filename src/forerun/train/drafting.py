@@ -37,12 +37,11 @@ def drafted_logits(
     windows: Tensor,
     anchors: Tensor,
     features: Tensor,
-    num_steps: int,
+    slots: Tensor,
 ) -> Tensor:
-    """Logits `[B A K V]` of the tokens drafted from anchors; `num_steps` is EAGLE-3's K."""
-    if isinstance(model, BlockDrafter):
-        return block_logits(model, target, windows, anchors, features)
-    return eagle_logits(model, target, windows, anchors, features, num_steps)
+    """Logits `[B A K V]` of the tokens that `slots` draft from anchors."""
+    said = block_logits if isinstance(model, BlockDrafter) else eagle_logits
+    return said(model, target, windows, anchors, features, slots)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +50,14 @@ class Drafting:
 
     target: Decoder
     loss: DraftLoss
-    num_steps: int = 5
 
-    def __call__(self, model: Drafter, windows: Tensor, anchors: Tensor, ends: Tensor) -> Tensor:
-        """Weighted mean in nats over the drafts from anchors `[B A]` of windows `[B T+1]`."""
+    def __call__(
+        self, model: Drafter, windows: Tensor, anchors: Tensor, ends: Tensor, slots: Tensor
+    ) -> Tensor:
+        """Weighted mean in nats over a batch, see `Anchoring`."""
         with torch.autocast(windows.device.type, dtype=torch.bfloat16):
             reading = read(self.target, windows[:, :-1], model.spec.tap_layers)
-            drafted = drafted_logits(
-                model, self.target, windows, anchors, reading.features, self.num_steps
-            )
+            drafted = drafted_logits(model, self.target, windows, anchors, reading.features, slots)
             places, counts = labels_of(windows, anchors, ends, drafted.shape[2])
             with torch.no_grad():
                 laws = gather_rows(reading.last, places) @ head_of(self.target).T
@@ -71,14 +69,14 @@ class Examination:
     """Held-out text of one temperature, with the noise that chose it, and how far drafts go."""
 
     text: Text
-    num_steps: int = 5
+    num_slots: int
 
     @torch.no_grad()
     def expected(self, model: Drafter, target: Decoder) -> Expected:
         """What the drafter would yield on it in an engine that drafts chains as long as it can."""
         runs = [self._runs(model, target, row) for row in range(len(self.text.rows))]
-        drafted = model.spec.max_drafted if isinstance(model, BlockDrafter) else self.num_steps
-        return expected(runs, drafted)
+        is_shifted = isinstance(model, EagleDrafter) or model.spec.is_shifted
+        return expected(runs, self.num_slots - (not is_shifted))
 
     def _runs(self, model: Drafter, target: Decoder, row: int) -> NDArray[np.int64]:
         first, end = self.text.spans[row].tolist()
@@ -89,9 +87,8 @@ class Examination:
         features = read(target, tokens[:, :-1], model.spec.tap_layers).features
         for start in range(first, end - 1, EXAMINED_AT_ONCE):
             anchors = torch.arange(start, min(start + EXAMINED_AT_ONCE, end - 1))[None]
-            logits = drafted_logits(
-                model, target, tokens, anchors.to(device), features, self.num_steps
-            )
+            slots = torch.arange(self.num_slots, device=device)
+            logits = drafted_logits(model, target, tokens, anchors.to(device), features, slots)
             runs.append(self._kept(logits[0], tokens[0], anchors[0], noise, row))
         return np.concatenate(runs)
 
@@ -130,7 +127,7 @@ def examine(
     return figures
 
 
-def by_temperature(text: Text, num_rows: int, num_steps: int = 5) -> dict[str, Examination]:
+def by_temperature(text: Text, num_rows: int, num_slots: int) -> dict[str, Examination]:
     """The first `num_rows` rows of each temperature there is, as examinations."""
     examinations = {}
     for temperature in sorted(set(text.temperatures.tolist())):
@@ -138,5 +135,5 @@ def by_temperature(text: Text, num_rows: int, num_steps: int = 5) -> dict[str, E
         part = Text(
             text.rows[chosen], text.spans[chosen], text.temperatures[chosen], text.seeds[chosen]
         )
-        examinations[f"T={temperature:g}"] = Examination(part, num_steps)
+        examinations[f"T={temperature:g}"] = Examination(part, num_slots)
     return examinations

@@ -29,18 +29,19 @@ def eagle_logits(
     windows: Tensor,
     anchors: Tensor,
     features: Tensor,
-    num_steps: int,
+    slots: Tensor,
 ) -> Tensor:
-    """Logits `[B A num_steps V]` of the tokens drafted from anchors `[B A]` of windows `[B T+1]`.
+    """Logits `[B A K V]` of the tokens drafted from anchors `[B A]` of windows `[B T+1]`.
 
-    `features [B T F]` are the target's taps. Drafted tokens beyond the window are of no account.
+    `features [B T F]` are the target's taps, `slots [K]` the steps, 0 … K-1. Drafted tokens beyond
+    the window are of no account.
     """
     text, residual, q = _text_step(model, target, windows, anchors, features)
     state = residual
     own = [part[:, :, :0].unsqueeze(2).expand(-1, -1, anchors.shape[1], -1, -1) for part in text]
     sees_text = torch.arange(text[0].shape[2], device=anchors.device) < anchors.unsqueeze(-1)
     drafted = []
-    for step in range(num_steps):
+    for step in range(len(slots)):
         if step:
             fed = gather_tokens(windows, (anchors + step).clamp(max=windows.shape[1] - 1))
             rotation = _rotation(model, anchors - 1 + step, state.dtype)

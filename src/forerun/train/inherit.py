@@ -1,0 +1,69 @@
+"""Start a drafter with what its target has learned.
+
+Knows the modules of both. A drafter whose layers have the target's shape begins as a few of the
+target's own layers, its features as the last tap: it then says something of the next token before
+the first step. Measured on the embedded model: after 70 steps that learn first tokens only, from
+copies 67 / 54 / 43 % of them are right at temperature 0 / 0.7 / 1, from random layers after 60 such
+steps 30 / 20 / 23 %.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from forerun.backends.torch.block import BlockDrafter
+from forerun.backends.torch.decoder import Decoder, Layer
+from forerun.backends.torch.eagle import EagleDrafter
+from forerun.train.reading import head_of
+
+
+@torch.no_grad()
+def start_at_target(model: BlockDrafter | EagleDrafter, target: Decoder) -> None:
+    """Copy into `model` all of the target that fits: layers, norms, EAGLE-3's head.
+
+    Layer i of n is the target's layer at i / (n - 1) of its depth; an EAGLE-3 layer reads its token
+    as the target's first layer does, its feature as the last. What has another shape is left.
+    """
+    last = target.layers[-1]
+    _copy(model.norm.weight, target.model.norm.weight)
+    if model.spec.body.hidden == target.spec.hidden:
+        _take_last_tap(model.fc)
+    if isinstance(model, EagleDrafter):
+        _copy(model.lm_head.weight, head_of(target))
+        _start_pair(model, target.layers[0], last)
+        return
+    after = target.layers[min(model.spec.tap_layers[-1] + 1, len(target.layers) - 1)]
+    _copy(model.hidden_norm.weight, after.input_layernorm.weight)
+    depth, num = len(target.layers) - 1, len(model.layers)
+    for at, layer in enumerate(model.layers):
+        like = target.layers[-(-at * depth // max(1, num - 1))]
+        _copy_layer(layer, like)
+
+
+def _copy_layer(layer: nn.Module, like: Layer) -> None:
+    named = dict(like.named_parameters())
+    for name, parameter in layer.named_parameters():
+        if name in named:
+            _copy(parameter, named[name])
+
+
+def _start_pair(model: EagleDrafter, first: Layer, last: Layer) -> None:
+    layer = model.midlayer
+    _copy_layer(layer, last)
+    _copy(layer.input_layernorm.weight, first.input_layernorm.weight)
+    _copy(layer.hidden_norm.weight, last.input_layernorm.weight)
+    for name in ("q_proj", "k_proj", "v_proj"):
+        own, halves = getattr(layer.self_attn, name), (first.self_attn, last.self_attn)
+        joined = torch.cat([getattr(half, name).weight for half in halves], dim=1)
+        _copy(own.weight, 0.5 * joined)
+
+
+def _take_last_tap(fc: nn.Linear) -> None:
+    fc.weight.zero_()
+    fc.weight[:, -fc.out_features :] = torch.eye(fc.out_features)
+
+
+def _copy(into: torch.Tensor, like: torch.Tensor) -> None:
+    if into.shape == like.shape:
+        into.copy_(like)
