@@ -2,6 +2,7 @@
 
     python benchmarks/accepted.py --drafters dspark eagle3 lm --out accepted.json
     python benchmarks/accepted.py --drafters dspark --shapes chain:7 tree:16 --limit 60 --threads 1
+    python benchmarks/accepted.py --shapes chain:7 --temperatures 0.7 --record --out accepted.json
 
 Enlarging changes no token, so the embedded model answers for every size. A round counts by the
 share of its tokens that are outside loops (`tools/loops`), as time does in the table of methods;
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from forerun import Engine, SamplingParams, Speculation
 from forerun.engine.results import Completion
 from forerun.errors import ForerunError
+from forerun.models.resolve import resolve_model
 from forerun.tools import machine
 from forerun.tools.bench_decode import progress, run_of
 from forerun.tools.loops import looping
@@ -38,6 +40,7 @@ MOST = 16  # kept tokens of a round that have a column of their own
 # The embedded family was trained on Python source: these categories are that, all others are not.
 IN_DOMAIN = ("novel_code", "edit", "docstrings")
 NUM_RESAMPLES = 1000
+RECORDED, RECORDED_TEMPERATURE = (2, 4, 7), 0.7  # what `engine/discovery.py` asks for
 
 Kept = NDArray[np.float64]  # [MOST + 1] rounds by how many drafted tokens were kept
 
@@ -73,6 +76,8 @@ def main() -> int:
         "rows": rows,
     }
     options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if options.record:
+        record(options.model, rows)
     _print(rows)
     return 0
 
@@ -89,8 +94,24 @@ def _arguments() -> argparse.Namespace:
     add("--limit", type=int, default=0, help="prompts, spread over the suite; 0: all")
     add("--max-tokens", type=int, default=96)
     add("--threads", type=int)
+    add("--record", action="store_true", help="write chains' yield at T=0.7 where `auto` reads it")
     add("--out", type=Path, required=True, help="the JSON file to write")
     return parser.parse_args()
+
+
+def record(model: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write into the config of the model's own drafters what their chains yield, by length."""
+    for row in rows:
+        directory = resolve_model(model) / "drafters" / row["drafter"]
+        is_asked = row["shape"].startswith("chain:") and row["temperature"] == RECORDED_TEMPERATURE
+        if not is_asked or not directory.is_dir():
+            continue
+        path = directory / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        reached = np.cumsum([1.0, *row["reached"]])
+        yields = {str(n): round(float(reached[min(n, len(reached) - 1)]), 2) for n in RECORDED}
+        config["forerun"] = config.get("forerun", {}) | {"tokens_per_round": yields}
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _rows(options: argparse.Namespace, prompts: Sequence[Prompt]) -> Iterator[dict[str, Any]]:

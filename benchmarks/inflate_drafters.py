@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -99,6 +100,7 @@ class FeatureEnlargement:
             tokenizer_from=self.source.directory,
         )
         shutil.rmtree(parts)
+        _carry_record(self.source.directory, directory)
         # What is read back is what was meant: names, shapes and sizes are checked in full.
         again = open_drafter(directory, self.targets.after).spec
         if again != self.grown:
@@ -134,6 +136,14 @@ def feature_enlargement(
     return FeatureEnlargement(
         source, widened(source.spec, targets), targets, "its interface widened, nothing else"
     )
+
+
+def _carry_record(source: Path, directory: Path) -> None:
+    """What a drafter yields is a fact of its tokens, which are the same: it goes along."""
+    was, path = json.loads((source / "config.json").read_text("utf-8")), directory / "config.json"
+    if "forerun" in was:
+        config = json.loads(path.read_text("utf-8")) | {"forerun": was["forerun"]}
+        path.write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 
 
 def _shape(spec: DrafterSpec) -> dict[str, int]:

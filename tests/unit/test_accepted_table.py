@@ -103,3 +103,29 @@ def test_given_a_file_then_the_page_has_every_position_kind_and_context(tmp_path
     assert "| dspark tree:16 | 0 | 3.00 | 1.00 | 3.00 | 1.00 | 1.00 | 3.00 |" in page
     assert "lm chain:7" not in page
     assert (tmp_path / "accepted-forerun-code.png").stat().st_size > 1000
+
+
+def test_given_a_chain_at_the_usual_temperature_then_its_yield_is_written_where_auto_reads_it(
+    tmp_path,
+):
+    from accepted import record
+
+    from forerun.engine.discovery import record_of
+
+    for name in ("lm", "dspark"):
+        (tmp_path / "drafters" / name).mkdir(parents=True)
+        (tmp_path / "drafters" / name / "config.json").write_text(
+            '{"forerun": {"kept": 1}, "a": 2}'
+        )
+    (tmp_path / "config.json").write_text("{}")
+    row = {"drafter": "dspark", "temperature": 0.7, "reached": [0.75, 0.5, 0.25]}
+
+    record(
+        str(tmp_path), [{**row, "shape": "chain:7"}, {**row, "shape": "tree:8", "drafter": "lm"}]
+    )
+
+    assert record_of(tmp_path / "drafters" / "dspark") == {2: 2.25, 4: 2.5, 7: 2.5}
+    assert record_of(tmp_path / "drafters" / "lm") == {}
+    config = (tmp_path / "drafters" / "dspark" / "config.json").read_text()
+    assert '"kept": 1' in config
+    assert '"a": 2' in config
