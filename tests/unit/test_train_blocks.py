@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,13 +21,22 @@ from forerun.noise import Purpose, words  # noqa: E402
 from forerun.options import SamplingParams  # noqa: E402
 from forerun.protocols import Sampler  # noqa: E402
 from forerun.sampling import select  # noqa: E402
+from forerun.train import drafters  # noqa: E402
 from forerun.train.anchors import AnchoredText, draw_anchors  # noqa: E402
+from forerun.train.arguments import (  # noqa: E402
+    DraftArguments,
+    Engine,
+    SourceArguments,
+    SparkArguments,
+    StepArguments,
+)
 from forerun.train.batches import Batches  # noqa: E402
 from forerun.train.blocks import block_logits, block_spec  # noqa: E402
 from forerun.train.drafter_export import load_drafter, write_drafter  # noqa: E402
-from forerun.train.drafters import load_target  # noqa: E402
+from forerun.train.drafters import Job, expect_drafter, load_target, train_block  # noqa: E402
 from forerun.train.drafting import Drafting, Examination  # noqa: E402
 from forerun.train.expected import expected, matched_runs, starts_of  # noqa: E402
+from forerun.train.inherit import start_at_target  # noqa: E402
 from forerun.train.lm import Budget, Recipe, Run, Watch, code_spec, initialise  # noqa: E402
 from forerun.train.losses import DraftLoss, labels_of  # noqa: E402
 from forerun.train.patience import Patience  # noqa: E402
@@ -190,12 +200,20 @@ class TestAnchors:
         batches = AnchoredText(text, 2, 3, 4, 0, Batches(stream, 2, 16, 0, long_every=2))
         seen = np.concatenate([batches.at(step)[0] for step in (0, 1, 2)])
         assert sorted(seen.tolist()) == sorted(text.rows.astype(np.int64).tolist())
-        windows, anchors, ends, _ = batches.at(3)
+        windows, anchors, ends, slots = batches.at(3)
+        assert slots.tolist() == [0, 1, 2, 3]
         assert (np.diff(windows, axis=1) == 1).all()  # the corpus counts upward
         assert anchors.shape[0] == len(ends) == len(windows)
         long, anchors, _, _ = batches.at(7)
         assert long.shape[1] > windows.shape[1]
         assert anchors.shape[1] <= 6
+
+    def test_the_first_steps_fill_one_slot_of_many_drafts(self) -> None:
+        batches = AnchoredText(some_text(6, 17), 2, 2, 4, 0, dense_steps=2)
+        _, anchors, _, slots = batches.at(1)
+        assert (anchors.shape, len(slots)) == ((2, 8), 1)
+        _, anchors, _, slots = batches.at(2)
+        assert (anchors.shape, len(slots)) == ((2, 2), 4)
 
 
 class TestExpected:
@@ -237,6 +255,19 @@ class TestExpected:
         other = Examination(Text(rows, span, np.array([0.8]), np.array([seed + 1])), 4)
         assert other.expected(model, target).by_position[0] < 0.9
         assert len(words(seed, 0, Purpose.VERDICT, 3, VOCAB)) == VOCAB
+
+
+class TestStart:
+    def test_layers_are_the_targets_from_its_first_to_its_last(self, target: Decoder) -> None:
+        model = tiny_drafter(target, num_layers=3)
+        start_at_target(model, target)
+        for layer, like in zip(model.layers, (0, 3, 5), strict=True):
+            theirs = target.layers[like].state_dict()
+            assert all(torch.equal(v, theirs[name]) for name, v in layer.state_dict().items())
+        taps = torch.randn(5, model.spec.feature_width)
+        last = taps[:, -64:]
+        wanted = target.layers[model.spec.tap_layers[-1] + 1].input_layernorm(last)
+        torch.testing.assert_close(model.fuse(taps), wanted)
 
 
 class TestTraining:
@@ -322,6 +353,41 @@ def greedy_text(target: Decoder, num_rows: int, length: int) -> Text:
     spans = np.tile(np.array([4, length]), (num_rows, 1))
     rows = tokens.numpy().astype(np.uint16)
     return Text(rows, spans, np.zeros(num_rows), np.zeros(num_rows, np.int64))
+
+
+class TestCommand:
+    def test_the_command_leaves_a_drafter_its_figures_and_how_it_was_made(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # given: little held-out text, so that what is tested is not how long it takes
+        little = Regeneration(0.0, 24, 16, (0.0, 1.0), seed=9, batch_rows=2)
+        monkeypatch.setattr(drafters, "HELD_OUT", little)
+        monkeypatch.setattr(drafters, "EXAMINED_ROWS", 1)
+        random = np.random.default_rng(0)
+        for part in ("train", "heldout"):
+            np.save(tmp_path / f"{part}.npy", random.integers(2, 4000, 400).astype(np.uint16))
+        some_text(2, 33).save(tmp_path / "text" / "a.npz")
+        out = tmp_path / "out"
+        source = SourceArguments(corpus=tmp_path, text=[tmp_path / "text"])
+        step = StepArguments(rows=1, row_len=32, engine=Engine.EAGER)
+        job = Job("dspark", out, 0.01, source, DraftArguments(anchors=2, dense_steps=1), step)
+        # when
+        train_block(job, SparkArguments(layers=1), is_shifted=True, markov_rank=8)
+        # then
+        made = load_drafter(out, read_spec(resolve_model("forerun-code")))
+        assert isinstance(made, BlockDrafter)
+        assert (made.spec.block_len, made.spec.markov_rank) == (8, 8)
+        assert {"loss.png", "acceptance.png", "tokenizer.json"} <= {f.name for f in out.iterdir()}
+        facts = json.loads((out / "run" / "training.json").read_text())
+        assert f"train dspark --out {out} --minutes 0.01 --corpus {tmp_path}" in facts["command"]
+        assert "--layers 1" in facts["command"]
+        found = expect_drafter(out, source_of(tmp_path), num_rows=1, num_steps=5, threads=0)
+        assert set(found) == {"T=0", "T=1"}
+        assert found["T=0"]["num_tokens"] == 9
+
+
+def source_of(corpus: Path) -> SourceArguments:
+    return SourceArguments(corpus=corpus)
 
 
 class TestText:

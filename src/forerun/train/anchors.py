@@ -19,7 +19,7 @@ Anchors: TypeAlias = NDArray[np.int64]
 Slots: TypeAlias = NDArray[np.int64]
 Anchored: TypeAlias = tuple[NDArray[np.int64], Anchors, NDArray[np.int64], Slots]
 
-CORPUS_EVERY = 4  # steps of which one reads the corpus, where there is one: half of those long ones
+CORPUS_EVERY = 4  # steps of which one reads the corpus, where there is one
 
 
 class Anchoring(Protocol):
@@ -50,11 +50,11 @@ def draw_anchors(spans: NDArray[np.int64], num_anchors: int, seed: int, step: in
 class AnchoredText:
     """Windows of the target's own text, and now and then of the corpus, with their anchors.
 
-    Every `CORPUS_EVERY`-th step reads the corpus; its windows are four or eight times as long every
-    other time, so that drafts far into a text are learned too. A step has about as many anchors
-    whatever the length of its windows, twice as many a window at most. The first `dense_steps` have
-    only the `first_slots` first slots of each draft, and as many more drafts: a draft is kept only
-    as far as its beginning, and the beginning teaches the features several times as fast.
+    Every `CORPUS_EVERY`-th step reads the corpus; some of its windows are four or eight times as
+    long, so that drafts far into a text are learned too. A step has about as many anchors whatever
+    the length of its windows, twice as many a window at most. The first `dense_steps` have only the
+    `first_slots` first slots of each draft, and as many more drafts: a draft is kept only as far as
+    its beginning, and the beginning teaches to read the features several times as fast.
     """
 
     text: Text
