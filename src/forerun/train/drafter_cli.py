@@ -125,12 +125,13 @@ def text(
 
 
 @grouped
-def expect(
+def expect(  # noqa: PLR0913  the options of one command
     drafter: Annotated[Path, typer.Argument(help="Drafter directory, or OUT of a training.")],
     rows: Annotated[int, typer.Option(help="Rows of each temperature.")] = 24,
     steps: Annotated[int, typer.Option(help="Tokens of an EAGLE-3 draft.")] = 5,
     threads: Annotated[int, typer.Option(help="Cores to use; 0 is all.")] = 0,
     *,
+    card: Annotated[bool, typer.Option("--card", help="Also write MODEL_CARD.md there.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
     ] = False,
@@ -142,8 +143,10 @@ def expect(
     that an engine would draft and keep on it is too.
     """
     with needed_extras():
-        from forerun.train.drafters import expect_drafter
+        from forerun.train.drafters import expect_drafter, write_card
 
         figures = expect_drafter(drafter, source, rows, steps, threads)
+        if card:
+            write_card(drafter, source, figures)
     typer.echo(json.dumps(figures) if as_json else json.dumps(figures, indent=2))
     return 0

@@ -18,11 +18,14 @@ from forerun.backends.torch.block import BlockDrafter, initialise
 from forerun.backends.torch.decoder import Decoder
 from forerun.backends.torch.eagle import EagleDrafter
 from forerun.models.resolve import resolve_model
+from forerun.models.spec import read_spec
 from forerun.models.weights import open_checkpoint
+from forerun.tools.machine import machine_name
 from forerun.train.anchors import AnchoredText
 from forerun.train.batches import Batches
 from forerun.train.blocks import block_spec
 from forerun.train.curve import draw_acceptance, draw_curve
+from forerun.train.drafter_card import write_drafter_card
 from forerun.train.drafter_export import load_drafter, write_drafter
 from forerun.train.drafting import Drafter, Drafting, by_temperature, examine
 from forerun.train.eagle import eagle_spec
@@ -148,6 +151,19 @@ def expect_drafter(
     num_slots = model.spec.block_len if isinstance(model, BlockDrafter) else num_steps
     figures = examine(by_temperature(text, num_rows, num_slots), model, target)
     return {name: _figures(one) for name, one in figures.items()}
+
+
+def write_card(drafter: Path, source: SourceArguments, figures: dict[str, Any]) -> None:
+    """Write MODEL_CARD.md into a drafter's directory, with the facts of its training if they are
+    there.
+
+    Raises:
+        ModelError: a target or drafter that cannot be used.
+    """
+    spec = load_drafter(drafter, read_spec(resolve_model(source.model))).spec
+    facts = drafter / "run" / "training.json"
+    training = json.loads(facts.read_text()) if facts.exists() else None
+    write_drafter_card(drafter / "MODEL_CARD.md", spec, training, figures, machine_name())
 
 
 def load_target(directory: Path, device: str = "cpu") -> Decoder:

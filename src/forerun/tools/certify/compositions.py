@@ -21,6 +21,9 @@ _MATCH = (
     ("router(lookup,lm)", "chain:4", "match"),
     ("nested(lm,chain:2,match)", "chain:4", "match"),
     ("exit:1", "chain:3", "match"),
+    ("dspark", "chain:4", "match"),
+    ("dspark", "tree:8", "match"),
+    ("eagle3", "tree:8", "match"),
 )
 _SAMPLED = (
     ("lookup", "chain:4", "rejection"),
@@ -30,6 +33,7 @@ _SAMPLED = (
     ("lm", "chain:4", "block"),
     ("lm", "tree:3x2x1", "traversal"),
     ("lm", "tree:3x2x1", "kseq"),
+    ("dspark", "chain:4", "rejection"),
 )
 REPRESENTATIVE = _MATCH + _SAMPLED
 

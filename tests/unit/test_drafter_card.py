@@ -1,0 +1,45 @@
+"""A drafter's card says what was asked of it and what came out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("torch")
+
+from feature_cases import block_spec, eagle_spec  # noqa: E402  after the skip
+
+from forerun.train.drafter_card import write_drafter_card  # noqa: E402
+
+FIGURES = {
+    "T=0": {"tokens_per_round": 2.5, "by_position": [0.75, 0.5]},
+    "T=0.7": {"tokens_per_round": 1.25, "by_position": [0.25]},
+}
+TRAINING = {"command": "forerun train dspark --out X", "num_tokens": 12345, "num_steps": 7}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        (block_spec(), "A DSpark drafter"),
+        (replace(block_spec(), markov_rank=0, is_shifted=False), "A DFlash drafter"),
+        (eagle_spec(), "An EAGLE-3 head"),
+    ],
+)
+def test_given_figures_then_the_card_has_them_by_position(tmp_path, spec, words):
+    training = TRAINING | {"minutes": 3.2}
+
+    write_drafter_card(tmp_path / "card.md", spec, training, FIGURES, "a machine, 2 cores")
+
+    card = (tmp_path / "card.md").read_text()
+    assert words in card
+    assert "| T=0 | 2.50 | 75 % | 50 % |" in card
+    assert "    forerun train dspark --out X" in card
+    assert "7 steps in 3 minutes on a machine, 2 cores" in card
+
+
+def test_given_no_facts_of_a_training_then_the_card_claims_none(tmp_path):
+    write_drafter_card(tmp_path / "card.md", block_spec(), None, FIGURES, "a machine")
+
+    assert "Training" not in (tmp_path / "card.md").read_text()
