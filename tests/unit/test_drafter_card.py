@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from feature_cases import block_spec, eagle_spec  # noqa: E402  after the skip
+from feature_cases import block_spec, eagle_spec
 
-from forerun.train.drafter_card import write_drafter_card  # noqa: E402
+from forerun.train.drafter_card import write_drafter_card
 
 FIGURES = {
     "T=0": {"tokens_per_round": 2.5, "by_position": [0.75, 0.5]},
