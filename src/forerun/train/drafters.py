@@ -103,9 +103,6 @@ def train_eagle(job: Job, *, num_steps: int) -> None:
     target = load_target(resolve_model(job.source.model), job.step.device)
     loss = DraftLoss(job.draft.divergence.value, job.draft.weights.value, gamma=EAGLE_GAMMA)
     model = EagleDrafter(eagle_spec(target.spec))
-    # The head is the target's, and stays so: learned beside a layer that says nothing yet, it
-    # forgets what it knew before the layer has caught up.
-    model.lm_head.requires_grad_(requires_grad=False)
     _train(job, model, Drafting(target, loss), f" --steps {num_steps}", num_steps)
 
 
