@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from forerun.backends.memory import available_bytes
 from forerun.backends.native_values import Samplers, draft_of, growth_arguments
+from forerun.backends.native_weights import Packer, body_shape
 from forerun.draft import Draft
 from forerun.errors import BackendError, CapacityError, ModelError
 from forerun.models.spec import ModelSpec
-from forerun.models.weights import Checkpoint, WeightTensor
+from forerun.models.weights import Checkpoint
 from forerun.protocols import (
     BLOCK_LEN,
     ForwardBatch,
@@ -269,60 +270,17 @@ def _refuse_unsupported(spec: ModelSpec) -> None:
 
 
 def _shape(spec: ModelSpec, max_context: int) -> dict[str, Any]:
-    return {
-        "hidden": spec.hidden,
-        "num_layers": spec.num_layers,
-        "num_heads": spec.num_heads,
-        "num_kv_heads": spec.num_kv_heads,
-        "head_dim": spec.head_dim,
-        "ffn": spec.ffn,
-        "vocab": spec.vocab,
-        "max_context": max_context,
-        "norm_eps": spec.norm_eps,
-        "tied": spec.tied,
-        "qkv_bias": spec.qkv_bias,
-        "qk_norm": spec.qk_norm,
-        "inverse_frequencies": spec.rope.frequencies(spec.head_dim),
-    }
+    return body_shape(spec, max_context) | {"vocab": spec.vocab, "tied": spec.tied}
 
 
 def _load(model: Any, checkpoint: Checkpoint) -> None:
-    spec = checkpoint.spec
-
-    def pack(role: str, layer: int, *names: str) -> None:
-        tensors = [checkpoint.tensor(name) for name in names]
-        arrays = [np.ascontiguousarray(tensor.array) for tensor in tensors]
-        arrays = [a.view(np.uint16) if a.dtype.itemsize == 2 else a for a in arrays]
-        model.pack(role, layer, arrays, [tensor.dtype for tensor in tensors])
-
-    def vector(role: str, layer: int, *names: str) -> None:
-        values = [_float32(checkpoint.tensor(name)) for name in names]
-        model.set_vector(role, layer, np.concatenate(values))
-
+    spec, packer = checkpoint.spec, Packer(model, checkpoint)
     for layer in range(spec.num_layers):
-        at = f"model.layers.{layer}."
-        attention = at + "self_attn."
-        qkv = [attention + f"{part}_proj" for part in "qkv"]
-        pack("qkv", layer, *(name + ".weight" for name in qkv))
-        pack("output", layer, attention + "o_proj.weight")
-        pack("gate_up", layer, at + "mlp.gate_proj.weight", at + "mlp.up_proj.weight")
-        pack("down", layer, at + "mlp.down_proj.weight")
-        vector("attention_norm", layer, at + "input_layernorm.weight")
-        vector("ffn_norm", layer, at + "post_attention_layernorm.weight")
-        if spec.qkv_bias:
-            vector("qkv_bias", layer, *(name + ".bias" for name in qkv))
-        if spec.qk_norm:
-            vector("query_norm", layer, attention + "q_norm.weight")
-            vector("key_norm", layer, attention + "k_norm.weight")
-        checkpoint.drop_pages()  # the packed copy is enough: never hold both
-    vector("final_norm", 0, "model.norm.weight")
+        packer.layer(layer, f"model.layers.{layer}.", spec)
+    packer.vector("final_norm", 0, "model.norm.weight")
     if spec.tied:
-        pack("head", 0, "model.embed_tokens.weight")
+        packer.matrix("head", 0, "model.embed_tokens.weight")
     else:
-        pack("embedding", 0, "model.embed_tokens.weight")
-        pack("head", 0, "lm_head.weight")
+        packer.matrix("embedding", 0, "model.embed_tokens.weight")
+        packer.matrix("head", 0, "lm_head.weight")
     checkpoint.drop_pages()
-
-
-def _float32(tensor: WeightTensor) -> NDArray[np.float32]:
-    return np.ascontiguousarray(tensor.float32()).ravel()

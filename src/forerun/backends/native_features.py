@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from forerun import _native
 from forerun.backends.native import NativeBackend, cores_for
 from forerun.backends.native_values import Samplers, draft_of, growth_arguments
+from forerun.backends.native_weights import Packer, body_shape
 from forerun.draft import Draft
 from forerun.errors import BackendError
 from forerun.models.drafter_files import DrafterCheckpoint
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.models.drafter_spec import DrafterSpec, EagleSpec
 from forerun.protocols import BLOCK_LEN, GrowthPlan
 from forerun.tree import Tokens
 
@@ -97,31 +98,17 @@ class NativeFeatureBackend:
 
 
 def _shape(spec: DrafterSpec, max_context: int) -> dict[str, Any]:
-    body = spec.body
-    shape: dict[str, Any] = {
-        "hidden": body.hidden,
-        "num_layers": body.num_layers,
-        "num_heads": body.num_heads,
-        "num_kv_heads": body.num_kv_heads,
-        "head_dim": body.head_dim,
-        "ffn": body.ffn,
-        "max_context": max_context,
-        "norm_eps": body.norm_eps,
-        "tied": True,
-        "qkv_bias": body.qkv_bias,
-        "qk_norm": body.qk_norm,
-        "inverse_frequencies": body.rope.frequencies(body.head_dim),
-        "feature_width": spec.feature_width,
-    }
+    shape = body_shape(spec.body, max_context)
+    shape |= {"tied": True, "feature_width": spec.feature_width}
     if isinstance(spec, EagleSpec):
         return shape | {
             "vocab": spec.target_vocab,
-            "head_rows": body.vocab,
+            "head_rows": spec.body.vocab,
             "reads": "both",
             "norms_residual": spec.norm_before_residual,
         }
     return shape | {
-        "vocab": body.vocab,
+        "vocab": spec.body.vocab,
         "head_rows": 0,
         "reads": "context",
         "markov_rank": spec.markov_rank,
@@ -132,39 +119,18 @@ def _shape(spec: DrafterSpec, max_context: int) -> dict[str, Any]:
 
 
 def _load(model: Any, checkpoint: DrafterCheckpoint) -> None:
-    spec = checkpoint.spec
-
-    def pack(role: str, layer: int, *names: str) -> None:
-        tensors = [checkpoint.tensor(name) for name in names]
-        arrays = [np.ascontiguousarray(tensor.array) for tensor in tensors]
-        arrays = [a.view(np.uint16) if a.dtype.itemsize == 2 else a for a in arrays]
-        model.pack(role, layer, arrays, [tensor.dtype for tensor in tensors])
-
-    def vector(role: str, layer: int, name: str) -> None:
-        model.set_vector(role, layer, np.ascontiguousarray(checkpoint.tensor(name).float32()))
-
-    pack("fusion", 0, "fc.weight")
-    for layer in range(spec.body.num_layers):
-        at = "midlayer." if isinstance(spec, EagleSpec) else f"layers.{layer}."
-        attention = at + "self_attn."
-        pack("qkv", layer, *(f"{attention}{part}_proj.weight" for part in "qkv"))
-        pack("output", layer, attention + "o_proj.weight")
-        pack("gate_up", layer, at + "mlp.gate_proj.weight", at + "mlp.up_proj.weight")
-        pack("down", layer, at + "mlp.down_proj.weight")
-        vector("attention_norm", layer, at + "input_layernorm.weight")
-        vector("ffn_norm", layer, at + "post_attention_layernorm.weight")
-        if spec.body.qk_norm:
-            vector("query_norm", layer, attention + "q_norm.weight")
-            vector("key_norm", layer, attention + "k_norm.weight")
-        if isinstance(spec, BlockSpec):
-            model.set_sight(layer, not spec.is_causal[layer], spec.windows[layer])
-        checkpoint.drop_pages()
-    vector("final_norm", 0, "norm.weight")
+    spec, packer = checkpoint.spec, Packer(model, checkpoint)
+    packer.matrix("fusion", 0, "fc.weight")
+    packer.vector("final_norm", 0, "norm.weight")
     if isinstance(spec, EagleSpec):
-        vector("feature_norm", 0, "midlayer.hidden_norm.weight")
-        pack("head", 0, "lm_head.weight")
+        packer.layer(0, "midlayer.", spec.body)
+        packer.vector("feature_norm", 0, "midlayer.hidden_norm.weight")
+        packer.matrix("head", 0, "lm_head.weight")
         return
-    vector("feature_norm", 0, "hidden_norm.weight")
+    for layer in range(spec.body.num_layers):
+        packer.layer(layer, f"layers.{layer}.", spec.body)
+        model.set_sight(layer, not spec.is_causal[layer], spec.windows[layer])
+    packer.vector("feature_norm", 0, "hidden_norm.weight")
     if spec.markov_rank:
-        pack("markov_in", 0, "markov_head.markov_w1.weight")
-        pack("markov", 0, "markov_head.markov_w2.weight")
+        packer.matrix("markov_in", 0, "markov_head.markov_w1.weight")
+        packer.matrix("markov", 0, "markov_head.markov_w2.weight")

@@ -12,7 +12,7 @@ but the pending one:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -23,6 +23,7 @@ from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft
 from forerun.drafters.margins import Margins
 from forerun.drafters.plain import plain_draft
+from forerun.drafters.pricing import priced
 from forerun.errors import CapacityError
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec
 from forerun.protocols import BLOCK_LEN, DraftRow, FeatureBackend, Growth, GrowthPlan, Prices
@@ -211,11 +212,7 @@ class Featured:
             growth=self._growth,
             acceptance=self._margins.of(rows),
         )
-        if self._prices is None:
-            return plan
-        most = max(row.max_drafted for row in rows)
-        prices, of_pass = self._prices.of_nodes(len(rows), most), self._prices.of_pass(len(rows))
-        return replace(plan, prices=prices, pass_price=of_pass)
+        return priced(plan, rows, self._prices)
 
 
 def deepest(spec: DrafterSpec) -> int:

@@ -13,7 +13,7 @@ the kept path's K/V is moved behind the text; a leaf that was not read rides in 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.margins import Margins
 from forerun.drafters.plain import plain_draft
+from forerun.drafters.pricing import priced
 from forerun.errors import CapacityError
 from forerun.protocols import (
     BLOCK_LEN,
@@ -224,11 +225,7 @@ class LM:
             growth=self._growth,
             acceptance=self._margins.of(rows),
         )
-        if self._prices is None:
-            return plan
-        most = max(row.max_drafted for row in rows)
-        prices, of_pass = self._prices.of_nodes(len(rows), most), self._prices.of_pass(len(rows))
-        return replace(plan, prices=prices, pass_price=of_pass)
+        return priced(plan, rows, self._prices)
 
     def _unread(
         self, rows: Sequence[DraftRow]

@@ -31,7 +31,7 @@ from forerun.train.drafting import Drafter, Drafting, by_temperature, examine
 from forerun.train.eagle import eagle_spec
 from forerun.train.expected import Expected
 from forerun.train.inherit import start_at_target
-from forerun.train.lm import Budget, Recipe, Run, Watch
+from forerun.train.lm import Budget, Recipe, Run, Watch, write_facts
 from forerun.train.losses import DraftLoss
 from forerun.train.patience import Patience
 from forerun.train.progress import progress_bar
@@ -222,14 +222,7 @@ def _write(job: Job, run: Run[Any], changed: str) -> None:
     draw_acceptance(run.directory / "acceptance.jsonl", job.out / "acceptance.png")
     command = f"forerun train {job.kind} --out {job.out} --minutes {job.minutes:g}"
     command += _changed(job.source) + _changed(job.draft) + _changed(job.step) + changed
-    position = run.position
-    facts = {
-        "command": command,
-        "num_tokens": position.num_tokens,
-        "num_steps": position.step,
-        "minutes": position.elapsed_s / 60,
-    }
-    (run.directory / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_facts(run, command)
     layout = None if job.draft.export is None else job.draft.export.value
     source = resolve_model(job.source.model)
     write_drafter(run.model, job.out, layout=layout, tokenizer_from=source)

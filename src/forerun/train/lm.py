@@ -305,6 +305,18 @@ class Run(Generic[Model]):
                 signal.signal(number, handler)
 
 
+def write_facts(run: Run[Any], command: str) -> None:
+    """Write what a run was and what it took to `training.json` beside its checkpoint."""
+    position = run.position
+    facts = {
+        "command": command,
+        "num_tokens": position.num_tokens,
+        "num_steps": position.step,
+        "minutes": position.elapsed_s / 60,
+    }
+    (run.directory / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint written by `Run.save`."""
     if not path.exists():

@@ -57,6 +57,7 @@ from forerun.train.lm import (
     code_spec,
     initialise,
     next_token_loss,
+    write_facts,
 )
 from forerun.train.progress import progress_bar
 from forerun.train.tokenizer import encode_documents, save_tokenizer, train_tokenizer
@@ -216,14 +217,7 @@ def machine() -> str:
 
 def _write_facts(run: Run[Decoder], out: Path, role: str, command: str) -> None:
     draw_curve(run.directory / "log.jsonl", out / "loss.png", label=CURVE_LABEL[role])
-    position = run.position
-    facts = {
-        "command": command,
-        "num_tokens": position.num_tokens,
-        "num_steps": position.step,
-        "minutes": position.elapsed_s / 60,
-    }
-    (run.directory / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_facts(run, command)
 
 
 def _role(lesson: LessonArguments) -> str:
