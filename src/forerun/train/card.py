@@ -53,9 +53,8 @@ plausible Python, small enough to ship in the package. They are not a coding ass
 
 Both are ordinary checkpoints (Qwen3 layout, bfloat16 safetensors, a byte-level BPE tokenizer of
 4096 entries) that Transformers and other engines load. The token `<|endoftext|>` separates
-documents and serves as beginning and end of text; no token is put in front of a prompt. The drafters
-that read the model's hidden states, in `drafters/dspark` and `drafters/eagle3`, have cards of their
-own.
+documents and serves as beginning and end of text; no token is put in front of a prompt. Drafters
+that read the model's hidden states, `drafters/dspark` and `drafters/eagle3`, have their own cards.
 
 ![training loss of the target](loss.png)
 """
