@@ -116,7 +116,8 @@ void Model::feed_forward(const Batch& batch, int l, int worker, int phase) {
 }
 
 void Model::copy_taps(const Batch& batch, int l, int worker) {
-  if (batch.num_taps == 0) return;
+  const int32_t* end = batch.taps + batch.num_taps;
+  if (std::find(batch.taps, end, l) == end) return;
   const size_t hidden = static_cast<size_t>(shape_.hidden);
   for (int tap = 0; tap < batch.num_taps && worker == 0; ++tap)
     for (size_t n = 0; n < nodes_.size() && batch.taps[tap] == l; ++n)
