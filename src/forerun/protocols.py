@@ -354,5 +354,43 @@ class Rule(Protocol):
 class Schedule(Protocol):
     """What do we prepare before we know?"""
 
-    def guesses(self, draft: Draft) -> list[tuple[int, int]]:
-        """Outcomes (exit node, bonus token) to prepare while the verdict is pending."""
+    @property
+    def num_branches(self) -> int:
+        """Most outcomes (exit node, bonus token) prepared while a verdict is pending; 0 is none."""
+
+    def exits(self, draft: Draft) -> list[int]:
+        """Nodes of a draft where its verdict may end, as far as that is prepared for."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outlook:
+    """How far to look beyond drafts under verification; plain data.
+
+    `exits [B]` and `num_branches` as a schedule says; `most [B]` nodes and `depths [B]` levels of
+    the draft below each guess; `deepest` as in `ForecastPlan`.
+    """
+
+    exits: Sequence[Tokens]
+    num_branches: int
+    most: Tokens
+    depths: Tokens
+    deepest: NDArray[np.int32]
+
+
+@runtime_checkable
+class Foresees(Drafter, Protocol):
+    """A drafter that can grow drafts further while they are verified."""
+
+    def foresee(
+        self, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
+    ) -> list[Draft]:
+        """Each draft's tree grown further: its own nodes first and as they are, then guessed
+        bonuses and what may follow them. `drafts` may be anybody's."""
+
+
+@runtime_checkable
+class Anticipates(Drafter, Protocol):
+    """A drafter that works while its drafts are verified."""
+
+    def anticipate(self, rows: Sequence[DraftRow], drafts: Sequence[Draft]) -> None:
+        """These drafts are about to be verified; returns at once."""

@@ -22,6 +22,7 @@ RANKS = {
     "noise": 3,
     "protocols": 4,
     "stats": 4,
+    "forecast": 5,
     "sampling": 5,
     "shapes": 6,
     "rules": 6,

@@ -46,4 +46,4 @@ def test_given_one_node_then_plain_decoding_is_its_choice():
 
 
 def test_given_the_sequential_schedule_then_nothing_is_prepared():
-    assert Sequential().guesses(Draft(TokenTree.chain([1, 2]), Draw.POINT)) == []
+    assert Sequential().exits(Draft(TokenTree.chain([1, 2]), Draw.POINT)) == []

@@ -11,6 +11,8 @@ from forerun.draft import Draft
 class Sequential:
     """Guess no outcome."""
 
-    def guesses(self, draft: Draft) -> list[tuple[int, int]]:  # noqa: ARG002  the protocol's name
+    num_branches = 0
+
+    def exits(self, draft: Draft) -> list[int]:  # noqa: ARG002  the protocol's name
         """Nothing, whatever was drafted."""
         return []
