@@ -6,6 +6,7 @@ or impossible is refused here, before any model is loaded, in one sentence with 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from forerun.errors import IncompatibleSpeculation, OptionError
@@ -13,17 +14,18 @@ from forerun.errors import IncompatibleSpeculation, OptionError
 LONGEST = 256  # a longer draft costs more to verify than any drafter can win back
 
 RULES = ("match", "rejection", "block", "traversal", "kseq")
-SCHEDULES = ("sequential",)
+SCHEDULES = ("sequential", "parallel", "ahead")
 _PLANNED = {
     "drafter": ("grammar",),
     "shape": (),
     "rule": (),
-    "schedule": ("parallel", "ahead"),
+    "schedule": (),
 }
 _DRAFTERS = (
     "auto, none, lookup, lookup:DIR, prediction:FILE, lm, dflash, dspark, eagle3, each of these"
     " four also with :DIR, exit:LAYER, router(D,D,…), nested(D,S,R)"
 )
+_SCHEDULES = "auto, sequential, parallel, ahead, ahead:B, ahead:B:C"
 _SHAPES = (
     "auto, chain:K, chain:auto, tree:N, tree:auto, tree:3x2x1, tree:FILE.json, each tree also with"
     " :top or :likeliest"
@@ -70,13 +72,27 @@ class ShapeName:
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleName:
+    """A schedule as written.
+
+    `kind`: `auto`, `sequential`, `parallel` or `ahead`. `num_branches`: outcomes that `ahead`
+    prepares, 0 where it is ours to choose. `damping`: what the likeliest tokens' chances are
+    multiplied with as drafts are drawn, so that a rejection more often ends in one of them.
+    """
+
+    kind: str = "auto"
+    num_branches: int = 0
+    damping: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Composition:
-    """The four answers, parsed; `rule` and `schedule` are never `auto`."""
+    """The four answers, parsed; `rule` is never `auto`."""
 
     drafter: DrafterName
     shape: ShapeName
     rule: str
-    schedule: str
+    schedule: ScheduleName
 
 
 def compose(drafter: str, shape: str, rule: str, schedule: str) -> Composition:
@@ -90,9 +106,10 @@ def compose(drafter: str, shape: str, rule: str, schedule: str) -> Composition:
         read_drafter(drafter),
         read_shape(shape),
         _read_word("rule", rule, RULES),
-        _read_word("schedule", schedule, SCHEDULES),
+        read_schedule(schedule),
     )
     _refuse_impossible(composition.drafter, composition.shape, composition.rule)
+    _refuse_untimely(composition)
     return composition
 
 
@@ -153,6 +170,25 @@ def _read_tree(size: str, text: str, siblings: str) -> ShapeName:
     raise OptionError(
         f"shape {text!r}: write tree:auto, tree:N with N in [1, {LONGEST}], widths of its levels"
         " as tree:3x2x1, or tree:FILE.json"
+    )
+
+
+def read_schedule(text: str) -> ScheduleName:
+    """A schedule's name with its numbers."""
+    kind, colon, rest = text.partition(":")
+    if kind in ("auto", *SCHEDULES) and not colon:
+        return ScheduleName(kind)
+    if kind != "ahead":
+        raise _unknown("schedule", text, _SCHEDULES)
+    size, colon, damping = rest.partition(":")
+    if _is_count(size) and not colon:
+        return ScheduleName(kind, int(size))
+    with suppress(ValueError):
+        if _is_count(size) and 0.0 < float(damping) <= 1.0:
+            return ScheduleName(kind, int(size), float(damping))
+    raise OptionError(
+        f"schedule {text!r}: write ahead, ahead:B with B outcomes in [1, {LONGEST}], or ahead:B:C"
+        " with C in (0, 1], by which the likeliest tokens are drawn more rarely"
     )
 
 
@@ -274,6 +310,24 @@ def _refuse_impossible(drafter: DrafterName, shape: ShapeName, rule: str) -> Non
         raise IncompatibleSpeculation(
             f"a nested decoder's tokens are choices, not draws with a law that rule {rule} could"
             " read: use match"
+        )
+
+
+def _refuse_untimely(composition: Composition) -> None:
+    """What cannot be drafted with while the target verifies."""
+    schedule, rule = composition.schedule, composition.rule
+    if schedule.kind not in ("parallel", "ahead"):
+        return
+    if any(leaf.name == "exit" for leaf in composition.drafter.leaves()):
+        raise IncompatibleSpeculation(
+            f"exit drafts with the target's own layers, which are busy while schedule"
+            f" {schedule.kind} would draft: use sequential, or lm"
+        )
+    if schedule.damping < 1.0 and rule == "match":
+        raise IncompatibleSpeculation(
+            "damped draws (ahead:B:C) serve rules that judge by laws; under match target and"
+            " drafter share their noise and guesses need no such help: write"
+            f" ahead:{schedule.num_branches}, or use rejection"
         )
 
 

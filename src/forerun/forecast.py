@@ -76,74 +76,90 @@ class ForeseesFeatures(Protocol):
 class Forecast:
     """A draft grown further: the first `num_verified` nodes of `grown` are the draft's own.
 
-    `version`: how many tokens the sequence had as the draft was made. A forecast answers verdicts
-    on that very draft and no other.
+    `version`: how many tokens the sequence had as the draft was made. What is asked of a forecast
+    is always all that was kept since, so one that comes late can only be of less use, never wrong.
     """
 
     version: int
     num_verified: int
     grown: Draft
 
-    def guessed(self, tokens: Sequence[int]) -> int | None:
-        """The guess that stands for what was kept: drafted tokens, then the bonus. None where the
-        outcome was not prepared."""
-        exit_node = self._exit(tokens)
+    def reached(self, kept: Sequence[int]) -> int | None:
+        """The node that stands for the last token kept; None where none was prepared for it."""
+        node = self._walk(kept)
+        return node if node is not None and node >= self.num_verified else None
+
+    def nearest(self, kept: Sequence[int]) -> int | None:
+        """The likeliest guess with something below it where the drafted tokens end, whatever bonus
+        it guessed: what follows one token often follows another. None where there is none."""
+        exit_node = self._walk(kept[:-1])
         if exit_node is None:
             return None
-        guess = self.grown.tree.child(exit_node, tokens[-1])
-        return guess if guess is not None and guess >= self.num_verified else None
+        parents, scores = self.grown.tree.parents, self.grown.scores
+        below = [int(node) for node in np.flatnonzero(parents == exit_node)]
+        guesses = [at for at in below if at >= self.num_verified and np.any(parents == at)]
+        if not guesses or scores is None:
+            return guesses[0] if guesses else None
+        return max(guesses, key=lambda at: float(scores[at]))
 
-    def nearest(self, tokens: Sequence[int]) -> int | None:
-        """The likeliest guess at the exit that came, whatever bonus it guessed: what follows one
-        token often follows another. None where none was prepared there."""
-        exit_node = self._exit(tokens)
-        if exit_node is None:
-            return None
-        parents = self.grown.tree.parents
-        here = np.flatnonzero(parents == exit_node)
-        here = here[here >= self.num_verified]
-        with_more = [int(node) for node in here if np.any(parents == node)]
-        scores = self.grown.scores
-        if not with_more or scores is None:
-            return with_more[0] if with_more else None
-        return max(with_more, key=lambda node: float(scores[node]))
-
-    def below(self, guess: int, pending: int) -> Draft:
-        """The draft prepared below a guess, whose node 0 is `pending`."""
-        return subtree(self.grown, guess, pending)
-
-    def _exit(self, tokens: Sequence[int]) -> int | None:
-        """The draft's node where the kept tokens before the bonus end."""
+    def _walk(self, tokens: Sequence[int]) -> int | None:
         node = 0
-        for token in tokens[:-1]:
+        for token in tokens:
             child = self.grown.tree.child(node, token)
-            if child is None or child >= self.num_verified:
+            if child is None:
                 return None
             node = child
         return node
 
 
 def subtree(draft: Draft, root: int, pending: int) -> Draft:
-    """What grows below `root`, which `pending` takes the place of; scores are relative to it."""
+    """What grows below `root`, whose place `pending` takes; scores are relative to it.
+
+    Nodes keep their order, so draws that count by node keep their numbers.
+    """
     parents = draft.tree.parents.tolist()
     place = {root: 0}
     for node in range(root + 1, len(parents)):
         if parents[node] in place:
             place[node] = len(place)
-    kept = list(place)
-    tokens = draft.tree.tokens[kept].copy()
+    tokens = draft.tree.tokens[list(place)].copy()
     tokens[0] = pending
-    own = [-1, *[place[parents[node]] for node in kept[1:]]]
-    scores = draft.scores
+    own = [-1, *[place[parents[node]] for node in list(place)[1:]]]
+    tree = TokenTree.made(tokens, np.array(own, np.int32))
+    return _restricted(draft, place, tree)
+
+
+def cut(draft: Draft, most: int, depth: int) -> Draft:
+    """The first `most` drafted nodes that are no deeper than `depth`."""
+    tree = draft.tree
+    if len(tree) <= 1 + most and (depth >= len(tree) - 1 or int(tree.depths().max()) <= depth):
+        return draft
+    shallow = np.flatnonzero(tree.depths() <= depth).tolist()[: 1 + max(0, most)]
+    place = {node: at for at, node in enumerate(shallow)}
+    own = [-1, *[place[int(tree.parents[node])] for node in shallow[1:]]]
+    return _restricted(draft, place, TokenTree.made(tree.tokens[shallow], np.array(own, np.int32)))
+
+
+def _restricted(draft: Draft, place: dict[int, int], tree: TokenTree) -> Draft:
+    """A draft's figures of the nodes in `place`, which says where each stands in `tree`."""
+    kept = list(place)
+    scores, expanded = draft.scores, draft.expanded
     if scores is not None:
-        whole = float(scores[root])
+        whole = float(scores[kept[0]])
         scores = scores[kept] / whole if whole > 0 else scores[kept]
+        scores[0] = np.nan
+    rows: list[int] = []
+    if expanded is not None:
+        rows = [at for at, node in enumerate(expanded.tolist()) if node in place]
+        expanded = np.array([place[int(node)] for node in expanded[rows]], np.int32)
     return replace(
         draft,
-        tree=TokenTree.made(tokens, np.array(own, np.int32)),
-        expanded=None,
-        margins=_first_unknown(draft.margins, kept),
-        ranks=_first_unknown(draft.ranks, kept),
+        tree=tree,
+        expanded=expanded,
+        law=None if draft.law is None else draft.law[rows],
+        draws=None if draft.draws is None else draft.draws[rows],
+        margins=_rootless(draft.margins, kept),
+        ranks=_rootless(draft.ranks, kept),
         scores=scores,
     )
 
@@ -151,7 +167,8 @@ def subtree(draft: Draft, root: int, pending: int) -> Draft:
 _Value = TypeVar("_Value", bound=np.generic)
 
 
-def _first_unknown(values: NDArray[_Value] | None, kept: list[int]) -> NDArray[_Value] | None:
+def _rootless(values: NDArray[_Value] | None, kept: list[int]) -> NDArray[_Value] | None:
+    """Figures of the kept nodes; the first is a root now, of which there are none."""
     if values is None:
         return None
     own = values[kept].copy()

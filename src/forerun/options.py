@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 
 from forerun.composition import Composition, compose
@@ -97,7 +97,7 @@ class Speculation:
     `dspark`, `eagle3` (each of these four also with `:DIR`), `exit:LAYER`, `router(D,D,…)`,
     `nested(D,S,R)`. `shape`: `auto`, `chain:K`, `chain:auto`, `tree:N`, `tree:auto`, `tree:3x2x1`,
     `tree:FILE.json`. `rule`: `auto`, `match`, `rejection`, `block`, `traversal`, `kseq`.
-    `schedule`: `auto`, `sequential`.
+    `schedule`: `auto`, `sequential`, `parallel`, `ahead`, `ahead:B`, `ahead:B:C`.
 
     Raises:
         OptionError: a name that is unknown or not built yet.
@@ -165,6 +165,16 @@ class EngineOptions:
         if self.threads > len(allowed):
             raise OptionError(f"threads={self.threads}, this process may use {len(allowed)} cores")
         return tuple(allowed[: self.threads])
+
+
+    def lanes_apart(self) -> EngineOptions:
+        """The same, with the last core as the drafter's own lane where nobody said otherwise."""
+        if self.target_cores is not None or self.draft_cores is not None:
+            return self
+        allowed = self.cores_of("target") or tuple(sorted(os.sched_getaffinity(0)))
+        if len(allowed) < 2:
+            return self
+        return replace(self, target_cores=allowed[:-1], draft_cores=allowed[-1:])
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -14,14 +14,14 @@ from types import TracebackType
 class Span:
     """Seconds spent inside `with span:`, summed over uses."""
 
-    __slots__ = ("_started", "seconds")
+    __slots__ = ("began_s", "seconds")
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._started = 0.0
+        self.began_s = 0.0  # of the last use
 
     def __enter__(self) -> Span:
-        self._started = perf_counter()
+        self.began_s = perf_counter()
         return self
 
     def __exit__(
@@ -30,7 +30,7 @@ class Span:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.seconds += perf_counter() - self._started
+        self.seconds += perf_counter() - self.began_s
 
 
 def timed(call: Callable[[], object]) -> float:
@@ -42,12 +42,72 @@ def timed(call: Callable[[], object]) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class LaneStats:
+    """What working ahead brought to a round, summed over its rows, and what it took.
+
+    Of rows that could draft: `num_hits` began with a draft prepared for the very outcome that came,
+    `num_wrong` met an outcome that was not prepared, `num_short` one that was, with nothing below
+    it yet, `num_late` waited in vain, `num_cold` had no forecast at all (a first round, a resting
+    drafter). `num_redrafted` of those that missed were drafted for while nothing was verified.
+    `num_branches` outcomes and `num_prepared` nodes were prepared in the job collected at this
+    round's beginning, of which `num_taken` nodes were used; it took `busy_s` seconds of the lane
+    from `began_s` on and `num_passes` passes. The verifier waited `wait_s` for it, and `redraft_s`
+    for drafts made while nothing was verified.
+    """
+
+    num_hits: int = 0
+    num_wrong: int = 0
+    num_short: int = 0
+    num_late: int = 0
+    num_cold: int = 0
+    num_redrafted: int = 0
+    num_branches: int = 0
+    num_prepared: int = 0
+    num_taken: int = 0
+    num_passes: int = 0
+    began_s: float = 0.0
+    busy_s: float = 0.0
+    wait_s: float = 0.0
+    redraft_s: float = 0.0
+
+
+class LaneMeter:
+    """The counts and spans of one round that was drafted for ahead."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin the next round at zero."""
+        self.num_hits = self.num_wrong = self.num_short = self.num_late = self.num_cold = 0
+        self.num_redrafted = self.num_branches = self.num_prepared = self.num_taken = 0
+        self.num_passes = 0
+        self.began_s = self.busy_s = 0.0
+        self.waiting, self.redrafting = Span(), Span()
+
+    def add_job(self, began_s: float, ended_s: float, num_passes: int) -> None:
+        """Count a forecast that was collected."""
+        self.began_s = began_s
+        self.busy_s += ended_s - began_s
+        self.num_passes += num_passes
+
+    def stats(self) -> LaneStats:
+        """What was counted since the round began."""
+        counts = {name: getattr(self, name) for name in _COUNTED}
+        return LaneStats(**counts, wait_s=self.waiting.seconds, redraft_s=self.redrafting.seconds)
+
+
+_COUNTED = tuple(name for name in LaneStats.__slots__ if name not in ("wait_s", "redraft_s"))
+
+
+@dataclass(frozen=True, slots=True)
 class RoundStats:
     """One round of all its rows: counts of tokens, and where its time went.
 
     `draft_s` is the whole of proposing, `verify_s` the target's calls, `engine_s` the round
     outside backend calls of target and drafter. `num_draft_passes`: forward passes of a small model
-    that drafting took, for all rows together.
+    that drafting took, for all rows together. `lane`: what working ahead brought, where it did;
+    `began_s` is when the round began, by the clock of `LaneStats`.
     """
 
     num_rows: int
@@ -58,13 +118,16 @@ class RoundStats:
     verify_s: float
     engine_s: float
     num_draft_passes: int = 0
+    began_s: float = 0.0
+    lane: LaneStats | None = None
 
 
 class RoundMeter:
     """The spans and counts of one round; `model` are the drafter's own backend calls."""
 
     __slots__ = (
-        "draft", "model", "num_accepted", "num_draft_passes", "num_drafted", "round", "verify",
+        "draft", "lane", "model", "num_accepted", "num_draft_passes", "num_drafted", "round",
+        "verify",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -75,12 +138,15 @@ class RoundMeter:
         self.num_drafted = 0
         self.num_accepted = 0
         self.num_draft_passes = 0
+        self.lane: LaneMeter | None = None  # set where something works ahead
 
     def restart(self) -> None:
         """Begin the next round at zero."""
         self.round.seconds = self.draft.seconds = 0.0
         self.verify.seconds = self.model.seconds = 0.0
         self.num_drafted = self.num_accepted = self.num_draft_passes = 0
+        if self.lane is not None:
+            self.lane.restart()
 
     def stats(self, num_rows: int) -> RoundStats:
         """What the round that just ended cost."""
@@ -94,6 +160,8 @@ class RoundMeter:
             self.verify.seconds,
             self.round.seconds - backend_s,
             self.num_draft_passes,
+            self.round.began_s,
+            None if self.lane is None else self.lane.stats(),
         )
 
 

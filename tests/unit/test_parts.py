@@ -23,7 +23,7 @@ from forerun.models.tokenizer import load_tokenizer
 from forerun.options import Speculation
 from forerun.shapes.chain import Chain
 from forerun.shapes.tree import FixedTree, Tree
-from forerun.stats import Span
+from forerun.stats import RoundMeter
 
 
 class Target:
@@ -100,7 +100,7 @@ def build(directory, *names, opened=None):
     opened = opened or Opened()
     opens = Openers(opened.model, opened.features)
     target = Target(directory)
-    return build_parts(Speculation(*names), target, directory, tokenizer, opens, Span())
+    return build_parts(Speculation(*names), target, directory, tokenizer, opens, RoundMeter())
 
 
 def live(parts):

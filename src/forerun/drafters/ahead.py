@@ -12,11 +12,14 @@ alone has nothing to undo; one that keeps what it read, as a model keeps K/V, is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from forerun.draft import Commit
-from forerun.protocols import Drafter
+from forerun.protocols import Drafter, Sampler
 
 
 @runtime_checkable
@@ -43,3 +46,18 @@ def rewind(drafter: Drafter, sequence_id: int, tokens: Sequence[int]) -> None:
         return
     drafter.release(sequence_id)
     drafter.admit(sequence_id, tokens)
+
+
+def sampler_after(sampler: Sampler, chosen: Sequence[int]) -> Sampler:
+    """The sampler once these tokens are part of the output; only penalties look at them."""
+    if not chosen or not sampler.params.has_penalties:
+        return sampler
+    counts = dict(zip(sampler.output_ids.tolist(), sampler.output_counts.tolist(), strict=True))
+    together = Counter(counts) + Counter(chosen)
+    return Sampler(
+        sampler.params,
+        sampler.seed,
+        sampler.prompt_ids,
+        np.fromiter(together.keys(), np.int32, len(together)),
+        np.fromiter(together.values(), np.int32, len(together)),
+    )

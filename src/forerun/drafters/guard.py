@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from forerun.draft import Commit, Draft
 from forerun.drafters.plain import plain_draft
 from forerun.errors import CapacityError, DrafterError
-from forerun.protocols import Drafter, DraftRow, ReadsFeatures, Shape
+from forerun.protocols import Anticipates, Drafter, DraftRow, ReadsFeatures, Shape
 from forerun.tree import TokenTree
 
 MAX_FAILURES = 3  # in a row; then the drafter is not asked again
@@ -35,6 +35,7 @@ class Guard:
         self._admitted: set[int] = set()
         self._failed: set[int] = set()
         self._reader = drafter if isinstance(drafter, ReadsFeatures) else None
+        self._ahead = drafter if isinstance(drafter, Anticipates) else None
         self.num_failures = 0
 
     @property
@@ -81,6 +82,20 @@ class Guard:
             return checked
         drafts = {row.sequence_id: draft for row, draft in zip(asked, checked, strict=True)}
         return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
+
+    def anticipate(self, rows: Sequence[DraftRow], drafts: Sequence[Draft]) -> None:
+        """Let a drafter that works ahead begin: these drafts are about to be verified."""
+        if self._ahead is None or self.is_disabled:
+            return
+        pairs = [
+            (row, draft)
+            for row, draft in zip(rows, drafts, strict=True)
+            if row.sequence_id in self._admitted
+        ]
+        try:
+            self._ahead.anticipate([row for row, _ in pairs], [draft for _, draft in pairs])
+        except Exception as error:  # noqa: BLE001  a drafter may raise anything
+            self._fail("anticipate", error)
 
     def absorb(self, sequence_id: int, features: NDArray[np.float32]) -> None:
         """Hand the drafter what was tapped of a prompt; a row it fails for decodes plainly."""

@@ -21,16 +21,19 @@ from numpy.typing import NDArray
 from forerun.backends.prefill import prefill
 from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft, Draw
+from forerun.drafters.asking import foresee_by_asking
 from forerun.drafters.margins import Margins
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.pricing import priced
 from forerun.errors import CapacityError
+from forerun.forecast import ForecastPlan, ForeseesText
 from forerun.protocols import (
     BLOCK_LEN,
     Backend,
     DraftRow,
     Growth,
     GrowthPlan,
+    Outlook,
     Prices,
     ProposalPlan,
     Sampler,
@@ -39,6 +42,9 @@ from forerun.stats import Span
 from forerun.tree import Tokens, TokenTree
 
 _COUPLED = Draw.COUPLED  # looked up once: an enum's member is found by a slow call
+
+_CHAIN = Growth(_COUPLED)  # grown level by level: the same tokens as a chain proposed at once
+NUM_OFFERS = 8  # children of a draft's node that are looked at for guesses
 
 LONGEST_CATCH_UP = 32  # unseen tokens a proposal reads itself; more are read in chunks before it
 
@@ -124,6 +130,33 @@ class LM:
         made = dict(zip((row.sequence_id for row in drafting), drafts, strict=True))
         return [made.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
 
+    def foresee(
+        self, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
+    ) -> list[Draft]:
+        """Each draft grown further, all in one backend call; draws of sampled rules, and a backend
+        that cannot grow on, are asked for one by one."""
+        growth = self._growth or _CHAIN
+        is_sampled = growth.draw not in (Draw.COUPLED, Draw.POINT)
+        if is_sampled or not isinstance(self._backend, ForeseesText):
+            return foresee_by_asking(self, rows, drafts, outlook)
+        ready = [
+            at
+            for at, (row, draft) in enumerate(zip(rows, drafts, strict=True))
+            if self._prepare(row, int(draft.tree.depths().max()) + 1)
+        ]
+        grown = list(drafts)
+        if not ready:
+            return grown
+        plan = self._forecast_plan(rows, drafts, outlook, ready, growth)
+        with self._span:
+            made = self._backend.foresee(plan)
+        for index, (at, draft) in enumerate(zip(ready, made, strict=True)):
+            progress = self._progress[rows[at].sequence_id]
+            progress.committed = len(rows[at].tokens)
+            progress.grown = _Grown(plan.below, index, draft)
+            grown[at] = draft
+        return grown
+
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """Keep what was computed of the kept path; of a chain the next proposal compares tokens."""
         progress = self._progress[sequence_id]
@@ -132,7 +165,8 @@ class LM:
             return
         is_greedy = grown.plan.samplers[grown.row].params.temperature == 0
         self._margins.learn(grown.draft, commit, is_greedy=is_greedy)
-        path = _computed_path(grown.draft, commit)
+        # The bonus may have been guessed and read; as the pending token it is read again.
+        path = _computed_path(grown.draft, commit.tokens[:-1])
         with self._span:
             is_kept = self._backend.keep(grown.plan, grown.row, path)
         progress.committed += len(path) if is_kept else 0
@@ -159,12 +193,13 @@ class LM:
         """Close the small model."""
         self._backend.close()
 
-    def _prepare(self, row: DraftRow) -> bool:
-        """Whether the row can draft; if so it has blocks, and few tokens are unread."""
+    def _prepare(self, row: DraftRow, num_more: int = 0) -> bool:
+        """Whether the row can draft, with `num_more` levels in between; if so it has blocks, and
+        few tokens are unread."""
         progress = self._progress.get(row.sequence_id)
         if row.max_drafted < 1 or progress is None:
             return False
-        needed = len(row.tokens) + self._num_steps
+        needed = len(row.tokens) + num_more + self._num_steps
         if needed > progress.num_reserved:
             if needed > self._backend.spec.max_position:
                 return False
@@ -173,6 +208,7 @@ class LM:
             except CapacityError:
                 return False
         progress.settle(row.tokens)
+        progress.committed = min(progress.committed, len(row.tokens) - 1)
         if len(row.tokens) - progress.committed > LONGEST_CATCH_UP:
             self._read(row.sequence_id, progress, row.tokens, len(row.tokens) - 1)
         return True
@@ -227,6 +263,31 @@ class LM:
         )
         return priced(plan, rows, self._prices)
 
+    def _forecast_plan(
+        self,
+        rows: Sequence[DraftRow],
+        drafts: Sequence[Draft],
+        outlook: Outlook,
+        ready: list[int],
+        growth: Growth,
+    ) -> ForecastPlan:
+        asked = [rows[at] for at in ready]
+        below = GrowthPlan(
+            *self._unread(asked),
+            budgets=outlook.most[ready],
+            depths=np.minimum(outlook.depths[ready], self._num_steps).astype(np.int32),
+            growth=growth,
+            acceptance=self._margins.of(asked),
+        )
+        return ForecastPlan(
+            below,
+            trees=[drafts[at].tree for at in ready],
+            exits=[outlook.exits[at] for at in ready],
+            num_branches=np.full(len(ready), outlook.num_branches, np.int32),
+            num_offers=NUM_OFFERS,
+            deepest=outlook.deepest,
+        )
+
     def _unread(
         self, rows: Sequence[DraftRow]
     ) -> tuple[Tokens, Tokens, Tokens, NDArray[np.int32], list[Sampler]]:
@@ -247,12 +308,12 @@ class LM:
         )
 
 
-def _computed_path(draft: Draft, commit: Commit) -> list[int]:
-    """The kept nodes whose K/V was computed, from a child of node 0 down."""
+def _computed_path(draft: Draft, tokens: Sequence[int]) -> list[int]:
+    """The nodes of these tokens whose K/V was computed, from a child of node 0 down."""
     expanded = set() if draft.expanded is None else set(draft.expanded.tolist())
     path: list[int] = []
     node = 0
-    for token in commit.tokens:
+    for token in tokens:
         child = draft.tree.child(node, token)
         if child is None or child not in expanded:
             break

@@ -13,18 +13,15 @@ The inner drafter may be nested itself.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from forerun.backends.passes import assemble
 from forerun.backends.prefill import prefill
 from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft, Draw, Verdict
-from forerun.drafters.ahead import rewind, settle
+from forerun.drafters.ahead import rewind, sampler_after, settle
 from forerun.drafters.plain import plain_draft
 from forerun.errors import CapacityError, DrafterError
 from forerun.noise import RoundNoise
@@ -35,7 +32,6 @@ from forerun.protocols import (
     DraftRow,
     Reads,
     Rule,
-    Sampler,
     Selection,
     Shape,
 )
@@ -227,7 +223,7 @@ class Nested:
         is wanted: a round emits one token beside those drafted."""
         progress = self._progress[row.sequence_id]
         most = min(self._shape.max_drafted, self._shape.fits(room))
-        sampler = _sampler_after(row.sampler, progress.text[len(row.tokens) :])
+        sampler = sampler_after(row.sampler, progress.text[len(row.tokens) :])
         text, num_read = progress.text, progress.num_read
         return DraftRow(row.sequence_id, text, row.prompt_len, sampler, most, room, num_read)
 
@@ -260,18 +256,3 @@ class Nested:
         progress.num_read = len(progress.text) - 1
         if progress.has_inner:
             settle(self._inner, sequence_id, Commit(tuple(kept)))
-
-
-def _sampler_after(sampler: Sampler, chosen: Sequence[int]) -> Sampler:
-    """The sampler once these tokens are part of the output; only penalties look at them."""
-    if not chosen or not sampler.params.has_penalties:
-        return sampler
-    counts = dict(zip(sampler.output_ids.tolist(), sampler.output_counts.tolist(), strict=True))
-    together = Counter(counts) + Counter(chosen)
-    return Sampler(
-        sampler.params,
-        sampler.seed,
-        sampler.prompt_ids,
-        np.fromiter(together.keys(), np.int32, len(together)),
-        np.fromiter(together.values(), np.int32, len(together)),
-    )

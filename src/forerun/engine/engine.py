@@ -77,14 +77,16 @@ class Engine:
             threads=threads,
             kv_positions=kv_positions,
         )
+        if speculate.composition().schedule.kind in ("parallel", "ahead"):
+            options = options.lanes_apart()
         directory = resolve_model(str(model))
         checkpoint = open_checkpoint(directory)
         self._tokenizer = load_tokenizer(directory, checkpoint.spec)
         self._meter = RoundMeter()
         target = open_backend(checkpoint, options, options.cores_of("target"))
         try:
-            opens, span = _openers(options, directory), self._meter.model
-            parts = build_parts(speculate, target, directory, self._tokenizer, opens, span)
+            opens = _openers(options, directory)
+            parts = build_parts(speculate, target, directory, self._tokenizer, opens, self._meter)
             self._parts = replace(parts, witness=witness)
         except BaseException:
             target.close()

@@ -7,10 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forerun.backends.slots import Slots
+from forerun.composition import ScheduleName
 from forerun.control.pace import Pace
+from forerun.control.patience import Patience
 from forerun.control.prices import Prices
 from forerun.drafters.features import Featured
 from forerun.drafters.guard import Guard
+from forerun.drafters.lookup import Lookup
+from forerun.drafters.overlapped import Overlapped, Spares
 from forerun.engine.discovery import discovered
 from forerun.engine.drafting import Openers, Surroundings, build_drafter
 from forerun.engine.shaping import RULES, live_shape
@@ -18,8 +22,12 @@ from forerun.engine.witness import Witness
 from forerun.models.tokenizer import Tokenizer
 from forerun.options import Speculation
 from forerun.protocols import Backend, Drafter, Rule, Schedule, Shape
+from forerun.schedules.ahead import Ahead
+from forerun.schedules.parallel import Parallel
 from forerun.schedules.sequential import Sequential
-from forerun.stats import Span
+from forerun.stats import LaneMeter, RoundMeter, Span
+
+_AUTO_BRANCHES = 8  # rows that a pass computes in little more than the time of one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +42,7 @@ class Parts:
     schedule: Schedule
     pace: Pace | None = None  # only where nobody asked for a length
     prices: Prices | None = None  # only where nobody asked for a number of nodes
+    patience: Patience | None = None  # only where something works ahead
     witness: Witness | None = None
 
 
@@ -43,12 +52,12 @@ def build_parts(
     directory: Path,
     tokenizer: Tokenizer,
     opens: Openers,
-    model_span: Span,
+    meter: RoundMeter,
 ) -> Parts:
     """Check all four names, then load what they need.
 
-    `directory` is the target's, where its own drafters lie; `model_span` sums the seconds of a
-    drafter's own backend calls.
+    `directory` is the target's, where its own drafters lie; `meter.model` sums the seconds of a
+    drafter's own backend calls, as far as the target waits for them.
 
     Raises:
         OptionError: a name that is unknown or not built yet.
@@ -57,10 +66,12 @@ def build_parts(
     """
     wanted = speculation.composition()
     slots, name = Slots(target.num_blocks), wanted.drafter
+    schedule = live_schedule(wanted.schedule)
+    works_ahead = schedule.num_branches > 0
     is_free_tree = wanted.shape.kind == "tree" and not wanted.shape.size and not wanted.shape.file
     prices = Prices() if is_free_tree and wanted.rule == "match" else None
     around = Surroundings(
-        target, slots, directory, tokenizer, opens, model_span,
+        target, slots, directory, tokenizer, opens, Span() if works_ahead else meter.model,
         shape=live_shape(wanted.shape, name.name), rule=wanted.rule,
         siblings=wanted.shape.siblings, prices=prices,
     )  # fmt: skip
@@ -71,8 +82,26 @@ def build_parts(
     drafter = build_drafter(name, around)
     is_paced = wanted.shape.kind == "auto" and wanted.rule == "match" and name.name != "none"
     pace = _pace(drafter, shape) if is_paced else None
+    patience = None
+    if works_ahead:
+        meter.lane, patience = LaneMeter(), Patience()
+        spares = Spares(Lookup() if wanted.rule == "match" else None)
+        drafter = Overlapped(
+            drafter, schedule, waits=patience, spares=spares, meter=meter.lane, span=meter.model,
+            vocab=target.spec.vocab,
+        )  # fmt: skip
     guard = Guard(drafter, shape, target.spec.vocab)
-    return Parts(target, slots, guard, shape, RULES[wanted.rule], Sequential(), pace, prices)
+    rule = RULES[wanted.rule]
+    return Parts(target, slots, guard, shape, rule, schedule, pace, prices, patience)
+
+
+def live_schedule(name: ScheduleName) -> Schedule:
+    """The live schedule; where the number of branches is ours to choose, so many as cost little."""
+    if name.kind == "parallel":
+        return Parallel()
+    if name.kind == "ahead":
+        return Ahead(name.num_branches or _AUTO_BRANCHES)
+    return Sequential()
 
 
 def _pace(drafter: Drafter, shape: Shape) -> Pace:

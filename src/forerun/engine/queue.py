@@ -53,6 +53,8 @@ class Queue:
             self._parts.pace.learn(stats)
         if is_steady and self._parts.prices is not None:
             self._parts.prices.learn(stats)
+        if is_steady and self._parts.patience is not None:
+            self._parts.patience.learn_round(stats.num_accepted + len(rows), stats.round_s)
         for row in rows:
             row.tally.rounds.append(stats)
             row.tally.num_failures += self._parts.drafter.failed(row.id)

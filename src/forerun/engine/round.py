@@ -38,6 +38,7 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
         drafts = parts.drafter.propose(draft_rows)
     meter.num_draft_passes = max(draft.num_passes for draft in drafts)
     batch, selection, starts, bases = _assemble(rows, draft_rows, drafts, parts)
+    parts.drafter.anticipate(draft_rows, drafts)
     with meter.verify:
         output = parts.target.forward(batch)
         logits = output.logits

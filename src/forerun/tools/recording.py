@@ -193,7 +193,7 @@ def rerun(trace: Trace, speculation: Speculation, directory: Path | None) -> Rer
 
     target, place = cast("Backend", recording), directory or Path(header.model)
     opens = Openers(open_drafter, open_features)
-    parts = build_parts(speculation, target, place, tokenizer, opens, meter.model)
+    parts = build_parts(speculation, target, place, tokenizer, opens, meter)
     notes = _Notes()
     parts = replace(parts, witness=notes)
     try:

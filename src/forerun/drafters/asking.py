@@ -1,0 +1,172 @@
+"""Foreseeing by asking: any drafter's next draft, proposed for what the text may become.
+
+Knows no model. A drafter that cannot grow a draft further in one call is asked once for each
+outcome, as if that had come; what it read for it is taken back (`ahead.py`). Where a draft carries
+its laws, guessed bonuses are their likeliest tokens but those drafted; else one is what the drafter
+itself proposes below a leaf.
+
+An ordinary proposal counts its draws by tokens known and node, so what is drawn here for an outcome
+is what would be drawn once it has come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.draft import Draft
+from forerun.drafters.ahead import rewind, sampler_after
+from forerun.protocols import Drafter, DraftRow, Outlook
+from forerun.tree import TokenTree
+
+_REACH = 0.6  # a node is kept so often where nobody has figures
+
+
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    """A guess: which exit, which bonus, and how likely."""
+
+    exit_node: int
+    bonus: int
+    score: float
+
+
+@dataclass(slots=True, eq=False)
+class _Grown:
+    """A draft's nodes, then those of the drafts prepared below it."""
+
+    draft: Draft
+    tokens: list[int]
+    parents: list[int]
+    scores: list[float]
+    expanded: list[int] = field(default_factory=list)
+    laws: list[NDArray[np.float32]] = field(default_factory=list)
+    draws: list[NDArray[np.int32]] = field(default_factory=list)
+
+    def add(self, outcome: _Outcome, next_draft: Draft) -> None:
+        """A guess, and the draft that was prepared for it."""
+        first = len(self.tokens)
+        tree = next_draft.tree
+        self.tokens += tree.tokens.tolist()
+        self.parents += [outcome.exit_node, *[first + at for at in tree.parents[1:].tolist()]]
+        self.scores += [outcome.score * _REACH**depth for depth in tree.depths().tolist()]
+        if next_draft.expanded is None or next_draft.law is None:
+            return
+        self.expanded += [first + node for node in next_draft.expanded.tolist()]
+        self.laws += list(next_draft.law)
+        if next_draft.draws is not None:
+            self.draws += list(next_draft.draws)
+
+    def finished(self) -> Draft:
+        """One tree; figures of nodes that have a law are those of the prepared drafts."""
+        return replace(
+            self.draft,
+            tree=TokenTree(np.array(self.tokens, np.int32), np.array(self.parents, np.int32)),
+            expanded=np.array(self.expanded, np.int32) if self.laws else None,
+            law=np.stack(self.laws) if self.laws else None,
+            draws=_padded(self.draws) if self.draws else None,
+            margins=None,
+            ranks=None,
+            scores=np.array([np.nan, *self.scores[1:]], np.float32),
+        )
+
+
+def foresee_by_asking(
+    drafter: Drafter, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
+) -> list[Draft]:
+    """As `Foresees.foresee`, one proposal an outcome; rows one after another."""
+    grown = []
+    for at, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
+        try:
+            grown.append(_foresee(drafter, row, draft, outlook, at))
+        finally:
+            rewind(drafter, row.sequence_id, row.tokens)
+    return grown
+
+
+def _foresee(drafter: Drafter, row: DraftRow, draft: Draft, outlook: Outlook, at: int) -> Draft:
+    depths = draft.tree.depths().tolist()
+    whole = _Grown(draft, draft.tree.tokens.tolist(), draft.tree.parents.tolist(), _reach(draft))
+    exits = outlook.exits[at].tolist()
+
+    def asked(exit_node: int, bonus: int | None) -> Draft:
+        """The proposal for a text that went to an exit, and then on to a bonus."""
+        text = [*row.tokens, *draft.tree.tokens[draft.tree.path(exit_node)[1:]].tolist()]
+        text += [] if bonus is None else [bonus]
+        more = 1 if bonus is None else 0  # the bonus is part of what is proposed
+        most, depth = int(outlook.most[at]) + more, int(outlook.depths[at]) + more
+        return _proposal(drafter, row, text, most, depth)
+
+    inner = set(draft.tree.parents.tolist())
+    leaves = [node for node in exits if node not in inner]
+    leaves.sort(key=lambda node: -depths[node])
+    if draft.law is None or draft.expanded is None:
+        for leaf in leaves[: outlook.num_branches]:
+            _add_below(whole, leaf, asked(leaf, None))
+        return whole.finished()
+    laws = dict(zip(draft.expanded.tolist(), draft.law, strict=True))
+    for leaf in leaves[:1]:
+        of_leaf = asked(leaf, None).law
+        laws |= {} if of_leaf is None else {leaf: of_leaf[0]}
+    possible = {node: law for node, law in laws.items() if node in exits}
+    for outcome in _likeliest(draft, possible, depths, outlook.num_branches):
+        whole.add(outcome, asked(outcome.exit_node, outcome.bonus))
+    return whole.finished()
+
+
+def _proposal(drafter: Drafter, row: DraftRow, text: list[int], most: int, depth: int) -> Draft:
+    beyond = text[len(row.tokens) :]
+    room = max(0, row.max_depth - len(beyond))
+    one = replace(
+        row,
+        tokens=text,
+        sampler=sampler_after(row.sampler, beyond),
+        max_drafted=most if room else 0,
+        max_depth=min(depth, room),
+    )
+    return drafter.propose([one])[0]
+
+
+def _add_below(whole: _Grown, leaf: int, proposed: Draft) -> None:
+    """A leaf's proposal: its children are guessed bonuses already, with what follows them."""
+    tree = proposed.tree
+    if len(tree) < 2:
+        return
+    first = len(whole.tokens) - 1
+    whole.tokens += tree.tokens[1:].tolist()
+    whole.parents += [leaf if at == 0 else first + at for at in tree.parents[1:].tolist()]
+    whole.scores += [whole.scores[leaf] * _REACH**at for at in tree.depths()[1:].tolist()]
+
+
+def _likeliest(
+    draft: Draft, laws: Mapping[int, NDArray[np.float32]], depths: Sequence[int], num_branches: int
+) -> list[_Outcome]:
+    """By the drafter's own laws: tokens it did not draw, where a verdict may reject what it drew,
+    and any token where it has drawn none."""
+    outcomes = []
+    for node, law in laws.items():
+        drawn = draft.tree.tokens[draft.tree.parents == node]
+        rest = law.astype(np.float64)
+        rest[drawn] = 0.0
+        ends_here = _REACH ** depths[node] * (1 - _REACH if len(drawn) else 1.0)
+        best = np.argsort(-rest, kind="stable")[:num_branches].tolist()
+        outcomes += [
+            _Outcome(node, bonus, ends_here * float(rest[bonus] / rest.sum()))
+            for bonus in best
+            if rest[bonus] > 0
+        ]
+    return sorted(outcomes, key=lambda one: -one.score)[:num_branches]
+
+
+def _reach(draft: Draft) -> list[float]:
+    if draft.scores is None:
+        return [_REACH**depth for depth in draft.tree.depths().tolist()]
+    return [1.0, *np.nan_to_num(draft.scores[1:].astype(np.float64), nan=0.5).tolist()]
+
+
+def _padded(draws: list[NDArray[np.int32]]) -> NDArray[np.int32]:
+    width = max(len(one) for one in draws)
+    return np.stack([np.pad(one, (0, width - len(one)), constant_values=-1) for one in draws])

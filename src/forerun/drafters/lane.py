@@ -1,0 +1,116 @@
+"""A lane's thread: the only one that touches a drafter, so that nobody waits for it by accident.
+
+Jobs run one at a time in the order they were posted. Who posts one holds a ticket, and may look at
+it, wait for it for so long, or forget it. A thread that died is replaced by the next job.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from time import perf_counter
+from typing import Generic, TypeVar
+
+from forerun.errors import DrafterError
+
+_Result = TypeVar("_Result")
+
+
+class Ticket(Generic[_Result]):
+    """A job's result, once it is there; `posted_s`, `began_s` and `ended_s` by `perf_counter`."""
+
+    __slots__ = ("_done", "_error", "_job", "_result", "began_s", "ended_s", "posted_s")
+
+    def __init__(self, job: Callable[[], _Result]) -> None:
+        self._job = job
+        self._done = threading.Event()
+        self._result: _Result | None = None
+        self._error: BaseException | None = None
+        self.posted_s = perf_counter()
+        self.began_s = self.ended_s = 0.0
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the job has ended, well or not."""
+        return self._done.is_set()
+
+    def elapsed_s(self) -> float:
+        """Seconds since the job was posted."""
+        return perf_counter() - self.posted_s
+
+    def wait(self, longest_s: float | None = None) -> bool:
+        """Wait at most so long; whether the job has ended."""
+        return self._done.wait(longest_s)
+
+    def result(self) -> _Result:
+        """What the job returned; raises what it raised."""
+        if self._error is not None:
+            raise self._error
+        return self._result  # type: ignore[return-value]
+
+    def run(self) -> None:
+        """Do the job, on the lane's thread."""
+        self.began_s = perf_counter()
+        try:
+            self._result = self._job()
+        except BaseException as error:
+            self._error = error
+            if not isinstance(error, Exception):
+                raise  # the thread ends with it
+        finally:
+            self.ended_s = perf_counter()
+            self._done.set()
+
+    def abandon(self) -> None:
+        """End a job that will never run."""
+        self._error = DrafterError("the drafter's lane was closed before this job")
+        self._done.set()
+
+
+class DraftLane:
+    """One daemon thread and its jobs."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: SimpleQueue[Ticket[object] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self.num_starts = 0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether a thread serves jobs."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def post(self, job: Callable[[], _Result]) -> Ticket[_Result]:
+        """Have a job done; returns at once."""
+        ticket = Ticket(job)
+        if not self.is_alive:
+            self.num_starts += 1
+            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+            self._thread.start()
+        self._jobs.put(ticket)  # type: ignore[arg-type]
+        return ticket
+
+    def close(self, longest_s: float) -> bool:
+        """End the thread behind its last job; False if it did not end in time and was left."""
+        if self._thread is None:
+            return True
+        self._jobs.put(None)
+        self._thread.join(longest_s)
+        return not self._thread.is_alive()
+
+    def _serve(self) -> None:
+        while (ticket := self._jobs.get()) is not None:
+            try:
+                ticket.run()
+            except BaseException:  # noqa: BLE001  its ticket has it; this thread is over
+                self._drop()
+                return
+
+    def _drop(self) -> None:
+        """What waited behind a job that killed the thread fails with it."""
+        while not self._jobs.empty():
+            ticket = self._jobs.get()
+            if ticket is not None:
+                ticket.abandon()

@@ -1,0 +1,382 @@
+"""Drafting while the target verifies: a drafter on a lane of its own, one round ahead.
+
+Knows a drafter, the thread that alone touches it, and a schedule. A round of it, beside the target:
+
+    propose      take what was prepared for the outcome that came (a hit); else make do (a miss)
+    anticipate   the lane begins to grow these very drafts further, and the target verifies them
+    observe      what was kept waits for the lane's next job
+
+What the lane does is never waited for beyond `Waits.wait_for`, and what it brings is compared with
+the text, so that late, stale or broken work costs speed, never a token.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forerun.draft import Commit, Draft, Draw
+from forerun.drafters.lane import DraftLane, Ticket
+from forerun.drafters.lane_side import LaneSide
+from forerun.drafters.plain import plain_draft
+from forerun.errors import DrafterError
+from forerun.forecast import Forecast, cut, subtree
+from forerun.protocols import Drafter, DraftRow, Outlook, ReadsFeatures, Schedule
+from forerun.stats import LaneMeter, Span
+
+_FIRST_REST, _LAST_REST = 8, 512  # rounds without the drafter after it broke
+_PATIENT_S = 2.0  # how long rules that must draw the same tokens wait for a drafter
+_CLOSING_S = 5.0
+
+_log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+
+
+class Waiting(Protocol):
+    """How deep to let a forecast go, and how long to wait for it."""
+
+    @property
+    def num_levels(self) -> int: ...
+
+    @property
+    def longest_s(self) -> float: ...
+
+
+class Waits(Protocol):
+    """What waiting is worth; learned elsewhere (`control/patience.py`)."""
+
+    def learn_forecast(self, num_passes: int, seconds: float) -> None: ...
+    def learn_redraft(self, seconds: float) -> None: ...
+    def learn_outcome(self, *, is_hit: bool) -> None: ...
+    def learn_yield(self, source: str, num_accepted: int) -> None: ...
+    def wait_for(self, num_levels: int, elapsed_s: float, num_rows: int) -> Waiting: ...
+    def prefers_redraft(self, other: str, num_missed: int) -> bool: ...
+    def longest_redraft_s(self) -> float: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """What was kept since the lane last heard of a sequence, and where its draft came from."""
+
+    commits: list[Commit] = field(default_factory=list)
+    source: str = "none"
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """A forecast that is being made, of these sequences and at most so deep."""
+
+    ticket: Ticket[dict[int, Forecast]]
+    num_levels: int
+    deepest: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spares:
+    """What a row that missed may do without the lane: `drafter`, asked on the verifier's thread, or
+    None where only the drafter's own draws will do (`is_exacting`)."""
+
+    drafter: Drafter | None
+
+    @property
+    def is_exacting(self) -> bool:
+        return self.drafter is None
+
+
+class Overlapped:
+    """`drafter` on a thread of its own, preparing what `schedule` says while drafts are verified.
+
+    `span` sums the seconds that a verifier waits here; `meter` counts hits and misses. `vocab`
+    bounds token ids. Closing it closes the drafter, unless its thread hangs.
+    """
+
+    def __init__(  # noqa: PLR0913  parts, each by name
+        self,
+        drafter: Drafter,
+        schedule: Schedule,
+        *,
+        waits: Waits,
+        spares: Spares,
+        meter: LaneMeter,
+        span: Span,
+        vocab: int,
+    ) -> None:
+        self._drafter = drafter
+        self._schedule = schedule
+        self._waits = waits
+        self._spares = spares
+        self._meter = meter
+        self._span = span
+        self._vocab = vocab
+        self._lane = DraftLane("forerun-draft")
+        self._side = LaneSide(drafter)
+        self._watched: deque[Ticket[Any]] = deque()
+        self._rows: dict[int, _Row] = {}
+        self._job: _Job | None = None
+        self._last: Ticket[Any] | None = None
+        self._rest, self._next_rest = 0, _FIRST_REST
+
+    @property
+    def tap_layers(self) -> tuple[int, ...]:
+        """Target layers that the drafter reads."""
+        return self._drafter.tap_layers if isinstance(self._drafter, ReadsFeatures) else ()
+
+    def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
+        """Have the lane read the prompt; nobody waits for it."""
+        self._rows[sequence_id] = _Row()
+        if self._spares.drafter is not None:
+            self._spares.drafter.admit(sequence_id, prompt)
+        self._watch(partial(self._side.admit, sequence_id, list(prompt)))
+
+    def absorb(self, sequence_id: int, features: NDArray[np.float32]) -> None:
+        """Hand the lane what was tapped of a prompt."""
+        self._watch(partial(self._side.absorb, sequence_id, features.copy()))
+
+    def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
+        """What was prepared for each row, or the best that can be had soon."""
+        forecasts = self._collected(rows)
+        drafts: dict[int, Draft] = {}
+        missed = []
+        for row in rows:
+            draft = self._prepared(row, forecasts.get(row.sequence_id))
+            if draft is None:
+                missed.append(row)
+            else:
+                drafts[row.sequence_id] = draft
+        if missed:
+            drafts |= self._made_good(missed, forecasts)
+        return [drafts[row.sequence_id] for row in rows]
+
+    def anticipate(self, rows: Sequence[DraftRow], drafts: Sequence[Draft]) -> None:
+        """Let the lane grow these drafts further, if it is free."""
+        if self._rest:
+            self._rest -= 1
+            if not self._rest:
+                self._restart(rows)
+            return
+        if not self._is_idle:
+            return
+        pairs = [
+            (row, draft)
+            for row, draft in zip(rows, drafts, strict=True)
+            if row.max_drafted > 0 and row.sequence_id not in self._side.refused
+        ]
+        if not pairs:
+            return
+        asked = [row for row, _ in pairs]
+        outlook = Outlook(
+            exits=[np.array(self._schedule.exits(draft), np.int32) for _, draft in pairs],
+            num_branches=self._schedule.num_branches,
+            most=np.array([row.max_drafted for row in asked], np.int32),
+            depths=np.array([min(row.max_drafted, row.max_depth) for row in asked], np.int32),
+            deepest=np.zeros(1, np.int32),
+        )
+        commits = self._take_commits()
+        drafted = [draft for _, draft in pairs]
+        under_way = partial(self._side.foresee, asked, drafted, outlook, commits)
+        num_levels = int(outlook.depths.max())
+        self._job = _Job(self._post(under_way), num_levels, outlook.deepest)
+
+    def observe(self, sequence_id: int, commit: Commit) -> None:
+        """Note what was kept for the lane's next job."""
+        row = self._rows[sequence_id]
+        if commit.features is not None:
+            commit = replace(commit, features=commit.features.copy())
+        row.commits.append(commit)
+        self._waits.learn_yield(row.source, len(commit.tokens) - 1)
+        if self._spares.drafter is not None:
+            self._spares.drafter.observe(sequence_id, commit)
+
+    def release(self, sequence_id: int) -> None:
+        """Forget a sequence, and have the lane forget it."""
+        if self._rows.pop(sequence_id, None) is not None:
+            self._watch(partial(self._side.release, sequence_id))
+        if self._spares.drafter is not None:
+            self._spares.drafter.release(sequence_id)
+
+    def close(self) -> None:
+        """End the lane's thread, then close the drafter; one that hangs is left as it is."""
+        if not self._lane.close(_CLOSING_S):
+            _log.warning("the drafter's lane does not end: its memory stays taken")
+            return
+        self._drafter.close()
+        if self._spares.drafter is not None:
+            self._spares.drafter.close()
+
+    @property
+    def _is_idle(self) -> bool:
+        return self._last is None or self._last.is_done
+
+    def _post(self, job: Callable[[], Any]) -> Ticket[Any]:
+        self._last = self._lane.post(job)
+        return self._last
+
+    def _watch(self, job: Callable[[], Any]) -> None:
+        """Have a job done whose result nobody waits for, but whose failure somebody must see."""
+        self._watched.append(self._post(job))
+
+    def _look(self) -> None:
+        """See what became of watched jobs."""
+        while self._watched and self._watched[0].is_done:
+            self._result_of(self._watched.popleft())
+
+    def _result_of(self, ticket: Ticket[_Result]) -> _Result | None:
+        """A job's result; None if it failed, for which the drafter rests."""
+        try:
+            return ticket.result()
+        except BaseException as error:  # noqa: BLE001  a drafter may raise anything
+            self._fail(error)
+            return None
+
+    def _take_commits(self) -> dict[int, list[Commit]]:
+        """What was kept since the last job, of every sequence."""
+        commits = {at: row.commits for at, row in self._rows.items() if row.commits}
+        for at in commits:
+            self._rows[at].commits = []
+        return commits
+
+    def _collected(self, rows: Sequence[DraftRow]) -> dict[int, Forecast]:
+        """What the lane has prepared, once it is worth no more waiting; empty if it is late."""
+        self._look()
+        job = self._job
+        if job is None:
+            return {}
+        if not job.ticket.is_done:
+            elapsed_s = job.ticket.elapsed_s()
+            wait = self._waits.wait_for(job.num_levels, elapsed_s, len(rows))
+            longest_s = _PATIENT_S if self._spares.is_exacting else wait.longest_s
+            if not self._spares.is_exacting:
+                job.deepest[0] = wait.num_levels
+            with self._span, self._meter.waiting:
+                job.ticket.wait(longest_s)
+        if not job.ticket.is_done:
+            self._meter.num_late += len(rows)
+            return {}
+        self._job = None
+        forecasts = self._result_of(job.ticket)
+        if forecasts is None:
+            return {}
+        self._note(job, forecasts)
+        self._next_rest = _FIRST_REST
+        return forecasts
+
+    def _note(self, job: _Job, forecasts: dict[int, Forecast]) -> None:
+        num_passes = max((one.grown.num_passes for one in forecasts.values()), default=0)
+        busy_s = job.ticket.ended_s - job.ticket.began_s
+        self._waits.learn_forecast(num_passes, busy_s)
+        self._meter.add_job(job.ticket.began_s, job.ticket.ended_s, num_passes)
+        for one in forecasts.values():
+            self._meter.num_prepared += len(one.grown.tree) - one.num_verified
+            parents = one.grown.tree.parents[one.num_verified :]
+            self._meter.num_branches += int(np.count_nonzero(parents < one.num_verified))
+
+    def _prepared(self, row: DraftRow, forecast: Forecast | None) -> Draft | None:
+        """The draft below the outcome that came, None where there is none."""
+        own = self._rows[row.sequence_id]
+        if row.max_drafted < 1:
+            own.source = "none"
+            return plain_draft(row.tokens[-1])
+        if forecast is None:
+            self._meter.num_cold += 1
+            return None
+        kept = row.tokens[forecast.version :]
+        node = forecast.reached(kept) if kept else None
+        if node is None:
+            self._meter.num_wrong += 1
+            self._waits.learn_outcome(is_hit=False)
+            return None
+        self._waits.learn_outcome(is_hit=True)
+        draft = cut(subtree(forecast.grown, node, row.tokens[-1]), row.max_drafted, row.max_depth)
+        if len(draft.tree) < 2 or not self._is_valid(draft):
+            self._meter.num_short += 1
+            return None
+        self._meter.num_hits += 1
+        self._meter.num_taken += len(draft.tree)
+        own.source = "hit"
+        return draft
+
+    def _made_good(
+        self, missed: list[DraftRow], forecasts: dict[int, Forecast]
+    ) -> dict[int, Draft]:
+        """Drafts for rows that nothing fitting was prepared for."""
+        spare = {row.sequence_id: self._spare(row, forecasts) for row in missed}
+        sources = [source for source, _ in spare.values()]
+        best = min(sources, key=("near", "lookup", "none").index)
+        can_ask = self._is_idle and not self._rest
+        if can_ask and (self._spares.is_exacting or self._waits.prefers_redraft(best, len(missed))):
+            drafts = self._redrafted(missed)
+            if drafts is not None:
+                return drafts
+        for row in missed:
+            self._rows[row.sequence_id].source = spare[row.sequence_id][0]
+        return {at: draft for at, (_, draft) in spare.items()}
+
+    def _spare(self, row: DraftRow, forecasts: dict[int, Forecast]) -> tuple[str, Draft]:
+        """Without the lane: the nearest branch, then what the text itself suggests, then none."""
+        plain = plain_draft(row.tokens[-1])
+        if self._spares.drafter is None:
+            return "none", plain
+        forecast = forecasts.get(row.sequence_id)
+        if forecast is not None and (kept := row.tokens[forecast.version :]):
+            node = forecast.nearest(kept)
+            if node is not None:
+                near = subtree(forecast.grown, node, row.tokens[-1])
+                near = cut(near, row.max_drafted, row.max_depth)
+                near = Draft(near.tree, Draw.POINT)
+                if self._is_valid(near):
+                    return "near", near
+        draft = self._spares.drafter.propose([row])[0]
+        return ("lookup", draft) if len(draft.tree) > 1 else ("none", plain)
+
+    def _redrafted(self, missed: list[DraftRow]) -> dict[int, Draft] | None:
+        """Have the lane draft while nothing is verified; None if that fails or takes too long."""
+        longest_s = _PATIENT_S if self._spares.is_exacting else self._waits.longest_redraft_s()
+        ticket = self._post(partial(self._side.propose, missed, self._take_commits()))
+        with self._span, self._meter.redrafting:
+            is_done = ticket.wait(longest_s)
+        if not is_done:
+            self._meter.num_late += len(missed)
+            return None
+        self._waits.learn_redraft(ticket.ended_s - ticket.posted_s)
+        drafts = self._result_of(ticket)
+        if drafts is None or not all(self._is_valid(draft) for draft in drafts):
+            return None
+        for row in missed:
+            self._rows[row.sequence_id].source = "redraft"
+        self._meter.num_redrafted += len(missed)
+        return {row.sequence_id: draft for row, draft in zip(missed, drafts, strict=True)}
+
+    def _is_valid(self, draft: Draft) -> bool:
+        """Whether all tokens are the target's; else the drafter is broken."""
+        tokens = draft.tree.tokens
+        if int(tokens.min()) >= 0 and int(tokens.max()) < self._vocab:
+            return True
+        self._fail(
+            DrafterError(f"token ids must be in [0, {self._vocab}), found {tokens.tolist()}")
+        )
+        return False
+
+    def _fail(self, error: BaseException) -> None:
+        """Go on without the drafter for a while."""
+        if self._rest:
+            return
+        self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _LAST_REST)
+        self._job = None
+        _log.warning(
+            "the drafter failed and rests for %d rounds (%s: %s)",
+            self._rest, type(error).__name__, error,
+        )  # fmt: skip
+
+    def _restart(self, rows: Sequence[DraftRow]) -> None:
+        """Let the drafter read every running sequence anew."""
+        self._take_commits()
+        texts = {row.sequence_id: list(row.tokens) for row in rows}
+        self._watch(partial(self._side.restart, texts))
