@@ -258,7 +258,6 @@ class Overlapped:
             with self._span, self._meter.waiting:
                 job.ticket.wait(longest_s)
         if not job.ticket.is_done:
-            self._meter.num_late += len(rows)
             return {}
         self._job = None
         forecasts = self._result_of(job.ticket)
@@ -285,7 +284,9 @@ class Overlapped:
             own.source = "none"
             return plain_draft(row.tokens[-1])
         if forecast is None:
-            self._meter.num_cold += 1
+            is_late = self._job is not None  # it is still being made
+            self._meter.num_late += is_late
+            self._meter.num_cold += not is_late
             return None
         kept = row.tokens[forecast.version :]
         node = forecast.reached(kept) if kept else None
@@ -343,7 +344,6 @@ class Overlapped:
         with self._span, self._meter.redrafting:
             is_done = ticket.wait(longest_s)
         if not is_done:
-            self._meter.num_late += len(missed)
             return None
         self._waits.learn_redraft(ticket.ended_s - ticket.posted_s)
         drafts = self._result_of(ticket)
