@@ -50,22 +50,25 @@ class Ticket(Generic[_Result]):
         return self._result  # type: ignore[return-value]
 
     def run(self) -> None:
-        """Do the job, on the lane's thread."""
+        """Do the job, on the lane's thread; raises only what ends that thread."""
         self.began_s = perf_counter()
         try:
             self._result = self._job()
         except BaseException as error:
             self._error = error
             if not isinstance(error, Exception):
-                raise  # the thread ends with it
+                raise
         finally:
             self.ended_s = perf_counter()
-            self._done.set()
+
+    def finish(self) -> None:
+        """Let everybody see how the job ended."""
+        self._done.set()
 
     def abandon(self) -> None:
         """End a job that will never run."""
-        self._error = DrafterError("the drafter's lane was closed before this job")
-        self._done.set()
+        self._error = DrafterError("the drafter's lane ended before this job")
+        self.finish()
 
 
 class DraftLane:
@@ -75,6 +78,7 @@ class DraftLane:
         self._name = name
         self._jobs: SimpleQueue[Ticket[object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._posting = threading.Lock()  # a job goes to a thread that lives, or to a new one
         self.num_starts = 0
 
     @property
@@ -85,20 +89,22 @@ class DraftLane:
     def post(self, job: Callable[[], _Result]) -> Ticket[_Result]:
         """Have a job done; returns at once."""
         ticket = Ticket(job)
-        if not self.is_alive:
-            self.num_starts += 1
-            self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
-            self._thread.start()
-        self._jobs.put(ticket)  # type: ignore[arg-type]
+        with self._posting:
+            if not self.is_alive:
+                self.num_starts += 1
+                self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
+                self._thread.start()
+            self._jobs.put(ticket)  # type: ignore[arg-type]
         return ticket
 
     def close(self, longest_s: float) -> bool:
         """End the thread behind its last job; False if it did not end in time and was left."""
-        if self._thread is None:
+        thread = self._thread
+        if thread is None:
             return True
         self._jobs.put(None)
-        self._thread.join(longest_s)
-        return not self._thread.is_alive()
+        thread.join(longest_s)
+        return not thread.is_alive()
 
     def _serve(self) -> None:
         while (ticket := self._jobs.get()) is not None:
@@ -107,10 +113,14 @@ class DraftLane:
             except BaseException:  # noqa: BLE001  its ticket has it; this thread is over
                 self._drop()
                 return
+            finally:
+                ticket.finish()  # behind `_drop`: who sees the end may post anew
 
     def _drop(self) -> None:
         """What waited behind a job that killed the thread fails with it."""
-        while not self._jobs.empty():
-            ticket = self._jobs.get()
-            if ticket is not None:
-                ticket.abandon()
+        with self._posting:
+            self._thread = None
+            while not self._jobs.empty():
+                ticket = self._jobs.get()
+                if ticket is not None:
+                    ticket.abandon()
