@@ -1,0 +1,130 @@
+"""What a simulation of two lanes is given, and what it answers. Plain values; knows no clock."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from forerun.control.outcomes import PowerLaw
+from forerun.control.overlap import AHEAD, PARALLEL, SEQUENTIAL, LaneCosts, Way
+from forerun.errors import OptionError
+
+SCHEDULES = (SEQUENTIAL, PARALLEL, AHEAD)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Two lanes: how long things take there, what drafts yield, and what is done about misses.
+
+    `costs`, `way`: as the formulas take them (`forerun.control.overlap`); sequential rounds draft
+    on one lane and verify on the other in turn, or on all cores where `costs` has those seconds.
+    `accepted`: chance that the 1st, 2nd, … token of a drafter's own draft is kept, all before it
+    being so; `nearest`: the same of the nearest branch after a miss at an exit that has one (with a
+    given `hit`: after any); empty is none.
+    `bonus`: chance that the bonus is the 1st, 2nd, … best guess at its exit. `hit`: chance that an
+    outcome is prepared, whatever the branches; it overrides `bonus`. `exponent`: by which branches
+    are spread over exits. `busy_draft`: how many times longer a pass takes beside a verification,
+    if `costs.step_s` is that of a drafter alone. `patience_s`: after the verdict no level is begun
+    later than that; `deadline_s`: and no level is waited for longer than that. `jitter`: factors on
+    the seconds of a verification, of which each draws one.
+    """
+
+    costs: LaneCosts
+    way: Way
+    accepted: tuple[float, ...]
+    nearest: tuple[float, ...] = ()
+    bonus: tuple[float, ...] = ()
+    hit: float | None = None
+    exponent: float = 1.4
+    busy_draft: float = 1.0
+    patience_s: float = 0.0
+    deadline_s: float = math.inf
+    jitter: tuple[float, ...] = (1.0,)
+    num_devices: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.way.schedule not in SCHEDULES:
+            raise OptionError(f"schedule is {self.way.schedule!r}, one of {', '.join(SCHEDULES)}")
+        if len(self.accepted) < self.way.num_levels:
+            raise OptionError(
+                f"accepted has {len(self.accepted)} chances for {self.way.num_levels} levels: "
+                "give one of each level"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What came out, of all rows together; shares are between 0 and 1.
+
+    `hit`, `wrong`, `late`: outcomes of overlapped rounds: prepared; not among the guesses; guessed,
+    but with nothing drafted below by the time the round went on. `partial`: hits not as deep as
+    planned. `hidden`: drafting seconds during which a verification ran. `thrown_away`: branches
+    never used. `verify_share`: time in which the verifier's lane worked.
+    """
+
+    tokens_per_s: float
+    tokens_per_s_per_device: float
+    rounds_per_s: float
+    tokens_per_round: float
+    hit: float
+    wrong: float
+    late: float
+    partial: float
+    hidden: float
+    thrown_away: float
+    verify_share: float
+
+    def as_json(self) -> dict[str, float]:
+        """By name, four digits."""
+        return {one.name: float(f"{getattr(self, one.name):.4g}") for one in fields(self)}
+
+
+def ranks_of(bonus: PowerLaw, most: int = 64) -> tuple[float, ...]:
+    """Chances that the bonus is the 1st, 2nd, … guess, by the law of how often F guesses hit."""
+    return tuple(np.diff(bonus.hits(np.arange(most + 1))).tolist())
+
+
+REQUIRED = ("schedule", "verify_s", "step_s", "accepted", "tokens_per_s")
+OPTIONAL = (
+    "name", "num_levels", "num_branches", "num_rows", "branch_s", "num_reads", "busy",
+    "busy_draft", "handover_s", "engine_s", "hit_rate", "bonus", "nearest", "redrafts", "exponent",
+    "patience_s", "deadline_s", "rounds_per_s", "tokens_per_round", "hidden", "num_devices",
+    "machine", "command",
+)  # fmt: skip
+
+
+def setup_of(run: Mapping[str, Any]) -> Setup:
+    """A measured run as a setup; the keys are explained in `lanes_simulator.py`.
+
+    Raises OptionError for a key that is missing or unknown."""
+    missing = [key for key in REQUIRED if key not in run]
+    unknown = [key for key in run if key not in (*REQUIRED, *OPTIONAL)]
+    if missing or unknown:
+        raise OptionError(
+            f"a measured run lacks {missing}, and has {unknown} that nobody reads: "
+            f"needed are {REQUIRED}, known beside them {OPTIONAL}"
+        )
+    seconds = np.asarray(run["verify_s"], np.float64)
+    mean_s = float(seconds.mean())
+    levels = int(run.get("num_levels", len(run["accepted"])))
+    rows = int(run.get("num_rows", 1))
+    costs = LaneCosts(
+        verify=((rows * (levels + 1), mean_s),),
+        step_s=run["step_s"],
+        **{
+            key: run[key]
+            for key in ("busy", "branch_s", "num_reads", "handover_s", "engine_s")
+            if key in run
+        },
+    )
+    branches = int(run.get("num_branches", 1))
+    way = Way(run["schedule"], levels, branches, rows, bool(run.get("redrafts", False)))
+    setup = Setup(costs, way, tuple(run["accepted"]), jitter=tuple((seconds / mean_s).tolist()))
+    rest = ("exponent", "busy_draft", "patience_s", "deadline_s", "num_devices")
+    given = {key: run[key] for key in rest if run.get(key) is not None}
+    lists = {key: tuple(run[key]) for key in ("nearest", "bonus") if key in run}
+    return replace(setup, hit=run.get("hit_rate"), **given, **lists)
