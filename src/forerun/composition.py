@@ -329,6 +329,17 @@ def _refuse_untimely(composition: Composition) -> None:
             " drafter share their noise and guesses need no such help: write"
             f" ahead:{schedule.num_branches}, or use rejection"
         )
+    leaves = composition.drafter.leaves()
+    if schedule.damping < 1.0 and composition.shape.siblings == "likeliest":
+        raise IncompatibleSpeculation(
+            "siblings drawn as `:likeliest` are set, not drawn, so ahead:B:C has nothing to damp:"
+            f" drop `:likeliest`, or write ahead:{schedule.num_branches}"
+        )
+    if schedule.damping < 1.0 and all(leaf.name in POINT_DRAFTERS for leaf in leaves):
+        raise IncompatibleSpeculation(
+            f"{leaves[0].name} proposes tokens without a law, so ahead:B:C has nothing to damp:"
+            f" write ahead:{schedule.num_branches}, or use lm"
+        )
 
 
 def _has_nested(drafter: DrafterName) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -22,17 +23,40 @@ class Draw(Enum):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Damping:
+    """Which tokens were drawn more rarely than their drafter believes in them (`shapes/draw.py`).
+
+    `tokens [M F]`: those of each of a draft's laws, -1 behind; `factor`: what their chances were
+    multiplied with.
+    """
+
+    tokens: Tokens
+    factor: float
+
+    @staticmethod
+    def of(rows: Sequence[Sequence[int]], damped: tuple[int, float] | None) -> Damping | None:
+        """What was damped in each law, at most F tokens, `damped` being (F, C)."""
+        if damped is None:
+            return None
+        table = np.full((len(rows), damped[0]), -1, np.int32)
+        for line, tokens in zip(table, rows, strict=True):
+            line[: len(tokens)] = tokens
+        return Damping(table, damped[1])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Draft:
     """One row's tree, how its children were drawn, and what a rule or a reader may need of it.
 
     Children of a node stand in the order they were drawn. `expanded [M]` are the nodes whose
     children were drawn and `law [M V]` float32 the very laws they were drawn from; both None for
     `COUPLED` and `POINT`. `draws [M K]` are the tokens of `SAMPLED` children in order of drawing,
-    with repetitions, -1 behind. `margins [N]` float32: how far each node's `log q + g` lies above
-    the best other one of its parent (below it, for all but the first child); `ranks [N]` its place
-    among them; `scores [N]` float32 the probability its whole path was expected to be kept with.
-    NaN and -1 at node 0; None where the drafter has no such figures. `num_passes`: forward passes
-    of a small model that the proposal took, for all its rows together.
+    with repetitions, -1 behind. `damping`: what is damped in `law`, whose rows then sum to less
+    than one; None where they are the drafter's own. `margins [N]` float32: how far each node's
+    `log q + g` lies above the best other one of its parent (below it, for all but the first child);
+    `ranks [N]` its place among them; `scores [N]` float32 the probability its whole path was
+    expected to be kept with. NaN and -1 at node 0; None where the drafter has no such figures.
+    `num_passes`: forward passes of a small model that the proposal took, for all its rows together.
     """
 
     tree: TokenTree
@@ -44,10 +68,23 @@ class Draft:
     ranks: Tokens | None = None
     scores: NDArray[np.float32] | None = None
     num_passes: int = 0
+    damping: Damping | None = None
 
     @property
     def num_drafted(self) -> int:
         return len(self.tree) - 1
+
+    def believed(self, place: int) -> NDArray[np.float32]:
+        """The drafter's own law at `expanded[place]` of a draft with laws: nothing is damped.
+
+        What is damped may no longer be likeliest, so that the law alone does not tell.
+        """
+        assert self.law is not None
+        if self.damping is None:
+            return self.law[place]
+        own, tokens = self.law[place].copy(), self.damping.tokens[place]
+        own[tokens[tokens >= 0]] /= np.float32(self.damping.factor)
+        return own
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,16 +148,19 @@ def _restricted(draft: Draft, place: dict[int, int], tree: TokenTree) -> Draft:
         whole = float(scores[kept[0]])
         scores = scores[kept] / whole if whole > 0 else scores[kept]
         scores[0] = np.nan
-    rows: list[int] = []
+    damping, rows = draft.damping, list[int]()
     if expanded is not None:
         rows = [at for at, node in enumerate(expanded.tolist()) if node in place]
         expanded = np.array([place[int(node)] for node in expanded[rows]], np.int32)
+    if damping is not None:
+        damping = replace(damping, tokens=damping.tokens[rows])
     return replace(
         draft,
         tree=tree,
         expanded=expanded,
         law=None if draft.law is None else draft.law[rows],
         draws=None if draft.draws is None else draft.draws[rows],
+        damping=damping,
         margins=_rootless(draft.margins, kept),
         ranks=_rootless(draft.ranks, kept),
         scores=scores,

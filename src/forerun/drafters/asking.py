@@ -3,7 +3,8 @@
 Knows no model. A drafter that cannot grow a draft further in one call is asked once for each
 outcome, as if that had come; what it read for it is taken back (`ahead.py`). Where a draft carries
 its laws, guessed bonuses are their likeliest tokens but those drafted; else one is what the drafter
-itself proposes below a leaf.
+itself proposes below a leaf. Of damped laws the likeliest are those of the law before: what was
+damped comes first, which is what a refused draw's residual falls on.
 
 An ordinary proposal counts its draws by tokens known and node, so what is drawn here for an outcome
 is what would be drawn once it has come.
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.draft import Draft
+from forerun.draft import Damping, Draft
 from forerun.drafters.ahead import rewind, sampler_after
 from forerun.protocols import Drafter, DraftRow, Outlook
 from forerun.tree import TokenTree
@@ -45,6 +46,7 @@ class _Grown:
     expanded: list[int] = field(default_factory=list)
     laws: list[NDArray[np.float32]] = field(default_factory=list)
     draws: list[NDArray[np.int32]] = field(default_factory=list)
+    damped: list[Damping] = field(default_factory=list)
 
     def add(self, outcome: _Outcome, next_draft: Draft) -> None:
         """A guess, and the draft that was prepared for it."""
@@ -59,6 +61,8 @@ class _Grown:
         self.laws += list(next_draft.law)
         if next_draft.draws is not None:
             self.draws += list(next_draft.draws)
+        if next_draft.damping is not None:
+            self.damped.append(next_draft.damping)
 
     def finished(self) -> Draft:
         """One tree; figures of nodes that have a law are those of the prepared drafts."""
@@ -68,6 +72,7 @@ class _Grown:
             expanded=np.array(self.expanded, np.int32) if self.laws else None,
             law=np.stack(self.laws) if self.laws else None,
             draws=_padded(self.draws) if self.draws else None,
+            damping=_joined(self.damped) if self.damped else None,
             margins=None,
             ranks=None,
             scores=np.array([np.nan, *self.scores[1:]], np.float32),
@@ -107,10 +112,10 @@ def _foresee(drafter: Drafter, row: DraftRow, draft: Draft, outlook: Outlook, at
         for leaf in leaves[: outlook.num_branches]:
             _add_below(whole, leaf, asked(leaf, None))
         return whole.finished()
-    laws = dict(zip(draft.expanded.tolist(), draft.law, strict=True))
+    laws = {node: draft.believed(place) for place, node in enumerate(draft.expanded.tolist())}
     for leaf in leaves[:1]:
-        of_leaf = asked(leaf, None).law
-        laws |= {} if of_leaf is None else {leaf: of_leaf[0]}
+        of_leaf = asked(leaf, None)
+        laws |= {} if of_leaf.law is None else {leaf: of_leaf.believed(0)}
     possible = {node: law for node, law in laws.items() if node in exits}
     for outcome in _likeliest(draft, possible, depths, outlook.num_branches):
         whole.add(outcome, asked(outcome.exit_node, outcome.bonus))
@@ -144,8 +149,8 @@ def _add_below(whole: _Grown, leaf: int, proposed: Draft) -> None:
 def _likeliest(
     draft: Draft, laws: Mapping[int, NDArray[np.float32]], depths: Sequence[int], num_branches: int
 ) -> list[_Outcome]:
-    """By the drafter's own laws: tokens it did not draw, where a verdict may reject what it drew,
-    and any token where it has drawn none."""
+    """By the drafter's own laws, undamped: tokens it did not draw, where a verdict may reject what
+    it drew, and any token where it has drawn none."""
     outcomes = []
     for node, law in laws.items():
         drawn = draft.tree.tokens[draft.tree.parents == node]
@@ -165,6 +170,11 @@ def _reach(draft: Draft) -> list[float]:
     if draft.scores is None:
         return [_REACH**depth for depth in draft.tree.depths().tolist()]
     return [1.0, *np.nan_to_num(draft.scores[1:].astype(np.float64), nan=0.5).tolist()]
+
+
+def _joined(damped: list[Damping]) -> Damping:
+    """Those of one drafter's laws, one draft after another."""
+    return Damping(np.concatenate([one.tokens for one in damped]), damped[0].factor)
 
 
 def _padded(draws: list[NDArray[np.int32]]) -> NDArray[np.int32]:

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.draft import Commit, Draft, Draw
+from forerun.draft import Commit, Damping, Draft, Draw
 from forerun.drafters.intersect_tokens import Intersection
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.translate_reading import Reading, Readings
 from forerun.noise import Purpose, RoundNoise, gumbel, words
 from forerun.protocols import DraftRow, ForwardBatch, Growth, Sampler, Selection
-from forerun.shapes.draw import draw_children
+from forerun.shapes.draw import damp, draw_children
 from forerun.tree import Tokens, TokenTree
 
 _EMPTY = np.zeros(0, np.int32)
@@ -52,6 +52,7 @@ class _Growing:
     expanded: list[int] = field(default_factory=list)
     laws: list[NDArray[np.float32]] = field(default_factory=list)
     draws: list[list[int]] = field(default_factory=list)
+    damped: list[list[int]] = field(default_factory=list)
 
     @property
     def is_path(self) -> bool:
@@ -178,12 +179,15 @@ class Intersected:
             self._num_expanded, self._mass = self._num_expanded + 1, self._mass + had
             if self._is_spread(law):
                 continue
-            drawn = self._drawn(one, node, len(one.template[at]), law)
+            num_draws = len(one.template[at])
+            drawn_from, damped = damp(law, self._growth.damped, self._growth.draw, num_draws)
+            drawn = self._drawn(one, node, num_draws, drawn_from)
             if not drawn:
                 continue
             one.expanded.append(node)
-            one.laws.append(law)
+            one.laws.append(drawn_from)
             one.draws.append(drawn)
+            one.damped.append(damped)
             for child_at, token in zip(one.template[at], dict.fromkeys(drawn), strict=False):
                 one.tokens.append(token)
                 one.parents.append(node)
@@ -243,8 +247,14 @@ class Intersected:
         draw = self._growth.draw
         if draw in (Draw.COUPLED, Draw.POINT) or not one.expanded:
             return Draft(tree, draw)
-        draws = _padded(one.draws) if draw is Draw.SAMPLED else None
-        return Draft(tree, draw, np.array(one.expanded, np.int32), np.stack(one.laws), draws)
+        return Draft(
+            tree,
+            draw,
+            np.array(one.expanded, np.int32),
+            np.stack(one.laws),
+            _padded(one.draws) if draw is Draw.SAMPLED else None,
+            damping=Damping.of(one.damped, self._growth.damped),
+        )
 
 
 def _template(parents: Sequence[int], max_drafted: int, max_depth: int) -> list[list[int]]:

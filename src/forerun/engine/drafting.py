@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from forerun.backends.slots import Slots
-from forerun.composition import DrafterName
+from forerun.composition import DrafterName, ScheduleName
 from forerun.control.prices import Prices, measured
 from forerun.control.trial import growths, proposals
 from forerun.draft import Draw
@@ -28,7 +28,15 @@ from forerun.drafters.prediction import Prediction
 from forerun.drafters.router import Router
 from forerun.drafters.translate import Translated
 from forerun.drafters.translate_reading import Readings
-from forerun.engine.shaping import RULES, WIDTH, growth_of, live_shape, num_levels, settled
+from forerun.engine.shaping import (
+    RULES,
+    WIDTH,
+    damped_of,
+    growth_of,
+    live_shape,
+    num_levels,
+    settled,
+)
 from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
 from forerun.models.drafter_files import open_drafter
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec
@@ -54,8 +62,8 @@ class Openers:
 @dataclass(frozen=True, slots=True, eq=False)
 class Surroundings:
     """What drafters are built from: the target, its K/V blocks and where its own drafters lie, its
-    tokenizer, how models are opened, the span of a drafter's backend calls, the shape and rule they
-    serve, and the prices of its nodes where their number is ours to choose."""
+    tokenizer, how models are opened, the span of a drafter's backend calls, the shape, rule and
+    schedule they serve, and the prices of its nodes where their number is ours to choose."""
 
     target: Backend
     slots: Slots
@@ -67,6 +75,12 @@ class Surroundings:
     rule: str
     siblings: str = ""
     prices: Prices | None = None
+    schedule: ScheduleName = field(default_factory=ScheduleName)
+
+    @property
+    def damped(self) -> tuple[int, float] | None:
+        """What draws of a small model are damped by (`Growth.damped`); others ignore it."""
+        return damped_of(self.schedule, self.shape)
 
 
 def build_drafter(name: DrafterName, around: Surroundings) -> Drafter:
@@ -158,7 +172,7 @@ def _small_model(name: DrafterName, around: Surroundings) -> Drafter:
     if not _speaks_alike(around, path):
         return _translated(path, spec, around)
     refuse_other_vocabulary(around, path)
-    growth = growth_of(around.shape, around.rule, around.siblings)
+    growth = growth_of(around.shape, around.rule, around.siblings, around.damped)
     backend = around.opens.model(path)
     if around.prices is not None:
         around.prices.settle(measured(around.target, proposals(backend)))
@@ -169,7 +183,7 @@ def _featured(name: DrafterName, around: Surroundings) -> Drafter:
     """A drafter that reads the target's features, in whatever published layout."""
     path = drafter_directory(name, around.directory)
     spec = spec_of_kind(name.name, path, around)
-    growth = growth_of(around.shape, around.rule, around.siblings) or Growth(
+    growth = growth_of(around.shape, around.rule, around.siblings, around.damped) or Growth(
         Draw.COUPLED, tuple(range(around.shape.max_drafted))
     )
     backend = around.opens.features(path, around.target)
@@ -200,7 +214,7 @@ def _translated(path: Path, spec: ModelSpec, around: Surroundings) -> Drafter:
     if around.rule != "match":
         # Shared tokens are always drawn: for the likeliest there is no pass that lays them out.
         siblings = around.siblings if around.siblings == "top" else ""
-        growth = growth_of(around.shape, around.rule, siblings)
+        growth = growth_of(around.shape, around.rule, siblings, around.damped)
         assert growth is not None
         shared = intersect(*sizes)
         readings = Readings(around.opens.model(path), own, around.tokenizer, around.span)

@@ -73,7 +73,7 @@ def build_parts(
     around = Surroundings(
         target, slots, directory, tokenizer, opens, Span() if works_ahead else meter.model,
         shape=live_shape(wanted.shape, name.name), rule=wanted.rule,
-        siblings=wanted.shape.siblings, prices=prices,
+        siblings=wanted.shape.siblings, prices=prices, schedule=wanted.schedule,
     )  # fmt: skip
     if name.name == "auto":
         name, around = discovered(around)

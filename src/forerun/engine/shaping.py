@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from forerun.composition import ShapeName
+from forerun.composition import ScheduleName, ShapeName
 from forerun.draft import Draw
 from forerun.errors import OptionError
 from forerun.protocols import Growth, Rule, Shape
@@ -35,6 +35,7 @@ RULES: dict[str, Rule] = {
 WIDTH = 4  # most children of a node where trees grow best first
 _FRONTIER, _LEVELS = 2, 12
 _LEAST = 0.02  # a path less likely than this is not worth the node
+_MOST_DAMPED = 8  # children of an exit that are looked at for guesses (`drafters/lm.py`)
 
 
 def live_shape(shape: ShapeName, drafter: str) -> Shape:
@@ -65,8 +66,27 @@ def _read_tree(path: Path) -> FixedTree:
     return FixedTree(tuple(parents))
 
 
-def growth_of(shape: Shape, rule: str, siblings: str = "") -> Growth | None:
-    """How a small model grows the shape for the rule; None for coupled chains."""
+def damped_of(schedule: ScheduleName, shape: Shape) -> tuple[int, float] | None:
+    """How many of a law's likeliest tokens are drawn more rarely under a schedule, and by what
+    factor; None where all are drawn as likely as they are.
+
+    As many as are guessed at an exit: the residual shall fall on tokens that are prepared for, and
+    on no more. The branches are spread over one exit a level and the one below them: a verdict ends
+    on one level, and there mostly below the first sibling.
+    """
+    if schedule.damping >= 1.0:
+        return None
+    tree = settled(shape)
+    levels = num_levels(shape) if tree is None else FixedTree(tree).num_levels
+    num_guesses = schedule.num_branches // (levels + 1)
+    return min(max(num_guesses, 1), _MOST_DAMPED), schedule.damping
+
+
+def growth_of(
+    shape: Shape, rule: str, siblings: str = "", damped: tuple[int, float] | None = None
+) -> Growth | None:
+    """How a small model grows the shape for the rule; None for coupled chains. `damped` concerns
+    draws alone (`damped_of`)."""
     if siblings == "likeliest":
         # Path probability: EAGLE-2 and OPT-Tree grow so (arXiv:2406.16858, 2406.17276).
         given = shape.parents if isinstance(shape, FixedTree) else None
@@ -80,9 +100,11 @@ def growth_of(shape: Shape, rule: str, siblings: str = "") -> Growth | None:
             return Growth(Draw.COUPLED, None, least=shape.stop)
         return None
     if isinstance(shape, Chain):
-        return Growth(Draw.SAMPLED, tuple(range(shape.max_drafted)), least=shape.stop)
+        parents = tuple(range(shape.max_drafted))
+        return Growth(Draw.SAMPLED, parents, least=shape.stop, damped=damped)
     draw = Draw.SAMPLED if rule == "kseq" else Draw.WITHOUT_REPLACEMENT
-    return Growth(Draw.TOP_AND_ONE if siblings == "top" else draw, settled(shape))
+    draw = Draw.TOP_AND_ONE if siblings == "top" else draw
+    return Growth(draw, settled(shape), damped=damped)
 
 
 def settled(shape: Shape) -> tuple[int, ...] | None:

@@ -12,16 +12,16 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.draft import Draft, Draw, Verdict
+from forerun.draft import Damping, Draft, Draw, Verdict
 from forerun.noise import Purpose
 from forerun.protocols import Noise, Rule
-from forerun.shapes.draw import draw_children
+from forerun.shapes.draw import damp, draw_children
 from forerun.tree import TokenTree
 
 PENDING = 0  # the token known before the first round
@@ -51,12 +51,13 @@ class Proof:
 class Grower:
     """Drafts from a table of laws below a template tree: `parents` of its drafted nodes, level by
     level as backends grow, nodes numbered as they come. Where `1 - sqrt(0.2 H)` of a law is below
-    `least`, nothing is drawn from it."""
+    `least`, nothing is drawn from it; `damped` as in `protocols.Growth`."""
 
     law: Law
     draw: Draw
     parents: tuple[int, ...]
     least: float = 0.0
+    damped: tuple[int, float] | None = None
 
     def __call__(self, text: Text, noise: Noise) -> Draft:
         """The draft that follows `text`."""
@@ -64,13 +65,15 @@ class Grower:
         paths, places = [text], [0]
         laws: dict[int, NDArray[np.float32]] = {}
         draws: dict[int, list[int]] = {}
+        lowered: list[list[int]] = []
         node = 0
         while node < len(tokens):
             below = [at for at, parent in enumerate(self.parents, 1) if parent == places[node]]
             law = self.law(paths[node])
             if below and certainty(law) >= self.least:
-                laws[node] = law
-                draws[node] = draw_children(law, len(below), self.draw, node, noise)
+                laws[node], tokens_damped = damp(law, self.damped, self.draw, len(below))
+                lowered.append(tokens_damped)
+                draws[node] = draw_children(laws[node], len(below), self.draw, node, noise)
                 for token, place in zip(dict.fromkeys(draws[node]), below, strict=False):
                     tokens.append(token)
                     parents.append(node)
@@ -78,7 +81,9 @@ class Grower:
                     places.append(place)
             node += 1
         tree = TokenTree(np.array(tokens, np.int32), np.array(parents, np.int32))
-        return _draft(tree, self.draw, laws, draws)
+        draft = _draft(tree, self.draw, laws, draws)
+        damped = self.damped if draft.law is not None else None
+        return replace(draft, damping=Damping.of(lowered, damped))
 
 
 def _draft(

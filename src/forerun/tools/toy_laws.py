@@ -60,17 +60,19 @@ class Case:
     vocab: int = 2
     least: float = 0.0
     num_tokens: int = 4
+    damped: tuple[int, float] | None = None
 
     def __str__(self) -> str:
         shape = "".join(map(str, self.parents)) or "plain"
         stop = "-stop" if self.least else ""
         laws = f"{self.kind}-V{self.vocab}-{self.num_tokens}"
-        return f"{self.rule}-{self.draw.value}-{shape}{stop}-{laws}"
+        less = "-{}x{:g}".format(*self.damped) if self.damped else ""
+        return f"{self.rule}-{self.draw.value}-{shape}{stop}{less}-{laws}"
 
     def prove(self, seed: int = 0) -> Proof:
         """Play it to the end."""
         target, draft = toy_pair(self.kind, self.vocab, seed)
-        drafting = Grower(draft, self.draw, self.parents, self.least)
+        drafting = Grower(draft, self.draw, self.parents, self.least, self.damped)
         return prove(RULES[self.rule], drafting, target, num_tokens=self.num_tokens)
 
 
@@ -94,15 +96,36 @@ def every_case() -> Iterator[Case]:
                 yield Case(rule, draw, parents, "dense", 3, LEAST, 3)
                 yield Case(rule, draw, parents, "sparse", 3, 0.0, 3)
                 yield Case(rule, draw, parents, "sparse", 4, 0.0, 3)
+    yield from damped_cases()
+
+
+def damped_cases() -> Iterator[Case]:
+    """Every rule and draw that has a law, with its likeliest tokens drawn more rarely."""
+    for rule, draw, has_trees in ALLOWED:
+        if draw is Draw.POINT:
+            continue
+        for parents in shapes(has_trees=has_trees)[1:]:
+            num_tokens = 3 if parents in TREES else 4
+            for kind in ("dense", "sparse", "rounded", "greedy target", "greedy draft"):
+                yield Case(rule, draw, parents, kind, 2, 0.0, num_tokens, (1, 0.5))
+            if len(parents) > 1:
+                yield Case(rule, draw, parents, "dense", 2, LEAST, num_tokens, (1, 0.25))
+            if len(parents) < 3:
+                yield Case(rule, draw, parents, "dense", 3, 0.0, 3, (1, 0.25))
+                yield Case(rule, draw, parents, "same", 3, 0.0, 3, (1, 0.5))
+                yield Case(rule, draw, parents, "dense", 4, 0.0, 3, (2, 0.5))
+            if parents in ((0,), (0, 0)):  # three rounds on every path
+                yield Case(rule, draw, parents, "dense", 2, 0.0, 6, (1, 0.5))
 
 
 def representative() -> list[tuple[Case, Proof]]:
     """A few seconds' worth of proofs that covers every rule and draw, chains and trees."""
     cases = [
-        Case(rule, draw, parents, "dense", num_tokens=3)
+        Case(rule, draw, parents, "dense", num_tokens=3, damped=damped)
+        for damped in (None, (1, 0.5))
         for rule, draw, has_trees in ALLOWED
         for parents in ((0, 1), (0, 0))
-        if has_trees or parents == (0, 1)
+        if (has_trees or parents == (0, 1)) and not (damped and draw is Draw.POINT)
     ]
     return [(case, case.prove()) for case in cases]
 

@@ -171,9 +171,10 @@ def _draft_laws(
 ) -> tuple[NodeLaw, ...] | None:
     if draft.law is None or draft.expanded is None:
         return None
-    return _laws(
-        draft, verdict, emitted, dict(zip(draft.expanded.tolist(), draft.law, strict=True))
-    )
+    laws = draft.law
+    if draft.damping is not None:  # damped rows do not sum to one
+        laws = laws / laws.sum(axis=1, keepdims=True)
+    return _laws(draft, verdict, emitted, dict(zip(draft.expanded.tolist(), laws, strict=True)))
 
 
 def _laws(
