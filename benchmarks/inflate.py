@@ -198,6 +198,12 @@ def _places(plan: Plan, root: Path) -> Iterator[tuple[Path, AnyEnlargement]]:
         yield root / "drafters" / kind, drafter
 
 
+def write_one(one: Enlargement, directory: Path) -> None:
+    """One checkpoint by itself, as in `write`."""
+    for _ in _write_one(one, directory, 0, MAX_SHARD_BYTES):
+        pass
+
+
 def _write_one(one: Enlargement, directory: Path, seed: int, max_shard_bytes: int) -> Iterator[int]:
     """Writes one checkpoint; yields how many bytes went out, as they go."""
     origin = one.source.directory

@@ -1,0 +1,150 @@
+"""Drafting on a lane of its own, each model on its own core: does it pay, and what limits it?
+
+    python benchmarks/lanes.py --json benchmarks/results/lanes-260M.json
+    python benchmarks/lanes.py --drafters 24,24x3,96 --limit 12 --max-tokens 48 --temperatures 0,0.7
+
+Drafters are the embedded `lm`, enlarged to so many megabytes with its bits kept; `24x3` runs every
+pass of the 24 MB one three times, as one of three times the depth with shared weights would: what
+rests in cache is quick here, and the table wants drafters that take longer without reading more.
+For each: the concurrency limit (both models' loops side by side, no hand-over), rounds a second
+when every outcome is a hit (drafts are told, passes are real) against that limit, then on prompts
+of the suite `sequential` and `ahead` on the same two lanes, each with its fastest length and
+branches, and `sequential` with both cores for both models. Runs take turns; needs 2 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from inflate import Enlargement, write_one
+from lane_limits import limits_of
+from lane_races import Race, raced
+
+from forerun.errors import ForerunError
+from forerun.models.resolve import resolve_model
+from forerun.models.weights import open_checkpoint
+from forerun.tools.bench_decode import progress
+from forerun.tools.inflation import LEAST_RATIO, SIZES, drafter_spec
+from forerun.tools.machine import machine_name
+from forerun.tools.prompt_files import read_suite, spread
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A drafter of so many megabytes, every pass of which is run `num_times`."""
+
+    megabytes: int
+    num_times: int
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        times = f" × {self.num_times}" if self.num_times > 1 else ""
+        return f"{self.megabytes} MB{times}"
+
+
+def main() -> int:
+    """0: measured. 2: refused, with a sentence."""
+    options = _parser().parse_args()
+    try:
+        report = measured(options)
+    except ForerunError as error:
+        print(f"lanes: {error}", file=sys.stderr)
+        return 2
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _print(report)
+    return 0
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole table as plain data."""
+    prompts = spread(read_suite("all"), options.limit)
+    rows = []
+    for sized in [_sized(word, options.work) for word in options.drafters.split(",")]:
+        progress(f"{sized.name}: limits")
+        limits = limits_of(options.model, sized, num_rounds=options.rounds)
+        for temperature in options.temperatures:
+            race = Race(
+                options.model, sized, temperature, options.max_tokens, options.repeat,
+                options.lengths, options.branches, options.shape,
+            )  # fmt: skip
+            progress(f"{sized.name}: T={temperature:g}")
+            rows.append({"drafter": sized.name, **limits, **raced(race, prompts)})
+    return {
+        "command": "python " + " ".join(sys.argv),
+        "machine": machine_name(),
+        "model": str(options.model),
+        "num_prompts": len(prompts),
+        "max_tokens": options.max_tokens,
+        "rows": rows,
+    }
+
+
+def _sized(word: str, work: Path) -> Sized:
+    """`24` or `24x3`; written where it is not there yet."""
+    size, _, times = word.partition("x")
+    megabytes = int(size)
+    directory = work / f"lm-{megabytes}"
+    if not directory.is_dir():
+        source = open_checkpoint(resolve_model("forerun-code") / "drafters" / "lm")
+        target_bytes = int(megabytes * 1e6 / LEAST_RATIO["lm"])
+        spec = drafter_spec(source.spec, "lm", SIZES["260M"], target_bytes)
+        write_one(Enlargement(source, spec), directory)
+    return Sized(megabytes, int(times or 1), directory)
+
+
+def _print(report: dict[str, Any]) -> None:
+    heads = "drafter T s limit all-hits÷limit hit seq÷plain ahead÷plain ahead÷seq both÷plain same"
+    print(f"{report['machine']}, {report['model']}, {report['num_prompts']} prompts")
+    print(("{:>16}" * 11).format(*heads.split()))
+    for row in report["rows"]:
+        cells = (
+            row["drafter"], f"{row['temperature']:g}", f"{row['draft_share']:.2f}",
+            f"{row['limit_rounds_per_s']:.1f}/s", f"{row['all_hits_ratio']:.2f}",
+            f"{row['hit_rate']:.2f}", f"{row['sequential_ratio']:.2f}",
+            f"{row['ahead_ratio']:.2f}", f"{row['ahead_over_sequential']:.2f}",
+            f"{row['both_cores_ratio']:.2f}", f"{row['identical']}",
+        )  # fmt: skip
+        print(("{:>16}" * 11).format(*cells))
+    best = [row["ahead_over_sequential"] for row in report["rows"]]
+    print(f"ahead ÷ sequential, median of the rows: {median(best):.2f}")
+
+
+def _floats(text: str) -> list[float]:
+    return [float(word) for word in text.split(",")]
+
+
+def _counts(text: str) -> Sequence[int]:
+    return [int(word) for word in text.split(",")]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--model", type=Path, default=Path("build/260M-matched"), help="a target checkpoint")
+    add("--drafters", default="24,24x3,24x5,96", help="megabytes, each with xN for N times a pass")
+    add("--work", type=Path, default=Path("build/lanes"), help="where drafters are written")
+    add("--temperatures", type=_floats, default=[0.0, 0.7])
+    add("--limit", type=int, default=12, help="prompts, spread over the suite")
+    add("--max-tokens", type=int, default=48)
+    add("--repeat", type=int, default=1)
+    add("--rounds", type=int, default=40, help="rounds that limits are measured over")
+    add("--lengths", type=_counts, default=[2, 4, 6], help="draft lengths to choose from")
+    add("--branches", type=_counts, default=[8, 16], help="numbers of branches to choose from")
+    add("--shape", default="chain", choices=("chain", "tree"))
+    add("--json", type=Path)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
