@@ -6,6 +6,7 @@
 // in order by one formula whatever the tile.
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "model.h"
 
@@ -285,6 +286,13 @@ void Model::keep_grown(const int32_t* table, int position, const std::vector<int
                  static_cast<int64_t>(grown.size()));
     });
   });
+}
+
+void Model::settle(const int32_t* table, int position, int first, int last) {
+  std::vector<int32_t> path(static_cast<size_t>(last - first + 1));
+  std::iota(path.begin(), path.end(), first);
+  keep_grown(table, position, path);
+  std::replace(kv_parents_.begin(), kv_parents_.end(), last, -1);
 }
 
 }  // namespace forerun

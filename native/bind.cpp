@@ -326,7 +326,7 @@ void bind_model(nb::module_& m) {
       .def("select", &choose_tokens)
       .def("law", &laws)
       .def("logprobs", &logprobs);
-  bind_proposals(model);
+  bind_proposals(m, model);
 }
 
 }  // namespace

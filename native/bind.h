@@ -53,7 +53,7 @@ auto owned(T* data, Dims... dims) {
   return nb::ndarray<nb::numpy, T>(data, {static_cast<size_t>(dims)...}, owner);
 }
 
-// Whole proposals: propose, grow, keep.
-void bind_proposals(nb::class_<Model>& model);
+// Whole proposals: propose, grow, foresee, keep.
+void bind_proposals(nb::module_& module, nb::class_<Model>& model);
 
 }  // namespace forerun

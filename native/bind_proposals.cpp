@@ -1,9 +1,11 @@
-// Whole proposals as Python sees them: a chain, a tree, and keeping what was grown.
+// Whole proposals as Python sees them: a chain, a tree, a tree grown further, and keeping
+// what was grown.
 #include <nanobind/stl/optional.h>
 
 #include <memory>
 
 #include "bind.h"
+#include "foresee.h"
 #include "grow.h"
 #include "propose.h"
 
@@ -99,79 +101,178 @@ void check_features(const Model& model, const Array<int32_t>& starts, const Feat
 }
 
 std::unique_ptr<Reader> reader_for(Model& model, const Array<int32_t>& starts,
-                                   const Array<int32_t>& depths,
                                    const std::optional<Features>& features) {
   if (!features) {
     require(model.shape().reads == Reads::kTokens, "this model reads features");
     return std::make_unique<TextReader>(model);
   }
   check_features(model, starts, *features);
-  if (model.shape().reads == Reads::kContext) {
-    for (size_t b = 0; b < depths.size(); ++b)
-      require(depths(b) <= model.shape().max_drafted(), "no deeper than a block");
+  if (model.shape().reads == Reads::kContext)
     return std::make_unique<BlockReader>(model, features->data());
-  }
   for (size_t b = 0; b + 1 < starts.size(); ++b)
     require(starts(b) + 1 < starts(b + 1), "a feature in every row");
   return std::make_unique<EagleReader>(model, features->data());
 }
 
-nb::list grow_trees(Model& model, const Array<int32_t>& catch_up, const Array<int32_t>& starts,
-                    const Array<int32_t>& committed, const Table& block_table,
-                    const std::vector<Sampler*>& samplers, const Array<int32_t>& budgets,
-                    const Array<int32_t>& depths, const std::string& draw,
-                    const std::vector<int32_t>& parents, int width, int frontier, double least,
-                    std::vector<float> prices, double pass_price, const Acceptance& acceptance,
-                    double least_margin, double margin_step, int num_layers,
-                    const std::optional<Features>& features) {
-  const size_t num_rows = committed.size();
-  require(samplers.size() == num_rows && budgets.size() == num_rows && depths.size() == num_rows &&
-              acceptance.shape(0) == num_rows && acceptance.size() > 0 && !prices.empty() &&
-              width > 0 && frontier > 0,
+// A plan with the arrays and samplers that it points into.
+class HeldPlan {
+ public:
+  HeldPlan(Array<int32_t> catch_up, Array<int32_t> starts, Array<int32_t> committed,
+           Table block_table, nb::list samplers, Array<int32_t> budgets, Array<int32_t> depths,
+           const std::string& draw, std::vector<int32_t> parents, int width, int frontier,
+           double least, std::vector<float> prices, double pass_price, Acceptance acceptance,
+           double least_margin, double margin_step);
+  HeldPlan(const HeldPlan&) = delete;
+  HeldPlan& operator=(const HeldPlan&) = delete;
+
+  // Refuses rows that do not fit this model when they grow so many levels.
+  void check(const Model& model, const std::vector<int>& levels) const {
+    check_room(model, catch_up_, starts_, committed_, block_table_, levels);
+    require_tokens(whose_, model.shape().vocab);
+  }
+  const Array<int32_t>& starts() const { return starts_; }
+  const GrowthPlan& plan() const { return plan_; }
+  std::vector<int> depths() const { return {plan_.depths, plan_.depths + plan_.num_rows}; }
+
+ private:
+  Array<int32_t> catch_up_, starts_, committed_;
+  Table block_table_;
+  nb::list samplers_;
+  Array<int32_t> budgets_, depths_;
+  Acceptance acceptance_;
+  std::vector<Sampler*> whose_;
+  GrowthPlan plan_{};
+};
+
+HeldPlan::HeldPlan(Array<int32_t> catch_up, Array<int32_t> starts, Array<int32_t> committed,
+                   Table block_table, nb::list samplers, Array<int32_t> budgets,
+                   Array<int32_t> depths, const std::string& draw, std::vector<int32_t> parents,
+                   int width, int frontier, double least, std::vector<float> prices,
+                   double pass_price, Acceptance acceptance, double least_margin,
+                   double margin_step)
+    : catch_up_(std::move(catch_up)),
+      starts_(std::move(starts)),
+      committed_(std::move(committed)),
+      block_table_(std::move(block_table)),
+      samplers_(std::move(samplers)),
+      budgets_(std::move(budgets)),
+      depths_(std::move(depths)),
+      acceptance_(std::move(acceptance)) {
+  for (const nb::handle one : samplers_) whose_.push_back(nb::cast<Sampler*>(one));
+  const size_t num_rows = committed_.size();
+  require(whose_.size() == num_rows && budgets_.size() == num_rows && depths_.size() == num_rows &&
+              starts_.size() == num_rows + 1 && acceptance_.shape(0) == num_rows &&
+              acceptance_.size() > 0 && !prices.empty() && width > 0 && frontier > 0,
           "array sizes of a proposal do not fit together");
-  check_room(model, catch_up, starts, committed, block_table,
-             std::vector<int>(depths.data(), depths.data() + num_rows));
-  require_tokens(samplers, model.shape().vocab);
   std::vector<int> children(parents.size() + 1, 0);
   for (size_t n = 0; n < parents.size(); ++n) {
     require(parents[n] >= 0 && parents[n] <= static_cast<int>(n), "a parent must come first");
     width = std::max(width, ++children[static_cast<size_t>(parents[n])]);
   }
-  const std::vector<const Sampler*> who(samplers.begin(), samplers.end());
-  const GrowthPlan plan{static_cast<int>(num_rows),
-                        static_cast<int>(block_table.shape(1)),
-                        catch_up.data(),
-                        starts.data(),
-                        committed.data(),
-                        block_table.data(),
-                        budgets.data(),
-                        depths.data(),
-                        who.data(),
-                        draw_of(draw),
-                        parents,
-                        width,
-                        frontier,
-                        least,
-                        std::move(prices),
-                        pass_price,
-                        acceptance.data(),
-                        static_cast<int>(acceptance.shape(1)),
-                        static_cast<int>(acceptance.shape(2)),
-                        margin_step,
-                        least_margin,
-                        num_layers};
+  plan_ = {static_cast<int>(num_rows),
+           static_cast<int>(block_table_.shape(1)),
+           catch_up_.data(),
+           starts_.data(),
+           committed_.data(),
+           block_table_.data(),
+           budgets_.data(),
+           depths_.data(),
+           whose_.data(),
+           draw_of(draw),
+           std::move(parents),
+           width,
+           frontier,
+           least,
+           std::move(prices),
+           pass_price,
+           acceptance_.data(),
+           static_cast<int>(acceptance_.shape(1)),
+           static_cast<int>(acceptance_.shape(2)),
+           margin_step,
+           least_margin,
+           0};
+  require(plan_.is_given() || !plan_.is_sampled(), "what is drawn may not decide what is grown");
+}
+
+nb::list as_list(const std::vector<GrownRow>& rows) {
+  nb::list result;
+  for (const GrownRow& row : rows) result.append(as_tuple(row));
+  return result;
+}
+
+nb::list grow_trees(Model& model, const HeldPlan& held, int num_layers,
+                    const std::optional<Features>& features) {
   require(num_layers >= 0 && num_layers <= model.shape().num_layers, "a number of layers");
-  require(plan.is_given() || !plan.is_sampled(), "what is drawn may not decide what is grown");
-  const std::unique_ptr<Reader> reader = reader_for(model, starts, depths, features);
+  held.check(model, held.depths());
+  if (model.shape().reads == Reads::kContext)
+    for (const int depth : held.depths())
+      require(depth <= model.shape().max_drafted(), "no deeper than a block");
+  GrowthPlan plan = held.plan();
+  plan.num_layers = num_layers;
+  const std::unique_ptr<Reader> reader = reader_for(model, held.starts(), features);
   std::vector<GrownRow> rows;
   {
     const nb::gil_scoped_release release;
     const Model::InUse use(model);
     rows = grow(*reader, plan);
   }
-  nb::list result;
-  for (const GrownRow& row : rows) result.append(as_tuple(row));
-  return result;
+  return as_list(rows);
+}
+
+// Drafts are trees of known tokens, exits are nodes of theirs. Returns the levels that each row may
+// have below its pending token when it grows `depths` below a guess.
+std::vector<int> check_drafts(const Model& model, const ForecastPlan& plan) {
+  std::vector<int> levels, positions(static_cast<size_t>(plan.num_nodes()));
+  for (int b = 0; b < plan.below.num_rows; ++b) {
+    const int first = plan.starts[b];
+    require(plan.num_nodes(b) > 0 && plan.parents[first] == -1 && plan.num_branches[b] >= 0,
+            "a draft without a pending token");
+    int deepest = 0;
+    for (int n = first; n < plan.starts[b + 1]; ++n) {
+      require(plan.tokens[n] >= 0 && plan.tokens[n] < model.shape().vocab, [&] {
+        return "drafted token " + text(plan.tokens[n]) + " is outside the vocabulary of " +
+               text(model.shape().vocab);
+      });
+      if (n == first) continue;
+      require(plan.parents[n] >= 0 && plan.parents[n] < n - first, "a parent must come first");
+      int& depth = positions[static_cast<size_t>(n)];
+      depth = positions[static_cast<size_t>(first + plan.parents[n])] + 1;
+      deepest = std::max(deepest, depth);
+    }
+    for (int i = plan.exit_starts[b]; i < plan.exit_starts[b + 1]; ++i)
+      require(plan.exits[i] >= 0 && plan.exits[i] < plan.num_nodes(b), "exits are drafted nodes");
+    levels.push_back(deepest + 1 + std::clamp(plan.below.depths[b], 0, kDeepest));
+    // The deepest level of a block is a slot as well.
+    if (model.shape().reads == Reads::kContext)
+      levels.back() = std::min(levels.back(), model.shape().max_drafted()) + 1;
+  }
+  return levels;
+}
+
+nb::list foresee_trees(Model& model, const HeldPlan& held, const Array<int32_t>& tokens,
+                       const Array<int32_t>& parents, const Array<int32_t>& starts,
+                       const Array<int32_t>& exits, const Array<int32_t>& exit_starts,
+                       const Array<int32_t>& num_branches, int num_offers,
+                       const Array<int32_t>& deepest, const std::optional<Features>& features) {
+  const size_t num_rows = static_cast<size_t>(held.plan().num_rows);
+  require(num_branches.size() == num_rows && parents.size() == tokens.size() && num_offers > 0 &&
+              deepest.size() == 1,
+          "array sizes of a forecast do not fit together");
+  require(!held.plan().is_sampled(), "outcomes of draws are not foreseen");
+  require_spans(starts, num_rows, tokens.size(), "draft starts");
+  require_spans(exit_starts, num_rows, exits.size(), "exit starts");
+  const ForecastPlan plan{held.plan(),         tokens.data(), parents.data(),
+                          starts.data(),       exits.data(),  exit_starts.data(),
+                          num_branches.data(), num_offers,    deepest.data()};
+  held.check(model, check_drafts(model, plan));
+  const std::unique_ptr<Reader> reader = reader_for(model, held.starts(), features);
+  std::vector<GrownRow> rows;
+  {
+    const nb::gil_scoped_release release;
+    const Model::InUse use(model);
+    rows = foresee(*reader, plan);
+  }
+  return as_list(rows);
 }
 
 void absorb_features(Model& model, const Array<int32_t>& catch_up, const Array<int32_t>& starts,
@@ -207,9 +308,15 @@ void keep(Model& model, const Array<int32_t>& table, int position, const Array<i
 
 }  // namespace
 
-void bind_proposals(nb::class_<Model>& model) {
+void bind_proposals(nb::module_& module, nb::class_<Model>& model) {
+  nb::class_<HeldPlan>(module, "GrowthPlan")
+      .def(nb::init<Array<int32_t>, Array<int32_t>, Array<int32_t>, Table, nb::list, Array<int32_t>,
+                    Array<int32_t>, const std::string&, std::vector<int32_t>, int, int, double,
+                    std::vector<float>, double, Acceptance, double, double>());
   model.def("propose", &propose_chains)
-      .def("grow", &grow_trees)
+      .def("grow", &grow_trees, "plan"_a, "num_layers"_a, "features"_a.none())
+      .def("foresee", &foresee_trees, "plan"_a, "tokens"_a, "parents"_a, "starts"_a, "exits"_a,
+           "exit_starts"_a, "num_branches"_a, "num_offers"_a, "deepest"_a, "features"_a.none())
       .def("absorb", &absorb_features)
       .def("keep", &keep);
 }

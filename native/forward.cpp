@@ -199,10 +199,11 @@ std::vector<Model::Node> Model::planned(const Batch& batch) const {
     for (int n = first; n < last; ++n) {
       const int parent = batch.parents[n];
       chain = chain && parent == n - first - 1;
+      const int in_pass = batch.grows ? parent - num_grown() : first + parent;
       int position = batch.committed[b];
       if (parent >= 0)
-        position = batch.grows ? kv_positions_[static_cast<size_t>(parent)] + 1
-                               : nodes[static_cast<size_t>(first + parent)].position + 1;
+        position = 1 + (in_pass < 0 ? kv_positions_[static_cast<size_t>(parent)]
+                                    : nodes[static_cast<size_t>(in_pass)].position);
       nodes[static_cast<size_t>(n)] = {b, position, false, batch.grows ? num_grown() + n : n};
     }
     chain = chain && !batch.grows;

@@ -7,6 +7,8 @@
 
 namespace forerun {
 
+constexpr int kDeepest = 256;  // composition.py, LONGEST
+
 // protocols.py, Growth and GrowthPlan, has the meaning of every field.
 struct GrowthPlan {
   int num_rows, table_width;
@@ -27,6 +29,18 @@ struct GrowthPlan {
   bool is_given() const { return !parents.empty(); }
   // Tokens known to row b, the pending one included.
   int known(int b) const { return committed[b] + catch_up_starts[b + 1] - catch_up_starts[b]; }
+};
+
+// Drafts under verification that are grown further; forecast.py, ForecastPlan, has the meaning of
+// every field. Nodes and exits of row b stand from `starts[b]`, `exit_starts[b]` on.
+struct ForecastPlan {
+  GrowthPlan below;
+  const int32_t *tokens, *parents, *starts, *exits, *exit_starts, *num_branches;
+  int num_offers;
+  const volatile int32_t* deepest;  // somebody else may write it at any time
+
+  int num_nodes(int b) const { return starts[b + 1] - starts[b]; }
+  int num_nodes() const { return starts[below.num_rows]; }
 };
 
 }  // namespace forerun

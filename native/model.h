@@ -85,7 +85,8 @@ struct Batch {
   int num_rows, num_nodes, table_width, num_logits, num_taps;
   const int32_t *tokens, *parents, *row_starts, *committed, *block_table, *logit_nodes, *taps;
   // Nodes that go on growing the trees begun by begin_growth: a parent is then the number of an
-  // earlier grown node, in order of growth over all rows; -1 is the row's committed text.
+  // earlier grown node, of this pass or one before, in order of growth over all rows; -1 is the
+  // row's committed text.
   bool grows = false;
   int num_layers = 0;  // the lowest so many, then the head; 0: all of them
   // Of models that read features. kContext: one for each of the first `num_context` nodes, which
@@ -153,6 +154,9 @@ class Model {
 
   // Keeps the K/V of grown nodes at positions from `position` on of the row with that block table.
   void keep_grown(const int32_t* table, int position, const std::vector<int32_t>& grown);
+  // Keeps grown nodes `first … last`, a path, in the same way; what grew below the last one stands
+  // on text from now on.
+  void settle(const int32_t* table, int position, int first, int last);
 
   using Floats = std::shared_ptr<std::vector<float>>;
   const Floats& logits() const { return logits_; }

@@ -20,14 +20,29 @@ Offer coupled(const Asked& asked, SelectScratch& scratch) {
   return offer;
 }
 
-Offer likeliest(const Asked& asked, SelectScratch& scratch) {
+namespace {
+
+// The law behind `likeliest`; empty where there is none.
+std::vector<float> softened(const Asked& asked, SelectScratch& scratch) {
   Sampler sampler = asked.sampler;
   if (sampler.temperature == 0.0) sampler.temperature = 1.0;
   std::vector<float> probabilities(static_cast<size_t>(asked.vocab));
-  Offer offer;
   if (!law(asked.logits, asked.vocab, sampler, asked.path.data(), asked.path_length(), scratch,
            probabilities.data()))
-    return offer;
+    probabilities.clear();
+  return probabilities;
+}
+
+}  // namespace
+
+double probability(const Asked& asked, int32_t token, SelectScratch& scratch) {
+  const std::vector<float> law = softened(asked, scratch);
+  return law.empty() ? 0.0 : law[static_cast<size_t>(token)];
+}
+
+Offer likeliest(const Asked& asked, SelectScratch& scratch) {
+  const std::vector<float> probabilities = softened(asked, scratch);
+  Offer offer;
   std::vector<int32_t> ids(probabilities.size());
   std::iota(ids.begin(), ids.end(), 0);
   const size_t kept = std::min(ids.size(), static_cast<size_t>(asked.count));

@@ -37,6 +37,8 @@ Offer coupled(const Asked& asked, SelectScratch& scratch);
 
 // The likeliest tokens and their probabilities; a greedy row's law is that of temperature 1.
 Offer likeliest(const Asked& asked, SelectScratch& scratch);
+// The probability that `likeliest` gives a token; 0 where there is no law.
+double probability(const Asked& asked, int32_t token, SelectScratch& scratch);
 
 // Draws of a sampled rule: each by a counter of (tokens known, node, index) and no other. Whether
 // anything is drawn may depend on the law (`least` bounds its entropy), never on what is drawn.

@@ -1,6 +1,7 @@
 #include "reader.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace forerun {
 
@@ -99,8 +100,34 @@ void TextReader::read(const GrowthPlan& plan, std::vector<Wanted>& wanted) {
   ++num_passes_;
 }
 
-int BlockReader::num_levels(const GrowthPlan& plan, int row) const {
-  return plan.budgets[row] < 1 ? 0 : std::clamp(plan.depths[row], 0, model_.shape().max_drafted());
+// Both texts and drafts as nodes that grow; then the text's K/V goes to its place.
+bool TextReader::read_drafts(const ForecastPlan& plan, int capacity, std::vector<int>& kv) {
+  const GrowthPlan& below = plan.below;
+  PassRows pass(below);
+  for (int b = 0; b < below.num_rows; ++b) {
+    pass.begin_row(b, below.committed[b]);
+    for (int i = below.catch_up_starts[b]; i < below.catch_up_starts[b + 1]; ++i)
+      pass.add(below.catch_up[i], i == below.catch_up_starts[b] ? -1 : pass.num_nodes() - 1);
+    const int pending = pass.num_nodes() - 1;
+    for (int n = 0; n < plan.num_nodes(b); ++n) {
+      const int node = plan.starts[b] + n;
+      if (n > 0) pass.add(plan.tokens[node], pending + plan.parents[node]);
+      pass.logit_nodes.push_back(pending + n);
+    }
+  }
+  kv.assign(pass.logit_nodes.begin(), pass.logit_nodes.end());
+  model_.begin_growth(pass.num_nodes() + capacity);
+  Batch batch = pass.batch();
+  batch.grows = true;
+  batch.num_layers = below.num_layers;
+  model_.forward(batch);
+  for (int b = 0; b < below.num_rows; ++b) {
+    const int32_t* table = below.block_table + static_cast<int64_t>(b) * below.table_width;
+    model_.settle(table, below.committed[b], pass.starts[static_cast<size_t>(b)],
+                  kv[static_cast<size_t>(plan.starts[b])]);
+  }
+  num_passes_ = 1;
+  return true;
 }
 
 void BlockReader::read_text(const GrowthPlan& plan, int) {
@@ -110,8 +137,12 @@ void BlockReader::read_text(const GrowthPlan& plan, int) {
   const int unheard = model_.shape().is_shifted ? 0 : 1;  // slots that say nothing
   std::vector<int32_t> pending;
   first_slots_.clear();
+  num_levels_.clear();
+  silence_.assign(static_cast<size_t>(model_.logits_stride()), std::nanf(""));
   for (int b = 0; b < plan.num_rows; ++b) {
-    const int levels = num_levels(plan, b);
+    const int levels =
+        plan.budgets[b] < 1 ? 0 : std::clamp(plan.depths[b], 0, model_.shape().max_drafted());
+    num_levels_.push_back(levels);
     first_slots_.push_back(static_cast<int>(pass.logit_nodes.size()));
     pending.push_back(plan.catch_up[plan.catch_up_starts[b + 1] - 1]);
     if (levels == 0) continue;
@@ -127,16 +158,14 @@ void BlockReader::read_text(const GrowthPlan& plan, int) {
   batch.num_context = num_context;
   batch.num_context_rows = num_context_rows;
   if (batch.num_nodes > 0) model_.forward(batch);
-  num_slots_ = batch.num_logits;
-  rows_.assign(pending.size(), nullptr);
-  if (num_slots_ == 0) return;
-  for (int b = 0; b < plan.num_rows; ++b) rows_[static_cast<size_t>(b)] = slot(b, 0);
+  rows_.clear();
+  for (int b = 0; b < plan.num_rows; ++b) rows_.push_back(slot(b, 0));
   say(pending);
 }
 
-// Of a row that has none, some other's: nobody listens.
 const float* BlockReader::slot(int row, int level) const {
-  const int at = std::min(first_slots_[static_cast<size_t>(row)] + level, num_slots_ - 1);
+  if (level >= num_levels_[static_cast<size_t>(row)]) return silence_.data();
+  const int at = first_slots_[static_cast<size_t>(row)] + level;
   return model_.logits()->data() + at * model_.logits_stride();
 }
 

@@ -25,6 +25,12 @@ class Reader {
   virtual void read_text(const GrowthPlan& plan, int capacity) = 0;
   // Then logits(i) are those below wanted[i]; rows ascend. Sets where each one's K/V stands.
   virtual void read(const GrowthPlan& plan, std::vector<Wanted>& wanted) = 0;
+  // In place of read_text and some read: what rows have not read and their whole drafts in one
+  // pass. Then logits(i) are those below node i of all drafts, whose K/V is number kv[i]. False
+  // where a node cannot be read before the one above it is.
+  virtual bool read_drafts(const ForecastPlan&, int /*capacity*/, std::vector<int>& /*kv*/) {
+    return false;
+  }
   virtual const float* logits(size_t i) const = 0;
   virtual int64_t vocab() const = 0;
   virtual Lane& lane() = 0;
@@ -52,6 +58,7 @@ class TextReader : public Reader {
   explicit TextReader(Model& model) : model_(model) {}
   void read_text(const GrowthPlan& plan, int capacity) override;
   void read(const GrowthPlan& plan, std::vector<Wanted>& wanted) override;
+  bool read_drafts(const ForecastPlan& plan, int capacity, std::vector<int>& kv) override;
   const float* logits(size_t i) const override {
     return model_.logits()->data() + static_cast<int64_t>(i) * model_.logits_stride();
   }
@@ -64,7 +71,8 @@ class TextReader : public Reader {
   int num_passes_ = 0;
 };
 
-// A block drafter: one pass says all levels; what a node adds is the token before.
+// A block drafter: one pass says all levels; what a node adds is the token before. Below the
+// deepest level nothing is said: logits that are no numbers.
 class BlockReader : public Reader {
  public:
   BlockReader(Model& model, const float* features) : model_(model), features_(features) {}
@@ -76,16 +84,14 @@ class BlockReader : public Reader {
   int num_passes() const override { return 1; }
 
  private:
-  int num_levels(const GrowthPlan& plan, int row) const;
   const float* slot(int row, int level) const;
   void say(const std::vector<int32_t>& before);
 
   Model& model_;
   const float* features_;
-  std::vector<int> first_slots_;    // of every row, among the logits of the pass
-  int num_slots_ = 0;               // that were asked for, of all rows
-  std::vector<const float*> rows_;  // of the last answer
-  std::vector<float> mixed_;
+  std::vector<int> first_slots_, num_levels_;  // of every row, among the logits of the pass
+  std::vector<const float*> rows_;             // of the last answer
+  std::vector<float> mixed_, silence_;
 };
 
 // EAGLE-3: a node is read with the layer's own output above it.

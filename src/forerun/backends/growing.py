@@ -77,16 +77,19 @@ class Row:
 
 def grow(plan: GrowthPlan, read: Read) -> list[Draft]:
     """One draft a row; see `protocols.Growth`."""
-    rows = [_row(plan, index) for index in range(len(plan.committed))]
+    rows = [begun(plan, index) for index in range(len(plan.committed))]
     children = children_of(plan.growth.parents or ())
     leaves = [(index, 0) for index in range(len(rows))]
     num_passes = 0
-    for _ in range(max(1, min(LONGEST, int(plan.depths.max())))):
+    for level in range(1, 1 + max(1, min(LONGEST, int(plan.depths.max())))):
         for (index, node), line in zip(leaves, read(rows, leaves), strict=True):
             _offer(rows[index], node, line, plan, children)
         num_passes += 1
         leaves = [
-            (index, node) for index, row in enumerate(rows) for node in _chosen(row, plan, children)
+            (index, node)
+            for index, row in enumerate(rows)
+            if level < row.depth
+            for node in _chosen(row, plan, children)
         ]
         hope = sum(rows[index].nodes[node].score for index, node in leaves)
         if not leaves or (plan.growth.parents is None and hope < plan.pass_price):
@@ -94,7 +97,8 @@ def grow(plan: GrowthPlan, read: Read) -> list[Draft]:
     return [replace(_draft(row, plan), num_passes=num_passes) for row in rows]
 
 
-def _row(plan: GrowthPlan, index: int) -> Row:
+def begun(plan: GrowthPlan, index: int) -> Row:
+    """A row with its pending token and nothing below."""
     start, end = plan.catch_up_starts[index : index + 2].tolist()
     return Row(
         sampler=plan.samplers[index],
@@ -118,44 +122,72 @@ def _places(row: Row, node: int, plan: GrowthPlan, children: list[list[int]]) ->
 def _offer(
     row: Row, node: int, logits: Logits, plan: GrowthPlan, children: list[list[int]]
 ) -> None:
-    """Add what a node offers; a row without a law or a token offers nothing."""
-    places = _places(row, node, plan, children)
+    """Add what a node offers within budget and depth."""
+    add_children(row, node, logits, plan, _places(row, node, plan, children))
+
+
+def add_children(
+    row: Row, node: int, logits: Logits, plan: GrowthPlan, places: Sequence[int]
+) -> None:
+    """Add what a node offers, at most one child a place; a row without a law offers nothing."""
     row.nodes[node].is_expanded = True
     if not places:
         return
-    with suppress(BackendError):
-        if plan.growth.draw is Draw.COUPLED:
-            _offer_coupled(row, node, logits, places)
-        elif plan.growth.draw is Draw.POINT:
-            _offer_likeliest(row, node, logits, places)
-        else:
+    if plan.growth.draw not in (Draw.COUPLED, Draw.POINT):
+        with suppress(BackendError):
             _offer_drawn(row, node, logits, places, plan)
+        return
+    listed = offered(row, node, logits, len(places), plan.growth.draw)
+    for rank, (one, place) in enumerate(zip(listed, places, strict=False)):
+        child = _child(row, node, one.token, rank, place)
+        child.margin = one.margin
+        child.score *= one.chance
 
 
-def _offer_coupled(row: Row, node: int, logits: Logits, places: list[int]) -> None:
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """A child that a node may have; `chance`: how likely it is kept if its parent is."""
+
+    token: int
+    margin: float
+    chance: float
+
+
+def offered(row: Row, node: int, logits: Logits, count: int, draw: Draw) -> list[Offered]:
+    """The `count` best children of a node by `COUPLED` or `POINT`; none without a law or token."""
+    try:
+        if draw is Draw.COUPLED:
+            return _coupled(row, node, logits, count)
+        return _likeliest(row, node, logits, count)
+    except BackendError:
+        return []
+
+
+def _coupled(row: Row, node: int, logits: Logits, count: int) -> list[Offered]:
     path = row.path(node)
-    asked = max(2, len(places))  # a margin needs somebody to be compared with
+    asked = max(2, count)  # a margin needs somebody to be compared with
     tokens, values = sampling.ranked(logits, row.sampler, row.known + len(path), path, asked)
-    for rank, (token, place) in enumerate(zip(tokens, places, strict=False)):
+    made: list[Offered] = []
+    for rank, token in enumerate(tokens[:count]):
         rival = 0 if rank else 1
-        margin = values[rank] - values[rival] if rival < len(values) else math.inf
-        child = _child(row, node, token, rank, place)
-        child.margin = float(np.float32(margin))
-        child.score *= _acceptance(row, rank, child.margin)
+        apart = values[rank] - values[rival] if rival < len(values) else math.inf
+        margin = float(np.float32(apart))
+        made.append(Offered(token, margin, acceptance(row, rank, margin)))
+    return made
 
 
-def _offer_likeliest(row: Row, node: int, logits: Logits, places: list[int]) -> None:
+def _likeliest(row: Row, node: int, logits: Logits, count: int) -> list[Offered]:
     sampler = row.sampler
     if sampler.params.temperature == 0:
         sampler = replace(sampler, params=replace(sampler.params, temperature=1.0))
     law = sampling.law(sampling.process(logits, sampler, row.path(node))).astype(np.float32)
-    best = np.argsort(-law, kind="stable")[: len(places)]
-    for rank, (token, place) in enumerate(zip(best.tolist(), places, strict=False)):
-        if law[token] > 0:
-            _child(row, node, token, rank, place).score *= float(law[token])
+    best = np.argsort(-law, kind="stable")[:count].tolist()
+    return [Offered(token, math.nan, float(law[token])) for token in best if law[token] > 0]
 
 
-def _offer_drawn(row: Row, node: int, logits: Logits, places: list[int], plan: GrowthPlan) -> None:
+def _offer_drawn(
+    row: Row, node: int, logits: Logits, places: Sequence[int], plan: GrowthPlan
+) -> None:
     law = sampling.law(sampling.process(logits, row.sampler, row.path(node))).astype(np.float32)
     if plan.growth.least > 0:
         some = law[law > 0].astype(np.float64)
@@ -175,8 +207,10 @@ def _child(row: Row, node: int, token: int, rank: int, place: int) -> Candidate:
     return child
 
 
-def _acceptance(row: Row, rank: int, margin: float) -> float:
-    at = min(max(math.floor((min(margin, 1e9) - LEAST_MARGIN) / MARGIN_STEP), 0), NUM_MARGINS - 1)
+def acceptance(row: Row, rank: int, margin: float) -> float:
+    """How often a child of that rank and margin is kept."""
+    within = min(max(margin, -1e9), 1e9)
+    at = min(max(math.floor((within - LEAST_MARGIN) / MARGIN_STEP), 0), NUM_MARGINS - 1)
     return min(1.0, max(0.0, float(row.acceptance[min(rank, NUM_RANKS - 1), at])))
 
 

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.backends.memory import available_bytes
-from forerun.backends.native_values import Samplers, draft_of, growth_arguments
+from forerun.backends.native_values import Samplers, draft_of, forecast_arguments, native_plan
 from forerun.backends.native_weights import Packer, body_shape
 from forerun.draft import Draft
 from forerun.errors import BackendError, CapacityError, ModelError
+from forerun.forecast import ForecastPlan
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import Checkpoint
 from forerun.protocols import (
@@ -202,9 +203,15 @@ class NativeBackend:
 
     def grow(self, plan: GrowthPlan, num_layers: int = 0) -> list[Draft]:
         """A tree a row in one native call; below NaN logits nothing grows."""
-        rows = self._model.grow(*growth_arguments(plan, self._samplers), num_layers, None)
+        rows = self._model.grow(native_plan(plan, self._samplers), num_layers, None)
         self._grown = _Grown(plan, [row[_KV] for row in rows])
         return [draft_of(row, plan.growth.draw) for row in rows]
+
+    def foresee(self, plan: ForecastPlan) -> list[Draft]:
+        """Each row's draft grown further in one native call; nothing below NaN logits."""
+        rows = self._model.foresee(*forecast_arguments(plan, self._samplers), None)
+        self._grown = _Grown(plan.below, [row[_KV] for row in rows])
+        return [draft_of(row, plan.below.growth.draw) for row in rows]
 
     def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:
         """Write the K/V of a grown path to its canonical places."""

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from forerun import _native
 from forerun.backends.native import NativeBackend, cores_for
-from forerun.backends.native_values import Samplers, draft_of, growth_arguments
+from forerun.backends.native_values import Samplers, draft_of, forecast_arguments, native_plan
 from forerun.backends.native_weights import Packer, body_shape
 from forerun.draft import Draft
 from forerun.errors import BackendError
+from forerun.forecast import ForecastPlan
 from forerun.models.drafter_files import DrafterCheckpoint
 from forerun.models.drafter_spec import DrafterSpec, EagleSpec
 from forerun.protocols import BLOCK_LEN, GrowthPlan
@@ -87,8 +88,13 @@ class NativeFeatureBackend:
 
     def grow(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[Draft]:
         """A tree a row in one native call; below NaN logits nothing grows."""
-        rows = self._model.grow(*growth_arguments(plan, self._samplers), 0, features)
+        rows = self._model.grow(native_plan(plan, self._samplers), 0, features)
         return [draft_of(row, plan.growth.draw) for row in rows]
+
+    def foresee(self, plan: ForecastPlan, features: NDArray[np.float32]) -> list[Draft]:
+        """Each row's draft grown further in one native call; a block says nothing past its end."""
+        rows = self._model.foresee(*forecast_arguments(plan, self._samplers), features)
+        return [draft_of(row, plan.below.growth.draw) for row in rows]
 
     def close(self) -> None:
         """Free weights, K/V and threads; what was borrowed stays."""

@@ -12,9 +12,10 @@ import numpy as np
 
 from forerun import _native
 from forerun.draft import Draft, Draw
+from forerun.forecast import ForecastPlan
 from forerun.options import SamplingParams
 from forerun.protocols import LEAST_MARGIN, MARGIN_STEP, GrowthPlan, Sampler
-from forerun.tree import TokenTree
+from forerun.tree import Tokens, TokenTree
 
 
 class Samplers:
@@ -43,10 +44,10 @@ class Samplers:
         return made
 
 
-def growth_arguments(plan: GrowthPlan, samplers: Samplers) -> tuple[Any, ...]:
-    """A plan as the core's `grow` takes it, but for what is not in it."""
+def native_plan(plan: GrowthPlan, samplers: Samplers) -> Any:
+    """A plan as the core takes it."""
     growth = plan.growth
-    return (
+    return _native.GrowthPlan(
         plan.catch_up,
         plan.catch_up_starts,
         plan.committed,
@@ -65,6 +66,26 @@ def growth_arguments(plan: GrowthPlan, samplers: Samplers) -> tuple[Any, ...]:
         LEAST_MARGIN,
         MARGIN_STEP,
     )
+
+
+def forecast_arguments(plan: ForecastPlan, samplers: Samplers) -> tuple[Any, ...]:
+    """A plan as the core's `foresee` takes it, but for features."""
+    trees = plan.trees
+    return (
+        native_plan(plan.below, samplers),
+        np.concatenate([tree.tokens for tree in trees]),
+        np.concatenate([tree.parents for tree in trees]),
+        _starts([len(tree) for tree in trees]),
+        np.concatenate(plan.exits).astype(np.int32),
+        _starts([len(exits) for exits in plan.exits]),
+        plan.num_branches,
+        plan.num_offers,
+        plan.deepest,
+    )
+
+
+def _starts(lengths: list[int]) -> Tokens:
+    return np.cumsum([0, *lengths]).astype(np.int32)
 
 
 def draft_of(row: tuple[Any, ...], draw: Draw) -> Draft:

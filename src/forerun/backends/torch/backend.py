@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from forerun import sampling
-from forerun.backends import growing
+from forerun.backends import foreseeing, growing
 from forerun.backends.prefill import prefill
 from forerun.backends.torch.attention import SLICE, RowPath, attend_path, row_paths, slices
 from forerun.backends.torch.decoder import Decoder, Rotation, rotary_frequencies
 from forerun.backends.torch.probe import is_independent
 from forerun.draft import Draft
 from forerun.errors import BackendError, OptionError
+from forerun.forecast import ForecastPlan
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import Checkpoint
 from forerun.protocols import (
@@ -191,12 +192,17 @@ class TorchBackend:
 
     def grow(self, plan: GrowthPlan, num_layers: int = 0) -> list[Draft]:
         """Trees level by level, each level computing its rows' trees anew."""
-        lowest = num_layers or self._spec.num_layers
+        return growing.grow(plan, self._read(plan, num_layers or self._spec.num_layers))
 
+    def foresee(self, plan: ForecastPlan) -> list[Draft]:
+        """Drafts grown further, each level computing its rows' trees anew."""
+        return foreseeing.foresee(plan, self._read(plan.below, self._spec.num_layers))
+
+    def _read(self, plan: GrowthPlan, num_layers: int) -> growing.Read:
         def forward(batch: ForwardBatch) -> ForwardOutput:
-            return ForwardOutput(self._forward(batch, lowest).logits.cpu().numpy())
+            return ForwardOutput(self._forward(batch, num_layers).logits.cpu().numpy())
 
-        return growing.grow(plan, growing.rereader(forward, self.commit, plan))
+        return growing.rereader(forward, self.commit, plan)
 
     def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:  # noqa: ARG002
         """Nothing: what was grown is read again as text."""

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from forerun.backends import growing
+from forerun.backends import foreseeing, growing
 from forerun.backends.growing import Logits, Row
 from forerun.backends.torch.backend import TorchBackend
 from forerun.backends.torch.block import BlockDrafter, KeysValues
@@ -25,6 +25,7 @@ from forerun.backends.torch.eagle import EagleDrafter
 from forerun.composition import LONGEST
 from forerun.draft import Draft
 from forerun.errors import BackendError
+from forerun.forecast import ForecastPlan
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import WeightTensor
@@ -112,16 +113,24 @@ class TorchFeatureBackend:
     @torch.inference_mode()
     def grow(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[Draft]:
         """Absorb, then one tree a row below its pending token."""
+        return self._reader.grow(plan, self._absorbed(plan, features))
+
+    @torch.inference_mode()
+    def foresee(self, plan: ForecastPlan, features: NDArray[np.float32]) -> list[Draft]:
+        """Absorb, then each row's draft grown further; a block says nothing past its end."""
+        return self._reader.foresee(plan, self._absorbed(plan.below, features))
+
+    def close(self) -> None:
+        """Give back the weights and the K/V memory."""
+        del self._reader, self._table
+
+    def _absorbed(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[_Text]:
         texts = self._texts(
             plan.catch_up, plan.catch_up_starts, plan.committed, plan.block_table, features
         )
         for text in texts:
             self._reader.absorb(text)
-        return self._reader.grow(plan, texts)
-
-    def close(self) -> None:
-        """Give back the weights and the K/V memory."""
-        del self._reader, self._table
+        return texts
 
     def _texts(
         self,
@@ -181,6 +190,8 @@ class _Reader(Protocol):
 
     def grow(self, plan: GrowthPlan, texts: Sequence[_Text]) -> list[Draft]: ...
 
+    def foresee(self, plan: ForecastPlan, texts: Sequence[_Text]) -> list[Draft]: ...
+
 
 class _Paged:
     """Keys and values of one layer, by physical slot."""
@@ -215,21 +226,37 @@ class _Blocks:
             paged.write(text.slots[text.first :], fresh)
 
     def grow(self, plan: GrowthPlan, texts: Sequence[_Text]) -> list[Draft]:
-        spec = self._drafter.spec
-        depths = np.minimum(plan.depths, min(spec.max_drafted, LONGEST)).astype(np.int32)
+        most = min(self._drafter.spec.max_drafted, LONGEST)
+        depths = np.minimum(plan.depths, most).astype(np.int32)
+        drafts = growing.grow(replace(plan, depths=depths), self._read(texts, depths))
+        return [replace(draft, num_passes=1) for draft in drafts]
+
+    def foresee(self, plan: ForecastPlan, texts: Sequence[_Text]) -> list[Draft]:
+        drafted = np.array([int(tree.depths().max()) for tree in plan.trees])
+        most = self._drafter.spec.max_drafted
+        depths = np.minimum(drafted + 1 + np.minimum(plan.below.depths, LONGEST), most)
+        drafts = foreseeing.foresee(plan, self._read(texts, depths))
+        return [replace(draft, num_passes=1) for draft in drafts]
+
+    def _read(self, texts: Sequence[_Text], depths: NDArray[np.int32]) -> growing.Read:
+        """Slots by depth, so many a row; below the last a law of NaN, which offers nothing."""
         said = [
             self._slots(text, max(1, depth))
             for text, depth in zip(texts, depths.tolist(), strict=True)
         ]
 
+        def line(slots: Tensor, depth: int) -> Tensor:
+            return slots[depth] if depth < len(slots) else torch.full_like(slots[0], torch.nan)
+
         def read(rows: Sequence[Row], leaves: Sequence[tuple[int, int]]) -> Logits:
             nodes = [rows[index].nodes[node] for index, node in leaves]
-            own = [said[index][one.depth] for (index, _), one in zip(leaves, nodes, strict=True)]
+            own = [
+                line(said[index], one.depth) for (index, _), one in zip(leaves, nodes, strict=True)
+            ]
             before = torch.tensor([one.token for one in nodes], device=self._table.device)
             return _numpy(torch.stack(own) + self._drafter.markov(before))
 
-        drafts = growing.grow(replace(plan, depths=depths), read)
-        return [replace(draft, num_passes=1) for draft in drafts]
+        return read
 
     def _slots(self, text: _Text, depth: int) -> Tensor:
         """`[depth V]` logits of the tokens at each depth, but for what the one before adds."""
@@ -286,6 +313,12 @@ class _Eagle:
         self._outputs[own] = x[0]
 
     def grow(self, plan: GrowthPlan, texts: Sequence[_Text]) -> list[Draft]:
+        return growing.grow(plan, self._read(texts))
+
+    def foresee(self, plan: ForecastPlan, texts: Sequence[_Text]) -> list[Draft]:
+        return foreseeing.foresee(plan, self._read(texts), by_level=True)
+
+    def _read(self, texts: Sequence[_Text]) -> growing.Read:
         grown = [self._begun(text) for text in texts]
 
         def read(rows: Sequence[Row], leaves: Sequence[tuple[int, int]]) -> Logits:
@@ -295,7 +328,7 @@ class _Eagle:
             outputs = torch.stack([grown[index].outputs[node] for index, node in leaves])
             return _numpy(self._drafter.target_logits(outputs))
 
-        return growing.grow(plan, read)
+        return read
 
     def _begun(self, text: _Text) -> _Grown:
         if text.pending == 0:  # no feature, no draft: a law of NaN offers nothing
