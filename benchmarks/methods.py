@@ -42,8 +42,8 @@ from forerun.models.spec import read_spec
 from forerun.models.tokenizer import load_tokenizer
 from forerun.models.weights import open_checkpoint
 from forerun.tools import machine
-from forerun.tools.bench_decode import progress, run_of
-from forerun.tools.costs import RoundCount, pass_bytes
+from forerun.tools.bench_decode import counts_of, progress, run_of
+from forerun.tools.costs import pass_bytes
 from forerun.tools.feature_costs import AnySpec, drafting_bytes
 from forerun.tools.prompt_files import Prompt, read_prompts, read_suite, spread
 
@@ -261,13 +261,7 @@ def _turn(engine: Engine, prompt: Tokens, params: SamplingParams) -> Turn:
 
 def _turn_of(completion: Completion, prompt_len: int) -> Turn:
     run = run_of(completion)
-    counts, context = [], prompt_len + len(completion.token_ids) - run.num_decoded
-    for one, stats in zip(run.rounds, completion.stats.rounds[1:], strict=True):
-        counts.append(
-            RoundCount(stats.num_drafted, one.num_tokens, context, stats.num_draft_passes)
-        )
-        context += one.num_tokens
-    return Turn(run, tuple(counts))
+    return Turn(run, counts_of(completion, run, prompt_len))
 
 
 def _print(report: dict[str, Any]) -> None:

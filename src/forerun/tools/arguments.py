@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -49,7 +49,9 @@ class EngineArguments:
     lanes: Annotated[
         str | None,
         typer.Option(
-            help="Cores of target and drafter: target=0-1,draft=1.", rich_help_panel=_MODEL
+            help="Cores of target and drafter: target=0-2,draft=3; a schedule that works ahead"
+            " takes the last core for the drafter if not given.",
+            rich_help_panel=_MODEL,
         ),
     ] = None
     isa: Annotated[
@@ -79,7 +81,10 @@ class EngineArguments:
     schedule: Annotated[
         str,
         typer.Option(
-            help="auto or sequential: what is prepared ahead?", rich_help_panel=_SPECULATION
+            help="auto, sequential, parallel (while the target verifies, drafts for the case that"
+            " all is accepted), ahead or ahead:B (for the B likeliest outcomes): what is prepared"
+            " before we know?",
+            rich_help_panel=_SPECULATION,
         ),
     ] = "auto"
 
@@ -89,17 +94,24 @@ class EngineArguments:
 
         return Speculation(self.drafter, self.shape, self.rule, self.schedule)
 
+    def cores(self) -> dict[str, tuple[int, ...]]:
+        """Core numbers by lane, as far as they were given."""
+        return parse_lanes(self.lanes) if self.lanes is not None else {}
+
     def open(
-        self, speculation: Speculation | None = None, witness: Witness | None = None
+        self,
+        speculation: Speculation | None = None,
+        witness: Witness | None = None,
+        cores: Mapping[str, tuple[int, ...]] | None = None,
     ) -> Engine:
-        """The engine that these arguments describe, or one that speculates otherwise.
+        """The engine that these arguments describe, or one that speculates otherwise or elsewhere.
 
         Raises:
             ForerunError: a model, option or machine that does not fit, as a sentence.
         """
         from forerun.engine.engine import Engine
 
-        lanes = parse_lanes(self.lanes) if self.lanes is not None else {}
+        lanes = self.cores() if cores is None else cores
         return Engine(
             self.model,
             speculate=speculation or self.speculation(),

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from forerun.errors import OptionError
 from forerun.options import SamplingParams, Speculation
 from forerun.tools import machine
+from forerun.tools.costs import RoundCount
 from forerun.tools.loops import loop_share
 from forerun.tools.pairs import (
     Pair,
@@ -74,8 +75,28 @@ class Plan:
         return Plan(tuple(read_prompts(prompts or BUILT_IN)[: limit or None]), repeat)
 
 
-def run(plan: Plan, engine: EngineArguments, sampling: SamplingArguments, *, as_json: bool) -> int:
-    """Measure and report; 1 if any token differed."""
+def run(
+    plan: Plan,
+    engine: EngineArguments,
+    sampling: SamplingArguments,
+    *,
+    timeline: Path | None = None,
+    as_json: bool,
+) -> int:
+    """Measure and report; 1 if any token differed. A `timeline` is drawn of what works ahead.
+
+    Raises:
+        OptionError: a timeline of a schedule that has no lanes, or of an unknown kind of picture.
+    """
+    if engine.speculation().composition().schedule.kind in ("parallel", "ahead"):
+        from forerun.tools.bench_lanes import run as run_lanes
+
+        return run_lanes(plan, engine, sampling, timeline=timeline, as_json=as_json)
+    if timeline is not None:
+        raise OptionError(
+            f"--timeline draws two lanes, and schedule {engine.schedule} has none: add --schedule"
+            " ahead, or leave --timeline out"
+        )
     chosen = plan.prompts
     params = replace(sampling.params(), seed=sampling.seed or 0)
     with ExitStack() as stack:
@@ -97,8 +118,7 @@ def run(plan: Plan, engine: EngineArguments, sampling: SamplingArguments, *, as_
             "temperature": params.temperature,
             "seed": params.seed,
             **figures(groups),
-            **_tables(chosen, groups),
-            "prompts": [_figures_of(*one) for one in zip(chosen, groups, strict=True)],
+            **tables(chosen, groups),
         }
     _show(report, as_json=as_json)
     return 0 if report["identical"] else 1
@@ -166,12 +186,14 @@ def by_label(
     return rows
 
 
-def _tables(prompts: Sequence[Prompt], groups: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+def tables(prompts: Sequence[Prompt], groups: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+    """The same figures by category, context, entropy and prompt, with the keys of each."""
     categories = sorted({prompt.category for prompt in prompts} - {""})
     return {
         "categories": by_label("category", categories, prompts, groups),
         "contexts": by_label("context", CONTEXT_LENS, prompts, groups),
         "entropies": by_label("entropy", TIERS, prompts, groups),
+        "prompts": [_figures_of(*one) for one in zip(prompts, groups, strict=True)],
     }
 
 
@@ -210,6 +232,17 @@ def run_of(completion: Completion) -> Run:
         left -= num_tokens
         rounds.append(Round(num_tokens, one.round_s, one.draft_s, one.engine_s))
     return Run(completion.token_ids, tuple(rounds))
+
+
+def counts_of(completion: Completion, run: Run, prompt_len: int) -> tuple[RoundCount, ...]:
+    """What the rounds of `run_of` counted, each with the tokens known before it."""
+    counts, context = [], prompt_len + len(completion.token_ids) - run.num_decoded
+    for one, stats in zip(run.rounds, completion.stats.rounds[1:], strict=True):
+        counts.append(
+            RoundCount(stats.num_drafted, one.num_tokens, context, stats.num_draft_passes)
+        )
+        context += one.num_tokens
+    return tuple(counts)
 
 
 def progress(text: str) -> None:

@@ -170,24 +170,35 @@ def bench_decode(
         int, typer.Option(help="Only so many: the first, or a spread over the suite; 0 is all.")
     ] = 0,
     repeat: Annotated[int, typer.Option(help="Pairs of runs for each prompt.")] = 3,
+    timeline: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Draw what both lanes do, round by round: .svg or .png.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: _Json = False,
     engine: EngineArguments,
     sampling: SamplingArguments,
 ) -> int:
     """Compare speculation with plain decoding, in interleaved pairs; exits 1 if a token differs.
 
-    Without --prompts or --suite a built-in set of 24 beginnings of Python files is used.
+    Without --prompts or --suite a built-in set of 24 beginnings of Python files is used. With a
+    schedule that works ahead: also against the best sequential one on all the same cores, per core
+    and per operation, and whether it pays on this machine.
 
     \b
     Examples
       forerun bench decode
       forerun bench decode --suite all --limit 48     # or --suite edit,prose
       forerun bench decode -t 0.7 --max-tokens 128 --drafter lookup --json
+      forerun bench decode -d lm --schedule ahead --lanes target=0,draft=1 --timeline lanes.svg
     """
     from forerun.tools.bench_decode import Plan, run
 
     plan = Plan.parse(prompts, suite, limit=limit, repeat=repeat)
-    return run(plan, engine, sampling, as_json=as_json)
+    return run(plan, engine, sampling, timeline=timeline, as_json=as_json)
 
 
 @app.command()

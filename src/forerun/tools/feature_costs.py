@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
 from forerun.models.spec import ModelSpec
-from forerun.tools.costs import Costs, RoundCount, decode_costs, pass_bytes
+from forerun.tools.costs import Costs, RoundCount, decode_costs, pass_bytes, pass_flops
 from forerun.tools.drafter_inflation import drafter_bytes
 
 _BYTES = 2  # bf16 weights and K/V
@@ -55,6 +55,18 @@ def costs_of(rounds: Sequence[RoundCount], target: ModelSpec, drafter: AnySpec |
             unseen = 0
         unseen += one.num_emitted
     return replace(costs, draft_flops=flops, draft_bytes=num_bytes)
+
+
+def node_flops(spec: AnySpec, context: int) -> int:
+    """Operations of one node that any small model reads and offers children for, at that context.
+
+    Of a block drafter: a slot of a block, with its head.
+    """
+    if isinstance(spec, ModelSpec):
+        return pass_flops(spec, 1, context)
+    head = 2 * spec.body.vocab * spec.body.hidden
+    markov = 2 * spec.body.vocab * spec.markov_rank if isinstance(spec, BlockSpec) else 0
+    return _layers_flops(spec, context) + head + markov
 
 
 def _round_bytes(spec: DrafterSpec, one: RoundCount) -> int:

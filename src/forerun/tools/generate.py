@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from forerun.errors import OptionError
 from forerun.options import SamplingParams
+from forerun.tools.lane_watch import LaneWatch, together
 from forerun.tools.machine import forerun_version, machine_name
 from forerun.tools.prompt_files import read_prompts
 from forerun.tools.terminal import Ink, say, write, write_json
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from forerun.engine.engine import Completion, Engine, Piece
+    from forerun.engine.witness import Witness
     from forerun.tools.arguments import EngineArguments, SamplingArguments
     from forerun.tools.trace import Header
 
@@ -40,24 +42,33 @@ def run(
     if prompts is not None:
         return _run_batch(prompts, engine, params, trace=trace, as_json=as_json)
     text = sys.stdin.read() if prompt == "-" else _printable(prompt or "")
-    with _opened(engine, trace) as live:
+    watch = LaneWatch()
+    with _opened(engine, trace, watch) as live:
         if as_json:
             write_json(completion_dict(live.generate(text, params)[0]))
         else:
-            _stream(live, text, params)
+            _stream(live, text, params, watch)
     return 0
 
 
 @contextmanager
-def _opened(engine: EngineArguments, trace: Path | None) -> Iterator[Engine]:
-    """The engine, its rounds written to `trace` where that is asked for."""
+def _opened(
+    engine: EngineArguments, trace: Path | None, watch: LaneWatch | None = None
+) -> Iterator[Engine]:
+    """The engine, its rounds written to `trace` where that is asked for, its lanes watched where
+    anything may work ahead."""
+    works_ahead = engine.speculation().composition().schedule.kind != "sequential"
+    watches: list[Witness] = [watch] if watch is not None and works_ahead else []
     if trace is None:
-        with engine.open() as live:
+        with engine.open(witness=together(watches)) as live:
             yield live
         return
     from forerun.tools.trace_writer import TraceWriter
 
-    with TraceWriter(trace) as writer, engine.open(witness=writer) as live:
+    with (
+        TraceWriter(trace) as writer,
+        engine.open(witness=together([writer, *watches])) as live,
+    ):
         writer.begin(_header(engine, live))
         yield live
 
@@ -101,8 +112,19 @@ def completion_dict(completion: Completion) -> dict[str, Any]:
         "seed": completion.seed,
         "numerics": completion.numerics,
         "exactness": completion.exactness,
-        "stats": completion.stats.as_dict(),
+        "stats": {**completion.stats.as_dict(), **_lane_dict(completion)},
     }
+
+
+def _lane_dict(completion: Completion) -> dict[str, Any]:
+    """What working ahead brought, where anything did."""
+    rounds = completion.stats.rounds
+    if all(one.lane is None for one in rounds):
+        return {}
+    from forerun.tools.lane_report import LaneRun, lane_report
+
+    report = lane_report([LaneRun(rounds, (0,) * len(rounds))])
+    return {} if report is None else {"lane": report.as_dict()}
 
 
 def write_pieces(pieces: Iterable[Piece], ink: Ink) -> str:
@@ -115,7 +137,7 @@ def write_pieces(pieces: Iterable[Piece], ink: Ink) -> str:
     return "".join(texts)
 
 
-def _stream(engine: Engine, text: str, params: SamplingParams) -> None:
+def _stream(engine: Engine, text: str, params: SamplingParams, watch: LaneWatch) -> None:
     ink = Ink.of(sys.stdout)
     pieces = engine.stream(text, params)
     if sys.stdout.isatty():
@@ -123,7 +145,8 @@ def _stream(engine: Engine, text: str, params: SamplingParams) -> None:
     figures = _Figures()
     write_pieces(figures.count(pieces), ink)
     write("\n")
-    say(Ink.of(sys.stderr).dim(f"{figures.line()} · seed {params.seed} · {engine.numerics}"))
+    line = f"{figures.line()}{watch.line()} · seed {params.seed} · {engine.numerics}"
+    say(Ink.of(sys.stderr).dim(line))
 
 
 class _Figures:
