@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from forerun import sampling
 from forerun.composition import LONGEST
-from forerun.draft import Draft, Draw
+from forerun.draft import Damping, Draft, Draw
 from forerun.errors import BackendError
 from forerun.noise import RoundNoise
 from forerun.protocols import (
@@ -30,7 +30,7 @@ from forerun.protocols import (
     GrowthPlan,
     Sampler,
 )
-from forerun.shapes.draw import draw_children
+from forerun.shapes.draw import damp, draw_children
 from forerun.shapes.tree import children_of
 from forerun.tree import TokenTree
 
@@ -55,7 +55,8 @@ class Candidate:
 
 @dataclass(slots=True)
 class Row:
-    """One row's candidates; 0 is the pending token. `laws` and `draws` of sampled nodes."""
+    """One row's candidates; 0 is the pending token. `laws`, `draws` and `damped` of sampled nodes:
+    what was drawn from, what was drawn, and which tokens the law was damped at."""
 
     sampler: Sampler
     known: int
@@ -65,6 +66,7 @@ class Row:
     nodes: list[Candidate]
     laws: dict[int, NDArray[np.float32]] = field(default_factory=dict)
     draws: dict[int, list[int]] = field(default_factory=dict)
+    damped: dict[int, list[int]] = field(default_factory=dict)
 
     def path(self, node: int) -> list[int]:
         """Drafted tokens from a child of the pending one down to `node`."""
@@ -194,6 +196,7 @@ def _offer_drawn(
         if 1 - math.sqrt(0.2 * -float(some @ np.log(some))) < plan.growth.least:
             return
     noise = RoundNoise(row.sampler.seed, row.sampler.params.choice, row.known)
+    law, row.damped[node] = damp(law, plan.growth.damped, plan.growth.draw, len(places))
     drawn = draw_children(law, len(places), plan.growth.draw, node, noise)
     row.laws[node], row.draws[node] = law, drawn
     for rank, (token, place) in enumerate(zip(dict.fromkeys(drawn), places, strict=False)):
@@ -282,6 +285,7 @@ def _draft(row: Row, plan: GrowthPlan) -> Draft:
         _stacked(row),
         _draws(row) if growth.draw is Draw.SAMPLED else None,
         ranks=ranks,
+        damping=Damping.of(list(row.damped.values()), growth.damped),
     )
 
 
