@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +17,12 @@ from hypothesis import strategies as st
 from test_grow import (
     CHECKPOINT,
     KEPT,
-    NEW,
     PARAMS,
     ROWS,
     SPEC,
     acceptance,
     given_trees,
     known_text,
-    plainly,
     plan_of,
     read_texts,
     require_same,
@@ -133,18 +132,8 @@ def branch_growths(draw: st.DrawFn) -> Growth:
     deepest=st.integers(0, 3),
 )
 def test_a_native_forecast_is_the_readable_one(
-    rows: list[int],
-    growth: Growth,
-    seed: int,
-    parents: tuple[int, ...],
-    is_own: bool,
-    exits: set[int],
-    num_branches: int,
-    num_offers: int,
-    room: tuple[int, int],
-    which: int,
-    deepest: int,
-) -> None:
+    rows, growth, seed, parents, is_own, exits, num_branches, num_offers, room, which, deepest
+):
     # given drafts of the model's own or of anybody's, some of whose nodes are exits
     below = replace(
         below_of(rows, growth, which),
@@ -218,6 +207,25 @@ def test_a_cut_leaves_all_branches_as_deep(growth: Growth, deepest: int) -> None
         require_same(one, other)
         assert one.num_passes == 1 + deepest
     assert native(forecast_of(below_of(rows, growth), trees), rows)[0].num_passes == 5
+
+
+def test_a_cut_that_comes_while_it_runs_leaves_all_branches_as_deep() -> None:
+    # given chains that may be forty tokens deep
+    deep = Growth(Draw.COUPLED, tuple(range(40)))
+    tree = random_tree(1, (0, 0), 2)
+    plan = forecast_of(below_of([1], deep, budgets=40, depths=40), [tree], num_branches=[9])
+    with opened(CHECKPOINT) as backend, ThreadPoolExecutor(1) as lane:
+        read_texts(backend, [1])
+        # when somebody says in the middle of it that one level is enough
+        running = lane.submit(backend.foresee, plan)
+        plan.deepest[0] = 1
+        (draft,) = running.result()
+    # then it ends, and no branch is longer than another
+    guesses = guesses_of(draft, len(tree))
+    lengths = {subtree(draft, guess, 0).num_drafted for guess in guesses}
+    assert len(guesses) == 9
+    assert len(lengths) == 1
+    assert 1 <= lengths.pop() < 40
 
 
 # --- what it is for -------------------------------------------------------------------------------
@@ -304,64 +312,6 @@ def test_guesses_are_the_likeliest_outcomes() -> None:
     # then they are the best of them
     assert some.scores is not None
     assert sorted(some.scores[len(tree) :]) == sorted(scores)[-4:]
-
-
-# --- what is kept ---------------------------------------------------------------------------------
-
-
-def deepest_read(draft: Draft, num_verified: int) -> list[int]:
-    """The path to the deepest node below a guess whose K/V was computed."""
-    assert draft.expanded is not None
-    depths = draft.tree.depths()
-    below = [node for node in draft.expanded.tolist() if node >= num_verified]
-    return draft.tree.path(max(below, key=lambda node: int(depths[node])))[1:]
-
-
-@pytest.mark.parametrize("isa", PATHS)
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_kept_path_is_text(isa: str, threads: int) -> None:
-    # given three rows whose drafts were grown further
-    rows = [1, 2, 3]
-    trees = [random_tree(row, (0, 1, 1), 3) for row in rows]
-    with opened(CHECKPOINT, isa=isa, threads=threads) as backend:
-        texts = read_texts(backend, rows)
-        plan = forecast_of(below_of(rows, WIDE), trees)
-        drafts = backend.foresee(plan)
-        paths = [deepest_read(draft, 4) for draft in drafts]
-        assert all(len(path) > 2 for path in paths)
-        # when a path through a draft, a guess and what is below is kept
-        for index, path in enumerate(paths):
-            assert backend.keep(plan.below, index, path)
-        # then what follows has the bits of plain reading
-        for row, text, draft, path in zip(rows, texts, drafts, paths, strict=True):
-            text.committed = KEPT[row] + NEW[row] + len(path)
-            found = text.decode([3])[0]
-            made = draft.tree.tokens[path].tolist()
-            require_same_bits(found, plainly(known_text(row) + made), f"row {row}")
-        # ... and once another pass came between, nothing can be kept
-        assert not backend.keep(plan.below, 0, paths[0])
-
-
-def test_nothing_kept_leaves_the_text_that_was_unread() -> None:
-    with opened(CHECKPOINT) as backend:
-        texts = read_texts(backend, [2, 3])
-        trees = [random_tree(row, (0, 1, 1), 3) for row in (2, 3)]
-        backend.foresee(forecast_of(below_of([2, 3], WIDE), trees))
-        for row, text in zip((2, 3), texts, strict=True):
-            text.committed = KEPT[row] + NEW[row]
-            require_same_bits(text.decode([3])[0], plainly(known_text(row)), f"row {row}")
-
-
-def test_control_a_path_that_was_not_kept_is_not_text() -> None:
-    with opened(CHECKPOINT) as backend:
-        (text,) = read_texts(backend, [1])
-        (draft,) = backend.foresee(forecast_of(below_of([1], WIDE), [random_tree(1, (0, 1), 3)]))
-        path = deepest_read(draft, 3)
-        text.committed = KEPT[1] + NEW[1] + len(path)
-        found = text.decode([3])[0]
-    made = draft.tree.tokens[path].tolist()
-    with pytest.raises(AssertionError):
-        require_same_bits(found, plainly(known_text(1) + made), "forgotten")
 
 
 # --- edges ----------------------------------------------------------------------------------------

@@ -238,3 +238,25 @@ def test_given_no_exit_or_no_room_then_the_draft_stays_alone():
     (draft,) = foresee(forecast_of(below_of(growth, 1, depth=0), [tree]), Model())
     assert len(draft.tree) == 8
     assert draft.expanded.tolist() == [0, 1, 2]
+
+
+def test_given_a_torch_model_then_below_a_guess_stands_what_it_drafts_later(tiny_checkpoint_dir):
+    torch = pytest.importorskip("torch")
+    from forerun.backends.torch.backend import TorchBackend
+    from forerun.models.weights import open_checkpoint
+
+    torch.set_num_threads(1)
+    backend = TorchBackend(open_checkpoint(tiny_checkpoint_dir("qwen3", 0)), num_blocks=1)
+    below = below_of(Growth(Draw.COUPLED, (0, 1)), 1)
+    below = replace(below, catch_up=np.array([5], np.int32))
+    tree = TokenTree.chain(np.array([5, 7, 9]))
+
+    (draft,) = backend.foresee(forecast_of(below, [tree]))
+
+    guesses = guesses_of(draft, 3)
+    assert len(guesses) == 5
+    for guess in guesses:
+        made = draft.tree.tokens[draft.tree.path(guess)].tolist()
+        text = {"catch_up": np.array(made, np.int32), "catch_up_starts": np.array([0, len(made)])}
+        (later,) = backend.grow(replace(below, **text))
+        assert subtree(draft, guess, made[-1]).tree.tokens.tolist() == later.tree.tokens.tolist()
