@@ -166,6 +166,11 @@ class EngineOptions:
             raise OptionError(f"threads={self.threads}, this process may use {len(allowed)} cores")
         return tuple(allowed[: self.threads])
 
+    @property
+    def has_lanes(self) -> bool:
+        """Whether each model has cores of its own."""
+        target, draft = self.target_cores, self.draft_cores
+        return target is not None and draft is not None and not set(target) & set(draft)
 
     def lanes_apart(self) -> EngineOptions:
         """The same, with the last core as the drafter's own lane where nobody said otherwise."""

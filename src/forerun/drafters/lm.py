@@ -105,6 +105,11 @@ class LM:
         self._slots = Slots(backend.num_blocks)
         self._progress: dict[int, _Progress] = {}
 
+    @property
+    def backend(self) -> Backend:
+        """What runs the small model."""
+        return self._backend
+
     def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
         """Read the prompt.
 

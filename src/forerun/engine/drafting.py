@@ -53,10 +53,11 @@ INFLATION_FILE = "inflation.json"  # beside a model that benchmarks enlarged
 @dataclass(frozen=True, slots=True)
 class Openers:
     """How what drafts is opened: `model(directory)`, and `features(directory, target)` where it
-    reads the features of a target."""
+    reads the features of a target. `has_lane`: whether on cores that the target leaves alone."""
 
     model: Callable[[Path], Backend]
     features: Callable[[Path, Backend], FeatureBackend]
+    has_lane: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -111,6 +111,11 @@ class Engine:
         return "law" if self._parts.rule.reads is Reads.LAWS else self._parts.target.exactness
 
     @property
+    def schedule_reason(self) -> str:
+        """Why rounds are scheduled as they are, in a line."""
+        return self._parts.schedule_reason
+
+    @property
     def drafter_is_disabled(self) -> bool:
         """Whether the drafter failed so often that decoding goes on without it."""
         return self._parts.drafter.is_disabled
@@ -226,7 +231,7 @@ def _openers(options: EngineOptions, target_dir: Path) -> Openers:
         refuse_mismatch(drafter, target.spec, target_dir)
         return open_feature_backend(drafter, target, options, cores)
 
-    return Openers(model, features)
+    return Openers(model, features, options.has_lanes)
 
 
 def _requests(

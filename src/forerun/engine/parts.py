@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forerun.backends.slots import Slots
-from forerun.composition import ScheduleName
 from forerun.control.pace import Pace
 from forerun.control.patience import Patience
 from forerun.control.prices import Prices
@@ -15,19 +14,15 @@ from forerun.drafters.features import Featured
 from forerun.drafters.guard import Guard
 from forerun.drafters.lookup import Lookup
 from forerun.drafters.overlapped import Overlapped, Spares
-from forerun.engine.discovery import discovered
+from forerun.engine.discovery import discovered, record_of
 from forerun.engine.drafting import Openers, Surroundings, build_drafter
+from forerun.engine.scheduling import scheduled
 from forerun.engine.shaping import RULES, live_shape
 from forerun.engine.witness import Witness
 from forerun.models.tokenizer import Tokenizer
 from forerun.options import Speculation
 from forerun.protocols import Backend, Drafter, Rule, Schedule, Shape
-from forerun.schedules.ahead import Ahead
-from forerun.schedules.parallel import Parallel
-from forerun.schedules.sequential import Sequential
 from forerun.stats import LaneMeter, RoundMeter, Span
-
-_AUTO_BRANCHES = 8  # rows that a pass computes in little more than the time of one
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +35,7 @@ class Parts:
     shape: Shape
     rule: Rule
     schedule: Schedule
+    schedule_reason: str = ""
     pace: Pace | None = None  # only where nobody asked for a length
     prices: Prices | None = None  # only where nobody asked for a number of nodes
     patience: Patience | None = None  # only where something works ahead
@@ -66,12 +62,10 @@ def build_parts(
     """
     wanted = speculation.composition()
     slots, name = Slots(target.num_blocks), wanted.drafter
-    schedule = live_schedule(wanted.schedule)
-    works_ahead = schedule.num_branches > 0
     is_free_tree = wanted.shape.kind == "tree" and not wanted.shape.size and not wanted.shape.file
     prices = Prices() if is_free_tree and wanted.rule == "match" else None
     around = Surroundings(
-        target, slots, directory, tokenizer, opens, Span() if works_ahead else meter.model,
+        target, slots, directory, tokenizer, opens, Span(),
         shape=live_shape(wanted.shape, name.name), rule=wanted.rule,
         siblings=wanted.shape.siblings, prices=prices, schedule=wanted.schedule,
     )  # fmt: skip
@@ -82,8 +76,12 @@ def build_parts(
     drafter = build_drafter(name, around)
     is_paced = wanted.shape.kind == "auto" and wanted.rule == "match" and name.name != "none"
     pace = _pace(drafter, shape) if is_paced else None
-    patience = None
-    if works_ahead:
+    record = record_of(Path(name.argument or directory / "drafters" / name.name))
+    chosen = scheduled(wanted.schedule, drafter, target, record, has_lane=opens.has_lane)
+    schedule, patience = chosen.schedule, None
+    if schedule.num_branches == 0:
+        meter.model = around.span  # the target waits for all of it
+    else:
         meter.lane, patience = LaneMeter(), Patience()
         spares = Spares(Lookup() if wanted.rule == "match" else None)
         drafter = Overlapped(
@@ -92,16 +90,8 @@ def build_parts(
         )  # fmt: skip
     guard = Guard(drafter, shape, target.spec.vocab)
     rule = RULES[wanted.rule]
-    return Parts(target, slots, guard, shape, rule, schedule, pace, prices, patience)
-
-
-def live_schedule(name: ScheduleName) -> Schedule:
-    """The live schedule; where the number of branches is ours to choose, so many as cost little."""
-    if name.kind == "parallel":
-        return Parallel()
-    if name.kind == "ahead":
-        return Ahead(name.num_branches or _AUTO_BRANCHES)
-    return Sequential()
+    why = chosen.reason
+    return Parts(target, slots, guard, shape, rule, schedule, why, pace, prices, patience)
 
 
 def _pace(drafter: Drafter, shape: Shape) -> Pace:
