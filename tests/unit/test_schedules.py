@@ -1,4 +1,4 @@
-"""Schedules: which ends of a verdict are prepared for while it is pending, and how many outcomes."""
+"""Schedules: which ends of a pending verdict are prepared for, and how many outcomes."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.draft import Damping, Draft
+from forerun.draft import Damping, Draft, Draw
 from forerun.drafters.ahead import rewind, sampler_after
 from forerun.protocols import Drafter, DraftRow, Outlook
 from forerun.tree import TokenTree
@@ -47,11 +47,15 @@ class _Grown:
     laws: list[NDArray[np.float32]] = field(default_factory=list)
     draws: list[NDArray[np.int32]] = field(default_factory=list)
     damped: list[Damping] = field(default_factory=list)
+    draw: Draw | None = None  # how the drafts below were drawn: a draft may be anybody's
 
     def add(self, outcome: _Outcome, next_draft: Draft) -> None:
-        """A guess, and the draft that was prepared for it."""
-        first = len(self.tokens)
-        tree = next_draft.tree
+        """A guess, and the draft that was prepared for it, unless it is of another kind."""
+        tree, first = next_draft.tree, len(self.tokens)
+        if len(tree) > 1:
+            if self.draw not in (None, next_draft.draw):
+                return
+            self.draw = next_draft.draw
         self.tokens += tree.tokens.tolist()
         self.parents += [outcome.exit_node, *[first + at for at in tree.parents[1:].tolist()]]
         self.scores += [outcome.score * _REACH**depth for depth in tree.depths().tolist()]
@@ -68,6 +72,7 @@ class _Grown:
         """One tree; figures of nodes that have a law are those of the prepared drafts."""
         return replace(
             self.draft,
+            draw=self.draw or self.draft.draw,
             tree=TokenTree(np.array(self.tokens, np.int32), np.array(self.parents, np.int32)),
             expanded=np.array(self.expanded, np.int32) if self.laws else None,
             law=np.stack(self.laws) if self.laws else None,
@@ -101,6 +106,7 @@ def _foresee(drafter: Drafter, row: DraftRow, draft: Draft, outlook: Outlook, at
         """The proposal for a text that went to an exit, and then on to a bonus."""
         text = [*row.tokens, *draft.tree.tokens[draft.tree.path(exit_node)[1:]].tolist()]
         text += [] if bonus is None else [bonus]
+        rewind(drafter, row.sequence_id, row.tokens)  # what it read for another outcome
         more = 1 if bonus is None else 0  # the bonus is part of what is proposed
         most, depth = int(outlook.most[at]) + more, int(outlook.depths[at]) + more
         return _proposal(drafter, row, text, most, depth)
@@ -108,14 +114,15 @@ def _foresee(drafter: Drafter, row: DraftRow, draft: Draft, outlook: Outlook, at
     inner = set(draft.tree.parents.tolist())
     leaves = [node for node in exits if node not in inner]
     leaves.sort(key=lambda node: -depths[node])
-    if draft.law is None or draft.expanded is None:
+    laws = {}
+    if draft.law is not None and draft.expanded is not None:
+        laws = {node: draft.believed(place) for place, node in enumerate(draft.expanded.tolist())}
+    below = {leaf: asked(leaf, None) for leaf in leaves[:1]}
+    laws |= {leaf: found.believed(0) for leaf, found in below.items() if found.law is not None}
+    if not laws:
         for leaf in leaves[: outlook.num_branches]:
-            _add_below(whole, leaf, asked(leaf, None))
+            _add_below(whole, leaf, below.get(leaf) or asked(leaf, None))
         return whole.finished()
-    laws = {node: draft.believed(place) for place, node in enumerate(draft.expanded.tolist())}
-    for leaf in leaves[:1]:
-        of_leaf = asked(leaf, None)
-        laws |= {} if of_leaf.law is None else {leaf: of_leaf.believed(0)}
     possible = {node: law for node, law in laws.items() if node in exits}
     for outcome in _likeliest(draft, possible, depths, outlook.num_branches):
         whole.add(outcome, asked(outcome.exit_node, outcome.bonus))
@@ -138,8 +145,9 @@ def _proposal(drafter: Drafter, row: DraftRow, text: list[int], most: int, depth
 def _add_below(whole: _Grown, leaf: int, proposed: Draft) -> None:
     """A leaf's proposal: its children are guessed bonuses already, with what follows them."""
     tree = proposed.tree
-    if len(tree) < 2:
+    if len(tree) < 2 or proposed.law is not None:
         return
+    whole.draw = proposed.draw
     first = len(whole.tokens) - 1
     whole.tokens += tree.tokens[1:].tolist()
     whole.parents += [leaf if at == 0 else first + at for at in tree.parents[1:].tolist()]

@@ -296,7 +296,9 @@ class Overlapped:
             return None
         self._waits.learn_outcome(is_hit=True)
         draft = cut(subtree(forecast.grown, node, row.tokens[-1]), row.max_drafted, row.max_depth)
-        if len(draft.tree) < 2 or not self._is_valid(draft):
+        # What has no law was found, not drawn: the drafter may find something else a round later.
+        is_other = self._spares.is_exacting and draft.law is None
+        if len(draft.tree) < 2 or is_other or not self._is_valid(draft):
             self._meter.num_short += 1
             return None
         self._meter.num_hits += 1
@@ -311,8 +313,9 @@ class Overlapped:
         spare = {row.sequence_id: self._spare(row, forecasts) for row in missed}
         sources = [source for source, _ in spare.values()]
         best = min(sources, key=("near", "lookup", "none").index)
-        can_ask = self._is_idle and not self._rest
-        if can_ask and (self._spares.is_exacting or self._waits.prefers_redraft(best, len(missed))):
+        is_exacting = self._spares.is_exacting  # its draws are needed, whatever the lane does now
+        can_ask = (is_exacting or self._is_idle) and not self._rest
+        if can_ask and (is_exacting or self._waits.prefers_redraft(best, len(missed))):
             drafts = self._redrafted(missed)
             if drafts is not None:
                 return drafts
