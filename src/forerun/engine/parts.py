@@ -83,15 +83,31 @@ def build_parts(
         meter.model = around.span  # the target waits for all of it
     else:
         meter.lane, patience = LaneMeter(), Patience()
-        spares = Spares(Lookup() if wanted.rule == "match" else None)
-        drafter = Overlapped(
-            drafter, schedule, waits=patience, spares=spares, meter=meter.lane, span=meter.model,
-            vocab=target.spec.vocab,
-        )  # fmt: skip
+        drafter = _overlapped(drafter, schedule, patience, around, meter)
     guard = Guard(drafter, shape, target.spec.vocab)
     rule = RULES[wanted.rule]
     why = chosen.reason
     return Parts(target, slots, guard, shape, rule, schedule, why, pace, prices, patience)
+
+
+def _overlapped(
+    drafter: Drafter,
+    schedule: Schedule,
+    patience: Patience,
+    around: Surroundings,
+    meter: RoundMeter,
+) -> Overlapped:
+    """The drafter on a lane of its own; under a sampled rule a row that misses waits for it."""
+    assert meter.lane is not None
+    return Overlapped(
+        drafter,
+        schedule,
+        waits=patience,
+        spares=Spares(Lookup() if around.rule == "match" else None),
+        meter=meter.lane,
+        span=meter.model,
+        vocab=around.target.spec.vocab,
+    )
 
 
 def _pace(drafter: Drafter, shape: Shape) -> Pace:
