@@ -12,7 +12,7 @@ but the pending one:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import numpy as np
@@ -20,15 +20,25 @@ from numpy.typing import NDArray
 
 from forerun.backends.prefill import CHUNK
 from forerun.backends.slots import Slots, blocks_for
-from forerun.draft import Commit, Draft
+from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.margins import Margins
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.pricing import priced
 from forerun.errors import CapacityError
+from forerun.forecast import ForecastPlan, ForeseesFeatures
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec
-from forerun.protocols import BLOCK_LEN, DraftRow, FeatureBackend, Growth, GrowthPlan, Prices
+from forerun.protocols import (
+    BLOCK_LEN,
+    DraftRow,
+    FeatureBackend,
+    Growth,
+    GrowthPlan,
+    Outlook,
+    Prices,
+)
 from forerun.stats import Span
 
+NUM_OFFERS = 8  # children of a draft's node that are looked at for guesses
 LONGEST_WAIT = 32  # tokens a proposal takes in itself; more are taken in before it, in chunks
 
 
@@ -36,8 +46,8 @@ LONGEST_WAIT = 32  # tokens a proposal takes in itself; more are taken in before
 class _Progress:
     """How far the drafter has come with one sequence: the features of the first `committed` of its
     `tokens` are K/V, those of the next `num_waiting` wait. It owns blocks for `num_reserved`
-    positions. `has_begun`: whether its first round is over. `last`: what it proposed, and whether
-    for a greedy row."""
+    positions. `has_begun`: whether its first round is over. `newest`: the features of the last
+    committed token. `last`: what it proposed, and whether for a greedy row."""
 
     tokens: list[int]
     num_reserved: int
@@ -45,6 +55,7 @@ class _Progress:
     committed: int = 0
     num_waiting: int = 0
     waiting: list[NDArray[np.float32]] = field(default_factory=list)
+    newest: NDArray[np.float32] | None = None
     last: tuple[Draft, bool] | None = None
 
 
@@ -102,6 +113,41 @@ class Featured:
             return drafts
         made = dict(zip((row.sequence_id for row in ready), drafts, strict=True))
         return [made.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
+
+    def foresee(
+        self, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
+    ) -> list[Draft]:
+        """Each draft grown further, without the features of what it drafts: they do not exist yet.
+        A row for which nothing waits is read its newest token once more. Draws of a sampled rule
+        are not made here: those it would judge need the features."""
+        grown = list(drafts)
+        is_sampled = self._growth.draw not in (Draw.COUPLED, Draw.POINT)
+        if is_sampled or not isinstance(self._backend, ForeseesFeatures):
+            return grown
+        deepest_draft = max(int(draft.tree.depths().max()) for draft in drafts)
+        ready = [at for at, row in enumerate(rows) if self._can_foresee(row, deepest_draft + 1)]
+        if not ready:
+            return grown
+        asked = [rows[at] for at in ready]
+        below = self._plan(asked)
+        plan = ForecastPlan(
+            replace(
+                below,
+                budgets=outlook.most[ready],
+                depths=np.minimum(outlook.depths[ready], self.num_levels).astype(np.int32),
+            ),
+            trees=[drafts[at].tree for at in ready],
+            exits=[outlook.exits[at] for at in ready],
+            num_branches=np.full(len(ready), outlook.num_branches, np.int32),
+            num_offers=NUM_OFFERS,
+            deepest=outlook.deepest,
+        )
+        with self._span:
+            made = self._backend.foresee(plan, self._features(asked))
+        for at, draft in zip(ready, made, strict=True):
+            self._settle(rows[at], draft)
+            grown[at] = draft
+        return grown
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """Learn what was kept of the last proposal, and take in the features of the round."""
@@ -163,9 +209,21 @@ class Featured:
             return False
         return progress.num_waiting > 0 and self._has_room(row.sequence_id, progress)
 
-    def _has_room(self, sequence_id: int, progress: _Progress) -> bool:
-        """Own blocks for the text and a draft below it; a sequence that outgrew them is let go."""
-        needed = len(progress.tokens) + self.num_levels
+    def _can_foresee(self, row: DraftRow, num_more: int) -> bool:
+        """As `_is_ready`; a token whose features were taken in already may be taken back."""
+        progress = self._progress.get(row.sequence_id)
+        if progress is None or not progress.has_begun or row.max_drafted < 1:
+            return False
+        if progress.num_waiting == 0 and progress.newest is not None:
+            progress.waiting, progress.num_waiting = [progress.newest], 1
+            progress.committed -= 1
+        has_all = progress.committed + progress.num_waiting == len(row.tokens) - 1
+        return has_all and self._has_room(row.sequence_id, progress, num_more)
+
+    def _has_room(self, sequence_id: int, progress: _Progress, num_more: int = 0) -> bool:
+        """Own blocks for the text and a draft below it, `num_more` levels in between; a sequence
+        that outgrew them is let go."""
+        needed = len(progress.tokens) + num_more + self.num_levels
         if needed <= progress.num_reserved:
             return True
         try:
@@ -187,15 +245,24 @@ class Featured:
 
     def _grown(self, rows: Sequence[DraftRow]) -> list[Draft]:
         plan = self._plan(rows)
-        ready = [self._progress[row.sequence_id] for row in rows]
-        features = _joined([some for progress in ready for some in progress.waiting])
         with self._span:
-            drafts = self._backend.grow(plan, features)
-        for row, progress, draft in zip(rows, ready, drafts, strict=True):
-            progress.committed += progress.num_waiting
-            progress.waiting, progress.num_waiting = [], 0
-            progress.last = draft, row.sampler.params.temperature == 0
+            drafts = self._backend.grow(plan, self._features(rows))
+        for row, draft in zip(rows, drafts, strict=True):
+            self._settle(row, draft)
         return drafts
+
+    def _features(self, rows: Sequence[DraftRow]) -> NDArray[np.float32]:
+        """What waits of all rows."""
+        ready = [self._progress[row.sequence_id] for row in rows]
+        return _joined([some for progress in ready for some in progress.waiting])
+
+    def _settle(self, row: DraftRow, draft: Draft) -> None:
+        """What waited is K/V now."""
+        progress = self._progress[row.sequence_id]
+        progress.committed += progress.num_waiting
+        progress.newest = progress.waiting[-1][-1:]
+        progress.waiting, progress.num_waiting = [], 0
+        progress.last = draft, row.sampler.params.temperature == 0
 
     def _plan(self, rows: Sequence[DraftRow]) -> GrowthPlan:
         committed = [self._progress[row.sequence_id].committed for row in rows]

@@ -14,7 +14,7 @@ from forerun.drafters.features import Featured
 from forerun.drafters.guard import Guard
 from forerun.drafters.lookup import Lookup
 from forerun.drafters.overlapped import Overlapped, Spares
-from forerun.engine.discovery import discovered, record_of
+from forerun.engine.discovery import discovered
 from forerun.engine.drafting import Openers, Surroundings, build_drafter
 from forerun.engine.scheduling import scheduled
 from forerun.engine.shaping import RULES, live_shape
@@ -76,8 +76,7 @@ def build_parts(
     drafter = build_drafter(name, around)
     is_paced = wanted.shape.kind == "auto" and wanted.rule == "match" and name.name != "none"
     pace = _pace(drafter, shape) if is_paced else None
-    record = record_of(Path(name.argument or directory / "drafters" / name.name))
-    chosen = scheduled(wanted.schedule, drafter, target, record, has_lane=opens.has_lane)
+    chosen = scheduled(wanted.schedule, drafter, around, name)
     schedule, patience = chosen.schedule, None
     if schedule.num_branches == 0:
         meter.model = around.span  # the target waits for all of it
@@ -85,8 +84,7 @@ def build_parts(
         meter.lane, patience = LaneMeter(), Patience()
         drafter = _overlapped(drafter, schedule, patience, around, meter)
     guard = Guard(drafter, shape, target.spec.vocab)
-    rule = RULES[wanted.rule]
-    why = chosen.reason
+    rule, why = RULES[wanted.rule], chosen.reason
     return Parts(target, slots, guard, shape, rule, schedule, why, pace, prices, patience)
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from forerun.composition import ScheduleName
+from forerun.composition import DrafterName, ScheduleName
 from forerun.control.lane_trial import measured_lanes, yields_of
 from forerun.control.overlap import AHEAD, PARALLEL, best_overlapped, compared
 from forerun.drafters.lm import LM
+from forerun.engine.discovery import record_of
+from forerun.engine.drafting import Surroundings
 from forerun.protocols import Backend, Drafter, Schedule
 from forerun.schedules.ahead import Ahead
 from forerun.schedules.parallel import Parallel
@@ -30,18 +33,13 @@ class Scheduled:
 
 
 def scheduled(
-    name: ScheduleName,
-    drafter: Drafter,
-    target: Backend,
-    record: Mapping[int, float],
-    *,
-    has_lane: bool,
+    name: ScheduleName, drafter: Drafter, around: Surroundings, drafter_name: DrafterName
 ) -> Scheduled:
     """The schedule that was asked for; of `auto`, and of `ahead` without a number, the one that is
     expected to be fastest by both models' measured seconds on their lanes.
 
-    `record`: tokens a round by drafted tokens, where somebody measured them. Lanes that share a
-    core compute one after the other, so nothing is measured there and nothing overlaps by default.
+    Lanes that share a core compute one after the other, so nothing is measured there and nothing
+    overlaps by default.
     """
     if name.kind == "parallel":
         return Scheduled(Parallel(), "parallel was asked for")
@@ -49,19 +47,20 @@ def scheduled(
         return Scheduled(Ahead(name.num_branches), "a number of branches was asked for")
     if name.kind == "sequential":
         return Scheduled(Sequential(), "sequential was asked for")
-    chosen = _measured(name, drafter, target, record) if has_lane else None
-    if chosen is None:
-        chosen = _unmeasured(name, has_lane=has_lane)
+    chosen = None
+    if around.opens.has_lane and isinstance(drafter, LM):
+        own = around.directory / "drafters" / drafter_name.name
+        record = record_of(Path(drafter_name.argument or own))
+        chosen = _measured(name, drafter, around.target, record)
+    chosen = chosen or _unmeasured(name, has_lane=around.opens.has_lane)
     _log.info("schedule: %s", chosen.reason)
     return chosen
 
 
 def _measured(
-    name: ScheduleName, drafter: Drafter, target: Backend, record: Mapping[int, float]
-) -> Scheduled | None:
-    """By timing, where the drafter is a model that runs on a lane of its own."""
-    if not isinstance(drafter, LM):
-        return None
+    name: ScheduleName, drafter: LM, target: Backend, record: Mapping[int, float]
+) -> Scheduled:
+    """By timing a drafter that is a model on a lane of its own."""
     costs, yields = measured_lanes(target, drafter.backend), yields_of(record)
     if name.kind == "ahead":
         best = best_overlapped(costs, yields, AHEAD, _MOST_BRANCHES)
