@@ -84,7 +84,7 @@ nb::tuple as_tuple(const GrownRow& row) {
   return nb::make_tuple(array_of(row.tokens), array_of(row.parents), array_of(row.ranks),
                         array_of(row.margins), array_of(row.scores), array_of(row.kv),
                         array_of(row.expanded), table_of(row.laws, drawn),
-                        table_of(row.draws, drawn), row.num_passes);
+                        table_of(row.draws, drawn), row.num_passes, table_of(row.damped, drawn));
 }
 
 using Acceptance = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
@@ -129,6 +129,10 @@ class HeldPlan {
   void check(const Model& model, const std::vector<int>& levels) const {
     check_room(model, catch_up_, starts_, committed_, block_table_, levels);
     require_tokens(whose_, model.shape().vocab);
+  }
+  void damp(int count, float factor) {
+    require(count > 0 && factor > 0.0f && factor <= 1.0f, "a factor above 0 and up to 1");
+    plan_.damped = {count, factor};
   }
   const Array<int32_t>& starts() const { return starts_; }
   const GrowthPlan& plan() const { return plan_; }
@@ -312,7 +316,8 @@ void bind_proposals(nb::module_& module, nb::class_<Model>& model) {
   nb::class_<HeldPlan>(module, "GrowthPlan")
       .def(nb::init<Array<int32_t>, Array<int32_t>, Array<int32_t>, Table, nb::list, Array<int32_t>,
                     Array<int32_t>, const std::string&, std::vector<int32_t>, int, int, double,
-                    std::vector<float>, double, Acceptance, double, double>());
+                    std::vector<float>, double, Acceptance, double, double>())
+      .def("damp", &HeldPlan::damp, "count"_a, "factor"_a);
   model.def("propose", &propose_chains)
       .def("grow", &grow_trees, "plan"_a, "num_layers"_a, "features"_a.none())
       .def("foresee", &foresee_trees, "plan"_a, "tokens"_a, "parents"_a, "starts"_a, "exits"_a,

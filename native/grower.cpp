@@ -102,7 +102,7 @@ Offer Grower::offered(size_t r, const Leaf& leaf, int count, SelectScratch& scra
                     count};
   if (plan_.draw == Draw::kCoupled) return coupled(asked, scratch);
   if (plan_.draw == Draw::kPoint) return likeliest(asked, scratch);
-  return drawn(asked, plan_.draw, plan_.least, scratch);
+  return drawn(asked, plan_.draw, plan_.least, plan_.damped, scratch);
 }
 
 void Grower::take(const Leaf& leaf, const Offer& offer) {
@@ -127,6 +127,8 @@ void Grower::take(const Leaf& leaf, const Offer& offer) {
   result.laws.insert(result.laws.end(), offer.law.begin(), offer.law.end());
   result.draws.insert(result.draws.end(), offer.draws.begin(), offer.draws.end());
   result.draws.resize(result.expanded.size() * static_cast<size_t>(plan_.width), kNoToken);
+  result.damped.insert(result.damped.end(), offer.damped.begin(), offer.damped.end());
+  result.damped.resize(result.expanded.size() * static_cast<size_t>(plan_.damped.count), kNoToken);
 }
 
 bool Grower::choose() {

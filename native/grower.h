@@ -12,9 +12,9 @@ namespace forerun {
 
 // One tree as it grew; node 0 is its root. `kv[n]`: the number of its K/V among the grown nodes, or
 // -1. `born[n]`: in which round of offers. `laws`: vocab values for each of `expanded`; `draws`:
-// the same number of tokens for each, -1 behind.
+// the same number of tokens for each, -1 behind; `damped`: likewise, what a law is damped at.
 struct GrownRow {
-  std::vector<int32_t> tokens, parents, ranks, kv, expanded, draws, born;
+  std::vector<int32_t> tokens, parents, ranks, kv, expanded, draws, damped, born;
   std::vector<float> margins, scores, laws;
   int num_passes = 0;  // of the whole proposal
 };

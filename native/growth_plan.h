@@ -24,6 +24,7 @@ struct GrowthPlan {
   int num_ranks, num_margins;
   double margin_step, least_margin;
   int num_layers;  // the lowest so many draft; 0: all of them
+  Damped damped = {};
 
   bool is_sampled() const { return draw != Draw::kCoupled && draw != Draw::kPoint; }
   bool is_given() const { return !parents.empty(); }

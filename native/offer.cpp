@@ -33,6 +33,18 @@ std::vector<float> softened(const Asked& asked, SelectScratch& scratch) {
   return probabilities;
 }
 
+// The best `count` tokens of a law, best first, lowest id on ties.
+std::vector<int32_t> best_of(const std::vector<float>& law, int count) {
+  std::vector<int32_t> ids(law.size());
+  std::iota(ids.begin(), ids.end(), 0);
+  const size_t kept = std::min(ids.size(), static_cast<size_t>(count));
+  const auto p = [&](int32_t t) { return law[static_cast<size_t>(t)]; };
+  std::partial_sort(ids.begin(), ids.begin() + static_cast<int64_t>(kept), ids.end(),
+                    [&](int32_t a, int32_t b) { return p(a) != p(b) ? p(a) > p(b) : a < b; });
+  ids.resize(kept);
+  return ids;
+}
+
 }  // namespace
 
 double probability(const Asked& asked, int32_t token, SelectScratch& scratch) {
@@ -43,15 +55,11 @@ double probability(const Asked& asked, int32_t token, SelectScratch& scratch) {
 Offer likeliest(const Asked& asked, SelectScratch& scratch) {
   const std::vector<float> probabilities = softened(asked, scratch);
   Offer offer;
-  std::vector<int32_t> ids(probabilities.size());
-  std::iota(ids.begin(), ids.end(), 0);
-  const size_t kept = std::min(ids.size(), static_cast<size_t>(asked.count));
-  const auto p = [&](int32_t t) { return probabilities[static_cast<size_t>(t)]; };
-  std::partial_sort(ids.begin(), ids.begin() + static_cast<int64_t>(kept), ids.end(),
-                    [&](int32_t a, int32_t b) { return p(a) != p(b) ? p(a) > p(b) : a < b; });
-  for (size_t i = 0; i < kept && p(ids[i]) > 0.0f; ++i) {
-    offer.tokens.push_back(ids[i]);
-    offer.values.push_back(p(ids[i]));
+  for (const int32_t token : best_of(probabilities, asked.count)) {
+    const float p = probabilities[static_cast<size_t>(token)];
+    if (!(p > 0.0f)) break;
+    offer.tokens.push_back(token);
+    offer.values.push_back(p);
   }
   return offer;
 }
@@ -76,15 +84,30 @@ int32_t greatest(const std::vector<float>& law, const std::vector<int32_t>& take
   return best;
 }
 
+// Lowers the likeliest tokens behind `num_set` and says which they are; a law with no token beside
+// them stays as it is.
+std::vector<int32_t> damp(std::vector<float>& law, const Damped& damped, int num_set) {
+  const int count = num_set + damped.count;
+  if (damped.count == 0 ||
+      std::count_if(law.begin(), law.end(), [](float q) { return q > 0.0f; }) <= count)
+    return {};
+  std::vector<int32_t> tokens = best_of(law, count);
+  tokens.erase(tokens.begin(), tokens.begin() + num_set);
+  for (const int32_t token : tokens) law[static_cast<size_t>(token)] *= damped.factor;
+  return tokens;
+}
+
 }  // namespace
 
-Offer drawn(const Asked& asked, Draw draw, double least, SelectScratch& scratch) {
+Offer drawn(const Asked& asked, Draw draw, double least, const Damped& damped,
+            SelectScratch& scratch) {
   Offer offer;
   offer.law.resize(static_cast<size_t>(asked.vocab));
   if (!law(asked.logits, asked.vocab, asked.sampler, asked.path.data(), asked.path_length(),
            scratch, offer.law.data()))
     return {};
   if (least > 0.0 && 1.0 - std::sqrt(0.2 * entropy_of(offer.law)) < least) return {};
+  offer.damped = damp(offer.law, damped, draw == Draw::kTopAndOne ? asked.count - 1 : 0);
   std::vector<int32_t> removed;
   for (int i = 0; i < asked.count; ++i) {
     int32_t token;

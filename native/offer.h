@@ -23,10 +23,16 @@ struct Asked {
   int64_t path_length() const { return static_cast<int64_t>(path.size()); }
 };
 
-// Tokens in order of drawing, with what orders them; of draws the law, and all draws with their
-// repetitions.
+// The `count` likeliest tokens of a law are drawn `factor` times as often as it says.
+struct Damped {
+  int count = 0;
+  float factor = 1.0f;
+};
+
+// Tokens in order of drawing, with what orders them; of draws the law, all draws with their
+// repetitions, and the tokens that the law was damped at.
 struct Offer {
-  std::vector<int32_t> tokens, draws;
+  std::vector<int32_t> tokens, draws, damped;
   std::vector<double> values;
   std::vector<float> law;
 };
@@ -42,6 +48,8 @@ double probability(const Asked& asked, int32_t token, SelectScratch& scratch);
 
 // Draws of a sampled rule: each by a counter of (tokens known, node, index) and no other. Whether
 // anything is drawn may depend on the law (`least` bounds its entropy), never on what is drawn.
-Offer drawn(const Asked& asked, Draw draw, double least, SelectScratch& scratch);
+// The readable reference of damping is shapes/draw.py.
+Offer drawn(const Asked& asked, Draw draw, double least, const Damped& damped,
+            SelectScratch& scratch);
 
 }  // namespace forerun

@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from forerun.backends import growing
 from forerun.draft import Draft, Draw
+from forerun.noise import RoundNoise
 from forerun.options import SamplingParams
 from forerun.protocols import NUM_MARGINS, NUM_RANKS, Growth, GrowthPlan, Sampler
+from forerun.shapes.draw import damp, draw_children
 
 SPEC = tiny_spec(head_dim=80, num_heads=7, num_kv_heads=1, vocab=50, ffn=75)
 CHECKPOINT = random_checkpoint(SPEC, 3)
@@ -84,6 +86,10 @@ def require_same(found: Draft, expected: Draft) -> None:
         assert (left is None) == (right is None), name
         if left is not None and left.size + right.size:
             np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert (found.damping is None) == (expected.damping is None)
+    if found.damping is not None and expected.damping is not None and found.damping.tokens.size:
+        assert found.damping.tokens.tolist() == expected.damping.tokens.tolist()
+        assert found.damping.factor == expected.damping.factor
     assert found.tree.tokens.tolist() == expected.tree.tokens.tolist()
     assert found.tree.parents.tolist() == expected.tree.parents.tolist()
 
@@ -96,7 +102,8 @@ def growths(draw: st.DrawFn) -> Growth:
     if is_free and draw(st.booleans()):
         parents = None
     least = draw(st.sampled_from([0.0, 0.05, 0.3]))
-    return Growth(how, parents, draw(st.integers(1, 4)), draw(st.integers(1, 5)), least)
+    damped = None if is_free else draw(st.sampled_from([None, (1, 0.5), (3, 0.25)]))
+    return Growth(how, parents, draw(st.integers(1, 4)), draw(st.integers(1, 5)), least, damped)
 
 
 @st.composite
@@ -148,6 +155,41 @@ def test_a_native_tree_is_the_readable_one(
     # then the trees, the laws and the figures are the same
     for one, other in zip(found, expected, strict=True):
         require_same(one, other)
+
+
+@pytest.mark.parametrize("how", [Draw.SAMPLED, Draw.WITHOUT_REPLACEMENT, Draw.TOP_AND_ONE])
+@pytest.mark.parametrize("damped", [(1, 0.5), (4, 0.3)])
+def test_a_damped_law_has_the_bits_of_the_readable_one(
+    how: Draw, damped: tuple[int, float]
+) -> None:
+    # given the law of a core that damps nothing
+    growth, samplers = Growth(how, (0, 0)), [Sampler(PARAMS[1], 5)]
+    with opened(CHECKPOINT) as backend:
+        read_texts(backend, [1])
+        (own,) = backend.grow(plan_of([1], growth, samplers))
+    # when the core damps it
+    with opened(CHECKPOINT) as backend:
+        read_texts(backend, [1])
+        (found,) = backend.grow(plan_of([1], replace(growth, damped=damped), samplers))
+    # then it is what the readable function makes of it, bit by bit, and is told back
+    assert own.law is not None
+    assert found.law is not None
+    assert found.damping is not None
+    expected, tokens = damp(own.law[0], damped, how, 2)
+    assert found.law[0].tobytes() == expected.tobytes()
+    assert found.damping.tokens[0].tolist() == tokens
+    assert len(tokens) == damped[0]
+    np.testing.assert_allclose(found.believed(0), own.law[0], rtol=1e-6)
+    # ... and its tokens are draws from that
+    noise = RoundNoise(5, PARAMS[1].choice, KEPT[1] + NEW[1])
+    drawn = draw_children(expected, 2, how, 0, noise)
+    assert found.tree.tokens[1:].tolist() == list(dict.fromkeys(drawn))
+
+
+def test_a_factor_out_of_range_is_refused() -> None:
+    growth = Growth(Draw.SAMPLED, (0,), damped=(2, 0.0))
+    with opened(CHECKPOINT) as backend, pytest.raises(ValueError, match="factor above 0"):
+        backend.grow(plan_of([0], growth, [Sampler(PARAMS[0], 1)]))
 
 
 def test_control_another_acceptance_grows_another_tree() -> None:

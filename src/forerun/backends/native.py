@@ -205,13 +205,13 @@ class NativeBackend:
         """A tree a row in one native call; below NaN logits nothing grows."""
         rows = self._model.grow(native_plan(plan, self._samplers), num_layers, None)
         self._grown = _Grown(plan, [row[_KV] for row in rows])
-        return [draft_of(row, plan.growth.draw) for row in rows]
+        return [draft_of(row, plan.growth) for row in rows]
 
     def foresee(self, plan: ForecastPlan) -> list[Draft]:
         """Each row's draft grown further in one native call; nothing below NaN logits."""
         rows = self._model.foresee(*forecast_arguments(plan, self._samplers), None)
         self._grown = _Grown(plan.below, [row[_KV] for row in rows])
-        return [draft_of(row, plan.below.growth.draw) for row in rows]
+        return [draft_of(row, plan.below.growth) for row in rows]
 
     def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:
         """Write the K/V of a grown path to its canonical places."""

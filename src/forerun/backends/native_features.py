@@ -89,12 +89,12 @@ class NativeFeatureBackend:
     def grow(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[Draft]:
         """A tree a row in one native call; below NaN logits nothing grows."""
         rows = self._model.grow(native_plan(plan, self._samplers), 0, features)
-        return [draft_of(row, plan.growth.draw) for row in rows]
+        return [draft_of(row, plan.growth) for row in rows]
 
     def foresee(self, plan: ForecastPlan, features: NDArray[np.float32]) -> list[Draft]:
         """Each row's draft grown further in one native call; a block says nothing past its end."""
         rows = self._model.foresee(*forecast_arguments(plan, self._samplers), features)
-        return [draft_of(row, plan.below.growth.draw) for row in rows]
+        return [draft_of(row, plan.below.growth) for row in rows]
 
     def close(self) -> None:
         """Free weights, K/V and threads; what was borrowed stays."""

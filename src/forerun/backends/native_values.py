@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from forerun import _native
-from forerun.draft import Draft, Draw
+from forerun.draft import Damping, Draft, Draw
 from forerun.forecast import ForecastPlan
 from forerun.options import SamplingParams
-from forerun.protocols import LEAST_MARGIN, MARGIN_STEP, GrowthPlan, Sampler
+from forerun.protocols import LEAST_MARGIN, MARGIN_STEP, Growth, GrowthPlan, Sampler
 from forerun.tree import Tokens, TokenTree
 
 
@@ -47,7 +47,7 @@ class Samplers:
 def native_plan(plan: GrowthPlan, samplers: Samplers) -> Any:
     """A plan as the core takes it."""
     growth = plan.growth
-    return _native.GrowthPlan(
+    made = _native.GrowthPlan(
         plan.catch_up,
         plan.catch_up_starts,
         plan.committed,
@@ -66,6 +66,9 @@ def native_plan(plan: GrowthPlan, samplers: Samplers) -> Any:
         LEAST_MARGIN,
         MARGIN_STEP,
     )
+    if growth.damped is not None:
+        made.damp(*growth.damped)
+    return made
 
 
 def forecast_arguments(plan: ForecastPlan, samplers: Samplers) -> tuple[Any, ...]:
@@ -88,16 +91,17 @@ def _starts(lengths: list[int]) -> Tokens:
     return np.cumsum([0, *lengths]).astype(np.int32)
 
 
-def draft_of(row: tuple[Any, ...], draw: Draw) -> Draft:
+def draft_of(row: tuple[Any, ...], growth: Growth) -> Draft:
     """What the core grew for one row."""
-    tokens, parents, ranks, margins, scores, _, expanded, laws, draws, passes = row
-    tree = TokenTree.made(tokens, parents)
+    tokens, parents, ranks, margins, scores, _, expanded, laws, draws, passes, *damped = row
+    tree, draw = TokenTree.made(tokens, parents), growth.draw
     if draw is Draw.COUPLED:
         return Draft(tree, draw, expanded, None, None, margins, ranks, scores, passes)
     if draw is Draw.POINT:
         return Draft(tree, draw, expanded, None, None, None, ranks, scores, passes)
     drawn = draws if draw is Draw.SAMPLED else None
-    return Draft(tree, draw, expanded, laws, drawn, None, ranks, None, passes)
+    damping = None if growth.damped is None else Damping(*damped, growth.damped[1])
+    return Draft(tree, draw, expanded, laws, drawn, None, ranks, None, passes, damping)
 
 
 def _make_sampler(sampler: Sampler) -> Any:
