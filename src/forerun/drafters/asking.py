@@ -87,7 +87,8 @@ class _Grown:
 def foresee_by_asking(
     drafter: Drafter, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
 ) -> list[Draft]:
-    """As `Foresees.foresee`, one proposal an outcome; rows one after another."""
+    """As `Foresees.foresee`, one proposal an outcome; rows one after another. Once `deepest` is
+    set no further outcome is asked for: those that were are whole."""
     grown = []
     for at, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
         try:
@@ -121,10 +122,14 @@ def _foresee(drafter: Drafter, row: DraftRow, draft: Draft, outlook: Outlook, at
     laws |= {leaf: found.believed(0) for leaf, found in below.items() if found.law is not None}
     if not laws:
         for leaf in leaves[: outlook.num_branches]:
+            if outlook.deepest[0]:
+                break
             _add_below(whole, leaf, below.get(leaf) or asked(leaf, None))
         return whole.finished()
     possible = {node: law for node, law in laws.items() if node in exits}
     for outcome in _likeliest(draft, possible, depths, outlook.num_branches):
+        if outlook.deepest[0]:
+            break
         whole.add(outcome, asked(outcome.exit_node, outcome.bonus))
     return whole.finished()
 

@@ -68,15 +68,19 @@ class _Row:
 
     commits: list[Commit] = field(default_factory=list)
     source: str = "none"
+    is_read: bool = True  # False: the lane must read the whole text anew
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A forecast that is being made, of these sequences and at most so deep."""
+    """A forecast that is being made, of these sequences and at most so deep; it is waited for once."""
 
     ticket: Ticket[dict[int, Forecast]]
+    sequence_ids: frozenset[int]
     num_levels: int
     deepest: NDArray[np.int32]
+    was_late: bool = False
+    is_known: bool = False  # to hang
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,12 +119,12 @@ class Overlapped:
         self._spares = spares
         self._meter = meter
         self._span = span
-        self._vocab = vocab
         self._lane = DraftLane("forerun-draft")
-        self._side = LaneSide(drafter)
+        self._side = LaneSide(drafter, vocab)
         self._watched: deque[Ticket[Any]] = deque()
         self._rows: dict[int, _Row] = {}
         self._job: _Job | None = None
+        self._forecasts: dict[int, Forecast] = {}
         self._last: Ticket[Any] | None = None
         self._rest, self._next_rest = 0, _FIRST_REST
 
@@ -159,11 +163,10 @@ class Overlapped:
         """Let the lane grow these drafts further, if it is free."""
         if self._rest:
             self._rest -= 1
-            if not self._rest:
-                self._restart(rows)
             return
         if not self._is_idle:
             return
+        self._read_anew(rows)
         pairs = [
             (row, draft)
             for row, draft in zip(rows, drafts, strict=True)
@@ -182,21 +185,24 @@ class Overlapped:
         commits = self._take_commits()
         drafted = [draft for _, draft in pairs]
         under_way = partial(self._side.foresee, asked, drafted, outlook, commits)
+        sequence_ids = frozenset(row.sequence_id for row in asked)
         num_levels = int(outlook.depths.max())
-        self._job = _Job(self._post(under_way), num_levels, outlook.deepest)
+        self._job = _Job(self._post(under_way), sequence_ids, num_levels, outlook.deepest)
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """Note what was kept for the lane's next job."""
         row = self._rows[sequence_id]
         if commit.features is not None:
             commit = replace(commit, features=commit.features.copy())
-        row.commits.append(commit)
+        if row.is_read:
+            row.commits.append(commit)
         self._waits.learn_yield(row.source, len(commit.tokens) - 1)
         if self._spares.drafter is not None:
             self._spares.drafter.observe(sequence_id, commit)
 
     def release(self, sequence_id: int) -> None:
         """Forget a sequence, and have the lane forget it."""
+        self._forecasts.pop(sequence_id, None)
         if self._rows.pop(sequence_id, None) is not None:
             self._watch(partial(self._side.release, sequence_id))
         if self._spares.drafter is not None:
@@ -244,28 +250,43 @@ class Overlapped:
         return commits
 
     def _collected(self, rows: Sequence[DraftRow]) -> dict[int, Forecast]:
-        """What the lane has prepared, once it is worth no more waiting; empty if it is late."""
+        """What the lane has prepared for rows, once it is worth no more waiting."""
         self._look()
         job = self._job
-        if job is None:
-            return {}
-        if not job.ticket.is_done:
-            elapsed_s = job.ticket.elapsed_s()
-            wait = self._waits.wait_for(job.num_levels, elapsed_s, len(rows))
-            longest_s = _PATIENT_S if self._spares.is_exacting else wait.longest_s
-            if not self._spares.is_exacting:
-                job.deepest[0] = wait.num_levels
-            with self._span, self._meter.waiting:
-                job.ticket.wait(longest_s)
-        if not job.ticket.is_done:
-            return {}
-        self._job = None
-        forecasts = self._result_of(job.ticket)
-        if forecasts is None:
-            return {}
-        self._note(job, forecasts)
-        self._next_rest = _FIRST_REST
-        return forecasts
+        if job is not None and not job.ticket.is_done:
+            self._await(job, rows)
+        if job is not None and job.ticket.is_done:
+            self._job = None
+            made = self._result_of(job.ticket)
+            if made is not None:
+                self._note(job, made)
+                self._forecasts |= {at: one for at, one in made.items() if at in self._rows}
+        found = ((row.sequence_id, self._forecasts.pop(row.sequence_id, None)) for row in rows)
+        return {at: forecast for at, forecast in found if forecast is not None}
+
+    def _await(self, job: _Job, rows: Sequence[DraftRow]) -> None:
+        """Wait for a forecast of some of these rows, once and as long as that may pay."""
+        if job.was_late:
+            self._complain(job)
+            return
+        if job.sequence_ids.isdisjoint(row.sequence_id for row in rows):
+            return
+        longest_s = _PATIENT_S
+        if not self._spares.is_exacting:
+            wait = self._waits.wait_for(job.num_levels, job.ticket.elapsed_s(), len(rows))
+            longest_s, job.deepest[0] = wait.longest_s, wait.num_levels
+        with self._span, self._meter.waiting:
+            job.was_late = not job.ticket.wait(longest_s)
+        if job.was_late and self._spares.is_exacting:
+            self._fail(DrafterError(f"it took longer than {_PATIENT_S} s"))
+
+    def _complain(self, job: _Job) -> None:
+        """Say once of a lane that does not come back that nobody waits for it."""
+        if not job.is_known and job.ticket.elapsed_s() > _PATIENT_S:
+            job.is_known = True
+            _log.warning(
+                "the drafter has not answered for %g s; decoding goes on without it", _PATIENT_S
+            )
 
     def _note(self, job: _Job, forecasts: dict[int, Forecast]) -> None:
         num_passes = max((one.grown.num_passes for one in forecasts.values()), default=0)
@@ -298,9 +319,10 @@ class Overlapped:
         draft = cut(subtree(forecast.grown, node, row.tokens[-1]), row.max_drafted, row.max_depth)
         # What has no law was found, not drawn: the drafter may find something else a round later.
         is_other = self._spares.is_exacting and draft.law is None
-        if len(draft.tree) < 2 or is_other or not self._is_valid(draft):
+        if len(draft.tree) < 2 or is_other:
             self._meter.num_short += 1
             return None
+        self._next_rest = _FIRST_REST
         self._meter.num_hits += 1
         self._meter.num_taken += len(draft.tree)
         own.source = "hit"
@@ -334,52 +356,51 @@ class Overlapped:
             if node is not None:
                 near = subtree(forecast.grown, node, row.tokens[-1])
                 near = cut(near, row.max_drafted, row.max_depth)
-                near = Draft(near.tree, Draw.POINT)
-                if self._is_valid(near):
-                    return "near", near
+                return "near", Draft(near.tree, Draw.POINT)
         draft = self._spares.drafter.propose([row])[0]
         return ("lookup", draft) if len(draft.tree) > 1 else ("none", plain)
 
     def _redrafted(self, missed: list[DraftRow]) -> dict[int, Draft] | None:
         """Have the lane draft while nothing is verified; None if that fails or takes too long."""
         longest_s = _PATIENT_S if self._spares.is_exacting else self._waits.longest_redraft_s()
+        self._read_anew(missed)
         ticket = self._post(partial(self._side.propose, missed, self._take_commits()))
         with self._span, self._meter.redrafting:
             is_done = ticket.wait(longest_s)
         if not is_done:
+            if self._spares.is_exacting:
+                self._fail(DrafterError(f"it took longer than {_PATIENT_S} s"))
             return None
         self._waits.learn_redraft(ticket.ended_s - ticket.posted_s)
         drafts = self._result_of(ticket)
-        if drafts is None or not all(self._is_valid(draft) for draft in drafts):
+        if drafts is None:
             return None
+        self._next_rest = _FIRST_REST
         for row in missed:
             self._rows[row.sequence_id].source = "redraft"
         self._meter.num_redrafted += len(missed)
         return {row.sequence_id: draft for row, draft in zip(missed, drafts, strict=True)}
 
-    def _is_valid(self, draft: Draft) -> bool:
-        """Whether all tokens are the target's; else the drafter is broken."""
-        tokens = draft.tree.tokens
-        if int(tokens.min()) >= 0 and int(tokens.max()) < self._vocab:
-            return True
-        self._fail(
-            DrafterError(f"token ids must be in [0, {self._vocab}), found {tokens.tolist()}")
-        )
-        return False
-
     def _fail(self, error: BaseException) -> None:
-        """Go on without the drafter for a while."""
+        """Go on without the drafter for a while; after that it reads everything anew."""
+        for row in self._rows.values():
+            row.commits, row.is_read = [], False
+        self._job, self._forecasts = None, {}
         if self._rest:
             return
         self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _LAST_REST)
-        self._job = None
         _log.warning(
             "the drafter failed and rests for %d rounds (%s: %s)",
             self._rest, type(error).__name__, error,
         )  # fmt: skip
 
-    def _restart(self, rows: Sequence[DraftRow]) -> None:
-        """Let the drafter read every running sequence anew."""
-        self._take_commits()
-        texts = {row.sequence_id: list(row.tokens) for row in rows}
-        self._watch(partial(self._side.restart, texts))
+    def _read_anew(self, rows: Sequence[DraftRow]) -> None:
+        """Have the lane read texts that it has lost, and forget what it should have forgotten."""
+        texts = {}
+        for row in rows:
+            own = self._rows[row.sequence_id]
+            if not own.is_read:
+                own.commits, own.is_read = [], True
+                texts[row.sequence_id] = list(row.tokens)
+        if texts:
+            self._watch(partial(self._side.restart, texts, frozenset(self._rows)))
