@@ -100,7 +100,7 @@ def draft_of(row: tuple[Any, ...], growth: Growth) -> Draft:
     if draw is Draw.POINT:
         return Draft(tree, draw, expanded, None, None, None, ranks, scores, passes)
     drawn = draws if draw is Draw.SAMPLED else None
-    damping = None if growth.damped is None else Damping(*damped, growth.damped[1])
+    damping = None if growth.damped is None else Damping(damped[0], growth.damped[1])
     return Draft(tree, draw, expanded, laws, drawn, None, ranks, None, passes, damping)
 
 
