@@ -73,14 +73,13 @@ class _Row:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A forecast that is being made, of these sequences and at most so deep; it is waited for once."""
+    """A forecast that is being made, of these sequences and at most so deep; waited for once."""
 
     ticket: Ticket[dict[int, Forecast]]
     sequence_ids: frozenset[int]
     num_levels: int
     deepest: NDArray[np.int32]
     was_late: bool = False
-    is_known: bool = False  # to hang
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,6 +126,7 @@ class Overlapped:
         self._forecasts: dict[int, Forecast] = {}
         self._last: Ticket[Any] | None = None
         self._rest, self._next_rest = 0, _FIRST_REST
+        self._is_silent = False
 
     @property
     def tap_layers(self) -> tuple[int, ...]:
@@ -252,6 +252,7 @@ class Overlapped:
     def _collected(self, rows: Sequence[DraftRow]) -> dict[int, Forecast]:
         """What the lane has prepared for rows, once it is worth no more waiting."""
         self._look()
+        self._complain()
         job = self._job
         if job is not None and not job.ticket.is_done:
             self._await(job, rows)
@@ -266,12 +267,9 @@ class Overlapped:
 
     def _await(self, job: _Job, rows: Sequence[DraftRow]) -> None:
         """Wait for a forecast of some of these rows, once and as long as that may pay."""
-        if job.was_late:
-            self._complain(job)
+        if job.was_late or job.sequence_ids.isdisjoint(row.sequence_id for row in rows):
             return
-        if job.sequence_ids.isdisjoint(row.sequence_id for row in rows):
-            return
-        longest_s = _PATIENT_S
+        longest_s, job.deepest[0] = _PATIENT_S, 1  # outcomes asked for one by one end with this one
         if not self._spares.is_exacting:
             wait = self._waits.wait_for(job.num_levels, job.ticket.elapsed_s(), len(rows))
             longest_s, job.deepest[0] = wait.longest_s, wait.num_levels
@@ -280,13 +278,13 @@ class Overlapped:
         if job.was_late and self._spares.is_exacting:
             self._fail(DrafterError(f"it took longer than {_PATIENT_S} s"))
 
-    def _complain(self, job: _Job) -> None:
+    def _complain(self) -> None:
         """Say once of a lane that does not come back that nobody waits for it."""
-        if not job.is_known and job.ticket.elapsed_s() > _PATIENT_S:
-            job.is_known = True
-            _log.warning(
-                "the drafter has not answered for %g s; decoding goes on without it", _PATIENT_S
-            )
+        if self._last is None or self._last.is_done:
+            self._is_silent = False
+        elif not self._is_silent and self._last.elapsed_s() > _PATIENT_S:
+            self._is_silent = True
+            _log.warning("no word of the drafter for %g s: going on without it", _PATIENT_S)
 
     def _note(self, job: _Job, forecasts: dict[int, Forecast]) -> None:
         num_passes = max((one.grown.num_passes for one in forecasts.values()), default=0)
