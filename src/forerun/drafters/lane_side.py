@@ -7,7 +7,7 @@ shrinks by whole entries.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from forerun.draft import Commit, Draft
 from forerun.drafters.asking import foresee_by_asking
 from forerun.drafters.plain import plain_draft
-from forerun.errors import CapacityError
-from forerun.forecast import Forecast
+from forerun.errors import CapacityError, DrafterError
+from forerun.forecast import Forecast, cut
 from forerun.protocols import Drafter, DraftRow, Foresees, Outlook, ReadsFeatures
+from forerun.tree import TokenTree
 
 _log = logging.getLogger(__name__)
 
@@ -26,10 +27,12 @@ Commits = Mapping[int, Sequence[Commit]]
 
 
 class LaneSide:
-    """The jobs of a lane. `refused`: sequences that the drafter has no room for."""
+    """The jobs of a lane. `refused`: sequences that the drafter has no room for. What it proposes
+    is checked here, where nobody waits: tokens are below `vocab`, trees are trees."""
 
-    def __init__(self, drafter: Drafter) -> None:
+    def __init__(self, drafter: Drafter, vocab: int) -> None:
         self._drafter = drafter
+        self._vocab = vocab
         self._texts: dict[int, list[int]] = {}
         self.refused: set[int] = set()
 
@@ -62,17 +65,21 @@ class LaneSide:
             grown = self._drafter.foresee(seen, drafts, outlook)
         else:
             grown = foresee_by_asking(self._drafter, seen, drafts, outlook)
-        return {
-            row.sequence_id: Forecast(len(row.tokens), len(draft.tree), one)
-            for row, draft, one in zip(seen, drafts, grown, strict=True)
-        }
+        forecasts = {}
+        for row, draft, one in zip(seen, drafts, grown, strict=True):
+            self._check(one, draft.tree)
+            forecasts[row.sequence_id] = Forecast(len(row.tokens), len(draft.tree), one)
+        return forecasts
 
     def propose(self, rows: Sequence[DraftRow], commits: Commits) -> list[Draft]:
         """The drafter's ordinary proposals."""
         seen = self._seen(rows, commits)
         asked = [row for row in seen if row.sequence_id not in self.refused]
         made = self._drafter.propose(asked) if asked else []
-        drafts = {row.sequence_id: draft for row, draft in zip(asked, made, strict=True)}
+        drafts = {}
+        for row, draft in zip(asked, made, strict=True):
+            self._check(draft, plain_draft(row.tokens[-1]).tree)
+            drafts[row.sequence_id] = _fitting(draft, row)
         return [drafts.get(row.sequence_id) or plain_draft(row.tokens[-1]) for row in rows]
 
     def release(self, sequence_id: int) -> None:
@@ -81,12 +88,29 @@ class LaneSide:
         if self._texts.pop(sequence_id, None) is not None:
             self._drafter.release(sequence_id)
 
-    def restart(self, texts: Mapping[int, list[int]]) -> None:
-        """Read every running sequence anew, whatever was known of it."""
+    def restart(self, texts: Mapping[int, list[int]], alive: Collection[int]) -> None:
+        """Read these sequences anew, whatever was known of them; of all others only those `alive`
+        are kept."""
+        for sequence_id in list(self._texts):
+            if sequence_id in texts or sequence_id not in alive:
+                self.release(sequence_id)
         for sequence_id, text in texts.items():
-            if sequence_id in self._texts:
-                self._drafter.release(sequence_id)
-                self.admit(sequence_id, text)
+            self.admit(sequence_id, text)
+
+    def _check(self, draft: Draft, begins: TokenTree) -> None:
+        """Refuse a draft that is no tree of the target's tokens, or not one that begins so."""
+        tokens, parents = draft.tree.tokens, draft.tree.parents
+        if tokens.dtype.kind not in "iu" or parents.dtype.kind not in "iu":
+            raise DrafterError(f"token ids must be integers, found {tokens.dtype}")
+        TokenTree(tokens, parents)
+        if int(tokens.min()) < 0 or int(tokens.max()) >= self._vocab:
+            raise DrafterError(
+                f"token ids must be in [0, {self._vocab}), found {tokens.min()} to {tokens.max()}"
+            )
+        num = len(begins)
+        is_same = np.array_equal(tokens[:num], begins.tokens)
+        if not is_same or not np.array_equal(parents[:num], begins.parents):
+            raise DrafterError("a draft must begin with the tree that it was asked to continue")
 
     def _seen(self, rows: Sequence[DraftRow], commits: Commits) -> list[DraftRow]:
         """Rows with the lane's own texts: those of the engine grow while the lane works."""
@@ -98,3 +122,14 @@ class LaneSide:
                 if sequence_id not in self.refused:
                     self._drafter.observe(sequence_id, commit)
         return [replace(row, tokens=self._texts[row.sequence_id]) for row in rows]
+
+
+def _fitting(draft: Draft, row: DraftRow) -> Draft:
+    """As much of a draft as a row has room for."""
+    if draft.law is None:
+        return cut(draft, row.max_drafted, row.max_depth)
+    if len(draft.tree) > 1 + row.max_drafted:
+        raise DrafterError(
+            f"{len(draft.tree) - 1} tokens were proposed where {row.max_drafted} fit"
+        )
+    return draft

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.lane import DraftLane, Ticket
 from forerun.drafters.lane_side import LaneSide
 from forerun.drafters.plain import plain_draft
+from forerun.drafters.waits import Waits
 from forerun.errors import DrafterError
 from forerun.forecast import Forecast, cut, subtree
 from forerun.protocols import Drafter, DraftRow, Outlook, ReadsFeatures, Schedule
@@ -38,28 +39,6 @@ _CLOSING_S = 5.0
 _log = logging.getLogger(__name__)
 
 _Result = TypeVar("_Result")
-
-
-class Waiting(Protocol):
-    """How deep to let a forecast go, and how long to wait for it."""
-
-    @property
-    def num_levels(self) -> int: ...
-
-    @property
-    def longest_s(self) -> float: ...
-
-
-class Waits(Protocol):
-    """What waiting is worth; learned elsewhere (`control/patience.py`)."""
-
-    def learn_forecast(self, num_passes: int, seconds: float) -> None: ...
-    def learn_redraft(self, seconds: float) -> None: ...
-    def learn_outcome(self, *, is_hit: bool) -> None: ...
-    def learn_yield(self, source: str, num_accepted: int) -> None: ...
-    def wait_for(self, num_levels: int, elapsed_s: float, num_rows: int) -> Waiting: ...
-    def prefers_redraft(self, other: str, num_missed: int) -> bool: ...
-    def longest_redraft_s(self) -> float: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -230,9 +209,15 @@ class Overlapped:
         self._watched.append(self._post(job))
 
     def _look(self) -> None:
-        """See what became of watched jobs."""
+        """See what became of watched jobs; say once of a lane that does not come back that nobody
+        waits for it."""
         while self._watched and self._watched[0].is_done:
             self._result_of(self._watched.popleft())
+        if self._last is None or self._last.is_done:
+            self._is_silent = False
+        elif not self._is_silent and self._last.elapsed_s() > _PATIENT_S:
+            self._is_silent = True
+            _log.warning("no word of the drafter for %g s: going on without it", _PATIENT_S)
 
     def _result_of(self, ticket: Ticket[_Result]) -> _Result | None:
         """A job's result; None if it failed, for which the drafter rests."""
@@ -252,7 +237,6 @@ class Overlapped:
     def _collected(self, rows: Sequence[DraftRow]) -> dict[int, Forecast]:
         """What the lane has prepared for rows, once it is worth no more waiting."""
         self._look()
-        self._complain()
         job = self._job
         if job is not None and not job.ticket.is_done:
             self._await(job, rows)
@@ -275,16 +259,8 @@ class Overlapped:
             longest_s, job.deepest[0] = wait.longest_s, wait.num_levels
         with self._span, self._meter.waiting:
             job.was_late = not job.ticket.wait(longest_s)
-        if job.was_late and self._spares.is_exacting:
-            self._fail(DrafterError(f"it took longer than {_PATIENT_S} s"))
-
-    def _complain(self) -> None:
-        """Say once of a lane that does not come back that nobody waits for it."""
-        if self._last is None or self._last.is_done:
-            self._is_silent = False
-        elif not self._is_silent and self._last.elapsed_s() > _PATIENT_S:
-            self._is_silent = True
-            _log.warning("no word of the drafter for %g s: going on without it", _PATIENT_S)
+        if job.was_late:
+            self._give_up()
 
     def _note(self, job: _Job, forecasts: dict[int, Forecast]) -> None:
         num_passes = max((one.grown.num_passes for one in forecasts.values()), default=0)
@@ -366,8 +342,7 @@ class Overlapped:
         with self._span, self._meter.redrafting:
             is_done = ticket.wait(longest_s)
         if not is_done:
-            if self._spares.is_exacting:
-                self._fail(DrafterError(f"it took longer than {_PATIENT_S} s"))
+            self._give_up()
             return None
         self._waits.learn_redraft(ticket.ended_s - ticket.posted_s)
         drafts = self._result_of(ticket)
@@ -391,6 +366,11 @@ class Overlapped:
             "the drafter failed and rests for %d rounds (%s: %s)",
             self._rest, type(error).__name__, error,
         )  # fmt: skip
+
+    def _give_up(self) -> None:
+        """Nobody waits again where waiting is long."""
+        if self._spares.is_exacting:
+            self._fail(DrafterError(f"it took longer than {_PATIENT_S} s"))
 
     def _read_anew(self, rows: Sequence[DraftRow]) -> None:
         """Have the lane read texts that it has lost, and forget what it should have forgotten."""
