@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from test_costs import DRAFTER, TARGET
@@ -22,6 +24,7 @@ from forerun.tools.lane_report import (
 )
 from forerun.tools.lane_table import AHEAD, PLAIN, SEQUENTIAL_AUTO, entrants_of, verdict
 from forerun.tools.lane_watch import LaneWatch, together
+from forerun.tools.other_work import OtherWork, busy_seconds
 
 HIT, WRONG, SHORT = LaneStats(num_hits=1), LaneStats(num_wrong=1), LaneStats(num_short=1)
 LATE, COLD = LaneStats(num_late=1), LaneStats(num_cold=1)
@@ -171,6 +174,16 @@ def test_given_an_interval_then_the_verdict_is_as_sure_as_it(
     assert found["pays"] is pays
     assert says in found["verdict"]
     assert "because" in found["verdict"]
+
+
+def test_given_busy_cores_then_only_those_asked_for_count(tmp_path: Path) -> None:
+    stat = tmp_path / "stat"
+    stat.write_text("cpu  900 0 0 0\ncpu0 100 50 25 999 999 0 0 25 7 7\ncpu11 10 0 0 5\nintr 7\n")
+    assert busy_seconds(stat.read_text(), {0}) == 200 / os.sysconf("SC_CLK_TCK")
+    assert busy_seconds(stat.read_text(), {11}) == 10 / os.sysconf("SC_CLK_TCK")
+    # And: what did not move is nobody's, and a system that does not say counts as quiet.
+    assert OtherWork({0}, stat).num_cores() == 0.0
+    assert OtherWork({0}, tmp_path / "none").num_cores() == 0.0
 
 
 def test_given_a_watch_then_it_counts_the_rounds_that_could_draft() -> None:

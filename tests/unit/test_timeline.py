@@ -23,6 +23,7 @@ from forerun.tools.timeline import (
     caption,
     lines_of,
     timeline_of,
+    typical,
 )
 from forerun.tools.timeline_pictures import (
     INKS,
@@ -93,6 +94,17 @@ def test_given_a_window_then_only_its_rounds_are_drawn(ahead: LaneRun, plain: La
     found = timeline_of(ahead, plain, first=0, num_rounds=2)
     assert [one.cause for one in found.marks] == ["cold", "hit"]
     assert timeline_of(ahead, plain, first=9) == Timeline((), (), ())
+
+
+def test_given_many_rounds_then_the_typical_ones_are_drawn(ahead: LaneRun) -> None:
+    # Given: two hits of three rounds; a request without drafts, and one that only hits.
+    idle = LaneRun(tuple(made(at, LaneStats()) for at in range(4)), (1,) * 4)
+    hits = LaneRun(tuple(made(at, LaneStats(num_hits=1)) for at in range(4)), (1,) * 4)
+    # Then: as many drafts as can be, and of those the share of hits of all (5 of 6).
+    assert typical([idle, hits, ahead], 3) == (1, 1)
+    assert typical([idle, ahead, ahead], 3) == (1, 1)
+    assert typical([ahead], 2) == (0, 1)
+    assert typical([], 2) == (0, 1)
 
 
 def test_given_a_timeline_then_its_svg_has_an_element_for_each_thing(

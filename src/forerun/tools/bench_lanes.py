@@ -34,8 +34,9 @@ from forerun.tools.lane_table import (
     pairs_of,
     row_of,
 )
+from forerun.tools.other_work import OtherWork
 from forerun.tools.terminal import say, write_json
-from forerun.tools.timeline import NUM_ROUNDS, Timeline, timeline_of
+from forerun.tools.timeline import NUM_ROUNDS, Timeline, timeline_of, typical
 from forerun.tools.timeline_pictures import refuse_other_pictures, write_picture
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ def run(
             one.name: stack.enter_context(engine.open(one.speculation, cores=one.lanes))
             for one in entrants
         }
+        cores = {core for one in entrants for lane in one.lanes.values() for core in lane}
+        others = OtherWork(cores)
         turns = _measured(engines, plan, params)
         facts = {"numerics": engines[AHEAD].numerics, "exactness": engines[AHEAD].exactness}
     report = {
@@ -76,6 +79,7 @@ def run(
         **facts,
         "temperature": params.temperature,
         "seed": params.seed,
+        "other_cores": others.num_cores(),
         **_compared(plan, entrants, turns, models_of(engine)),
     }
     if timeline is not None:
@@ -157,9 +161,10 @@ def _compared(
 
 
 def drawn_of(turns: dict[str, list[list[Turn]]], num_rounds: int) -> Timeline:
-    """The lanes of the first prompt's last turn, with plain decoding of the same turn."""
-    ahead, plain = turns[AHEAD][0][-1], turns[PLAIN][0][-1]
-    return timeline_of(ahead.lanes, plain.lanes, num_rounds=num_rounds)
+    """The lanes in typical rounds of a prompt's last turn, above plain decoding of the same."""
+    requests = [group[-1].lanes for group in turns[AHEAD]]
+    at, first = typical(requests, num_rounds)
+    return timeline_of(requests[at], turns[PLAIN][at][-1].lanes, first, num_rounds)
 
 
 def _title(report: dict[str, Any]) -> str:

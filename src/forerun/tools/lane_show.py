@@ -10,6 +10,7 @@ from rich.table import Table
 
 from forerun.tools.timeline import Timeline, caption, lines_of
 
+_DISTURBING = 0.1  # cores: what a quiet machine stays below
 _ROWS = ("plain", "sequential", "sequential_lanes", "ahead")
 
 
@@ -35,6 +36,14 @@ def show_lanes(report: dict[str, Any], drawn: Timeline) -> None:
         console.print(text, no_wrap=True, overflow="crop")
     console.print(caption(drawn), style="dim", soft_wrap=True, highlight=False)
     console.print()
+    if report["other_cores"] > _DISTURBING:
+        console.print(
+            f"other processes kept {report['other_cores']:.1f} of these cores busy meanwhile:"
+            " measure again on a quiet machine before believing this",
+            style="bold",
+            soft_wrap=True,
+            highlight=False,
+        )
     identical = "yes" if report["identical"] else "NO"
     console.print(f"{overlap['verdict']}; identical: {identical}", soft_wrap=True, highlight=False)
 

@@ -108,6 +108,33 @@ def timeline_of(
     return Timeline(tuple(bar for bar in bars if bar.began_s >= 0.0), marks, ghost)
 
 
+def typical(requests: Sequence[LaneRun], num_rounds: int = NUM_ROUNDS) -> tuple[int, int]:
+    """Which request, and from which round on, is most like all of them: of the windows of so many
+    rounds with the most drafts, the first whose share of hits is the nearest to that of all."""
+    causes = [
+        ["none" if one.lane is None else cause_of(one.lane) for one in request.rounds]
+        for request in requests
+    ]
+    every = [cause for own in causes for cause in own[1:]]
+    rate = _hit_rate(every)
+    windows = [
+        (at, first)
+        for at, own in enumerate(causes)
+        for first in range(1, max(2, len(own) - num_rounds + 1))
+    ]
+
+    def oddity(window: tuple[int, int]) -> tuple[int, float]:
+        own = causes[window[0]][window[1] : window[1] + num_rounds]
+        return sum(cause == "none" for cause in own) - len(own), abs(_hit_rate(own) - rate)
+
+    return min(windows, key=oddity, default=(0, 1))
+
+
+def _hit_rate(causes: Sequence[str]) -> float:
+    num_asked = sum(cause != "none" for cause in causes)
+    return sum(cause == "hit" for cause in causes) / max(1, num_asked)
+
+
 def lines_of(timeline: Timeline, width: int) -> list[Text]:
     """The timeline as lines of at most so many cells: two lanes, rounds, tokens, plain."""
     label = 9
