@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from forerun.draft import Damping, Draft, Draw
 from forerun.drafters.ahead import rewind, sampler_after
-from forerun.protocols import Drafter, DraftRow, Outlook
+from forerun.protocols import Drafter, DraftRow, Foresees, Outlook
 from forerun.tree import TokenTree
 
 _REACH = 0.6  # a node is kept so often where nobody has figures
@@ -82,6 +82,15 @@ class _Grown:
             ranks=None,
             scores=np.array([np.nan, *self.scores[1:]], np.float32),
         )
+
+
+def foreseen(
+    drafter: Drafter, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
+) -> list[Draft]:
+    """Each draft grown further: by the drafter itself where it can, else by asking it."""
+    if isinstance(drafter, Foresees):
+        return drafter.foresee(rows, drafts, outlook)
+    return foresee_by_asking(drafter, rows, drafts, outlook)
 
 
 def foresee_by_asking(

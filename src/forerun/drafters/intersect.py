@@ -116,6 +116,13 @@ class Intersected:
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """The next proposal reads the text itself."""
 
+    def settle(self, sequence_id: int, commit: Commit) -> None:
+        """The next proposal reads the text itself."""
+
+    def rewind(self, sequence_id: int, tokens: Sequence[int]) -> None:
+        """Go back to a text that may go on otherwise."""
+        self._readings.rewind(sequence_id, tokens)
+
     def release(self, sequence_id: int) -> None:
         """Give back the sequence's blocks."""
         self._readings.release(sequence_id)

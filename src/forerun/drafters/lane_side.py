@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.draft import Commit, Draft
-from forerun.drafters.asking import foresee_by_asking
+from forerun.drafters.asking import foreseen
 from forerun.drafters.plain import plain_draft
 from forerun.errors import CapacityError, DrafterError
 from forerun.forecast import Forecast, cut
-from forerun.protocols import Drafter, DraftRow, Foresees, Outlook, ReadsFeatures
+from forerun.protocols import Drafter, DraftRow, Outlook, ReadsFeatures
 from forerun.tree import TokenTree
 
 _log = logging.getLogger(__name__)
@@ -61,10 +61,7 @@ class LaneSide:
     ) -> dict[int, Forecast]:
         """What may follow the drafts of rows, once it is known what was kept before."""
         seen = self._seen(rows, commits)
-        if isinstance(self._drafter, Foresees):
-            grown = self._drafter.foresee(seen, drafts, outlook)
-        else:
-            grown = foresee_by_asking(self._drafter, seen, drafts, outlook)
+        grown = foreseen(self._drafter, seen, drafts, outlook)
         forecasts = {}
         for row, draft, one in zip(seen, drafts, grown, strict=True):
             self._check(one, draft.tree)

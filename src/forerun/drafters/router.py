@@ -17,16 +17,17 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forerun.draft import Commit, Draft
 from forerun.drafters.ahead import rewind, settle
+from forerun.drafters.asking import foreseen
 from forerun.drafters.plain import plain_draft
 from forerun.errors import CapacityError, OptionError
-from forerun.protocols import Drafter, DraftRow, ReadsFeatures
+from forerun.protocols import Drafter, DraftRow, Outlook, ReadsFeatures
 from forerun.stats import Span
 
 LOOK = 3  # rounds of a look; the first is not counted, for it also reads what was missed
@@ -65,6 +66,11 @@ class Bandit:
         self._stay = FIRST_STAY
         self._rounds_left = LOOK
         self.arm: int | None = 0
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the next round has the present arm, whatever this one gives."""
+        return self._rounds_left > 1
 
     def learn(self, num_tokens: int, cost: float) -> None:
         """A round of the present arm gave `num_tokens` at this cost, in any one unit."""
@@ -179,6 +185,24 @@ class Router:
         self._verdict.__enter__()  # left in `_learn`: what lies between is the round's other part
         return [drafts[row.sequence_id] for row in rows]
 
+    def foresee(
+        self, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
+    ) -> list[Draft]:
+        """Each draft grown further by the row's own drafter, where it will be the one asked next.
+
+        Seconds are hidden behind the verdict now, so tokens a round are compared from here on.
+        """
+        self._is_timed = False
+        grown = list(drafts)
+        for row in rows:
+            self._draft_s.setdefault(row.sequence_id, 0.0)
+        for arm, drafter in enumerate(self._drafters):
+            bandits = [self._bandits[row.sequence_id] for row in rows]
+            own = [at for at, one in enumerate(bandits) if one.arm == arm and one.is_settled]
+            if own:
+                self._grow_on(arm, drafter, rows, outlook, own, grown)
+        return grown
+
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """Tell every drafter what was kept, and learn what the one asked was worth."""
         self._learn(sequence_id, commit)
@@ -241,6 +265,33 @@ class Router:
             return {}
         self._draft_s |= dict.fromkeys(drafts, span.seconds)
         return drafts
+
+    def _grow_on(
+        self,
+        arm: int,
+        drafter: Drafter,
+        rows: Sequence[DraftRow],
+        outlook: Outlook,
+        own: list[int],
+        grown: list[Draft],
+    ) -> None:
+        """Grow on the drafts of one drafter's rows; it is dropped for them when it fails."""
+        part = replace(
+            outlook,
+            exits=[outlook.exits[at] for at in own],
+            most=outlook.most[own],
+            depths=outlook.depths[own],
+        )
+        asked = [rows[at] for at in own]
+        try:
+            made = foreseen(drafter, asked, [grown[at] for at in own], part)
+            found = dict(zip(own, made, strict=True))
+        except Exception as error:  # noqa: BLE001  a drafter may raise anything
+            for row in asked:
+                self._drop(row.sequence_id, arm, "foresee", error)
+            return
+        for at, draft in found.items():
+            grown[at] = draft
 
     def _learn(self, sequence_id: int, commit: Commit) -> None:
         """The first verdict after a proposal says what it was worth; later ones repeat it."""

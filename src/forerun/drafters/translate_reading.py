@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from forerun.backends.prefill import prefill
 from forerun.backends.slots import Slots, blocks_for
-from forerun.drafters.translate_text import Retold, Spelling
+from forerun.drafters.translate_text import Retold, Spelling, num_equal
 from forerun.errors import CapacityError
 from forerun.models.tokenizer import Tokenizer
 from forerun.protocols import BLOCK_LEN, Backend
@@ -42,6 +42,25 @@ class Reading:
     num_told: int = 0
     num_kept: int = 0
     drafted: list[int] = field(default_factory=list)
+    base: tuple[int, Retold] | None = None
+
+    def go_back(self, tokens: Sequence[int]) -> None:
+        """Tell `tokens`, however much more was told; `base` is what was gone back to last, for who
+        goes back often goes back there again, and finds it told as it was."""
+        if self.num_told > len(tokens):
+            with_kv = self.text.ids[: self.num_kept] + self.drafted
+            if self.base is not None and self.base[0] == len(tokens):
+                self.text = self.base[1].copy()
+            else:
+                self.text = self.text.blank()
+                self.text.extend(tokens)
+            self.num_told, self.half, self.drafted = len(tokens), self.text.half(), []
+            same = num_equal(with_kv, self.text.ids)
+            self.num_kept = max(0, min(same, len(self.text.ids) - 1))
+        elif self.num_told < len(tokens):
+            self.tell(tokens)
+        if self.base is None or self.base[0] != self.num_told:
+            self.base = self.num_told, self.text.copy()
 
     def tell(self, tokens: Sequence[int]) -> None:
         """Read what the target's text has become; at least its last token has no K/V then."""
@@ -97,6 +116,12 @@ class Readings:
         reading.num_reserved = self._reserve(sequence_id, num_ids + num_more)
         self._readings[sequence_id] = reading
         self._read(sequence_id, reading)
+
+    def rewind(self, sequence_id: int, tokens: Sequence[int]) -> None:
+        """Take a sequence back to `tokens`, those known or more than were known last time."""
+        reading = self._readings.get(sequence_id)
+        if reading is not None:
+            reading.go_back(tokens)
 
     def ready(self, sequence_id: int, tokens: Sequence[int], num_more: int) -> Reading | None:
         """The sequence told to its end, with room behind it and few tokens unread; else None."""

@@ -78,6 +78,18 @@ class Retold:
         self._floor = len(self.ids)  # tokens before it are never told anew
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
+    def copy(self) -> Retold:
+        """What was told so far, to go on from in another way."""
+        other = self.blank()
+        other.ids, other._ends, other._floor = [*self.ids], [*self._ends], self._floor
+        other._text, other.num_encoded_bytes = self._text.copy(), self.num_encoded_bytes
+        other._decoder.setstate(self._decoder.getstate())
+        return other
+
+    def blank(self) -> Retold:
+        """The same with nothing told."""
+        return Retold(self._source, self._own)
+
     @property
     def held(self) -> bytes:
         return self._decoder.getstate()[0]
@@ -123,7 +135,7 @@ class Retold:
         at, behind = seam
         removed = self.ids[at:]
         self.ids[at:], self._ends[at:] = ids[behind:], ends[behind:]
-        same = _num_equal(removed, self.ids[at:])
+        same = num_equal(removed, self.ids[at:])
         return at + same, removed[same:]
 
     def _append_special(self, token: int) -> None:
@@ -224,7 +236,8 @@ def _is_continuation(byte: int) -> bool:
     return byte & 0xC0 == 0x80
 
 
-def _num_equal(one: Sequence[int], other: Sequence[int]) -> int:
+def num_equal(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens two lines have in common from the left."""
     for index, (left, right) in enumerate(zip(one, other, strict=False)):
         if left != right:
             return index
