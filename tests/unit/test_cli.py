@@ -165,8 +165,8 @@ def test_wrong_options_are_sentences(model: str) -> None:
     assert "top_p must be a number in (0.0, 1.0], found 2.0" in refusal(
         forerun("generate", "-m", model, "x", "--top-p", "2")
     )
-    assert "'ahead:8' is not built yet" in refusal(
-        forerun("generate", "-m", model, "x", "--schedule", "ahead:8")
+    assert "schedule 'ahead:0': write ahead" in refusal(
+        forerun("generate", "-m", model, "x", "--schedule", "ahead:0")
     )
     assert "--lanes 'gpu=1' must be like" in refusal(
         forerun("generate", "-m", model, "x", "--lanes", "gpu=1")

@@ -93,6 +93,9 @@ def test_given_plain_decoding_then_its_ghost_begins_at_the_same_token(
 def test_given_a_window_then_only_its_rounds_are_drawn(ahead: LaneRun, plain: LaneRun) -> None:
     found = timeline_of(ahead, plain, first=0, num_rounds=2)
     assert [one.cause for one in found.marks] == ["cold", "hit"]
+    # And: the forecast of the last round drawn, which the next one collects.
+    forecasts = [bar.began_s for bar in found.bars if bar.kind == FORECAST]
+    assert forecasts == [1.5, 11.0]
     assert timeline_of(ahead, plain, first=9) == Timeline((), (), ())
 
 

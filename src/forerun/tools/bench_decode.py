@@ -88,7 +88,7 @@ def run(
     Raises:
         OptionError: a timeline of a schedule that has no lanes, or of an unknown kind of picture.
     """
-    if engine.speculation().composition().schedule.kind in ("parallel", "ahead"):
+    if works_ahead(engine):
         from forerun.tools.bench_lanes import run as run_lanes
 
         return run_lanes(plan, engine, sampling, timeline=timeline, as_json=as_json)
@@ -97,6 +97,18 @@ def run(
             f"--timeline draws two lanes, and schedule {engine.schedule} has none: add --schedule"
             " ahead, or leave --timeline out"
         )
+    report = _measured(plan, engine, sampling)
+    _show(report, as_json=as_json)
+    return 0 if report["identical"] else 1
+
+
+def works_ahead(engine: EngineArguments) -> bool:
+    """Whether these arguments ask for a schedule with two lanes."""
+    return engine.speculation().composition().schedule.kind in ("parallel", "ahead")
+
+
+def _measured(plan: Plan, engine: EngineArguments, sampling: SamplingArguments) -> dict[str, Any]:
+    """All pairs, one prompt after another, as the report."""
     chosen = plan.prompts
     params = replace(sampling.params(), seed=sampling.seed or 0)
     with ExitStack() as stack:
@@ -108,7 +120,7 @@ def run(
             own = replace(params, choice=number % 2**16)
             groups.append(measure_pairs(plain, speculative, prompt.text, own, plan.repeat))
         progress("")
-        report = {
+        return {
             "machine": machine.machine_name(),
             "model": engine.model,
             "drafter": engine.drafter,
@@ -120,8 +132,6 @@ def run(
             **figures(groups),
             **tables(chosen, groups),
         }
-    _show(report, as_json=as_json)
-    return 0 if report["identical"] else 1
 
 
 def measure_pairs(

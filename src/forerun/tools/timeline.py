@@ -103,9 +103,11 @@ def timeline_of(
     )
     length_s = marks[-1].ended_s
     bars = [bar for one in chosen for bar in _bars_of(one, start_s)]
+    for one in ahead.rounds[first + num_rounds :][:1]:  # what it collected was made in the last
+        bars += [bar for bar in _bars_of(one, start_s) if bar.kind == FORECAST]
     known = sum(ahead.num_tokens[:first])
     ghost = tuple(at for at in _ghost(plain, known) if at <= length_s)
-    return Timeline(tuple(bar for bar in bars if bar.began_s >= 0.0), marks, ghost)
+    return Timeline(tuple(bar for bar in bars if 0.0 <= bar.began_s < length_s), marks, ghost)
 
 
 def typical(requests: Sequence[LaneRun], num_rounds: int = NUM_ROUNDS) -> tuple[int, int]:

@@ -22,7 +22,7 @@ def draw(axes: Any, timeline: Timeline, title: str) -> None:
         width = (min(bar.ended_s, timeline.length_s) - bar.began_s) * 1e3
         axes.barh(
             _PLACES[bar.lane], width, left=bar.began_s * 1e3, height=0.62, color=FILLS[bar.kind],
-            label=label, linewidth=0,
+            label=label, linewidth=0.8, edgecolor="white",
         )  # fmt: skip
     for cause in causes_in(timeline):
         times = [one.began_s * 1e3 for one in timeline.marks if one.cause == cause]
