@@ -13,11 +13,14 @@ from lane_limits import SizedDrafter, replace_backend
 
 from forerun import Engine, SamplingParams, Speculation
 from forerun.engine.results import Completion
+from forerun.stats import LaneStats
 from forerun.tools.bench_decode import run_of
+from forerun.tools.loops import looping
 from forerun.tools.pairs import Pair, Run, ratio_without_loops, speedup, tokens_per_s
 from forerun.tools.prompt_files import Prompt, spread
 
 _TRIAL_PROMPTS, _TRIAL_TOKENS = 3, 32
+_MET = ("hits", "wrong", "short", "late")  # what a forecast may come to
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +152,20 @@ def _pairs(plain: list[list[Run]], other: list[list[Run]]) -> list[list[Pair]]:
 
 def _lane_figures(runs: list[list[Completion]]) -> dict[str, Any]:
     """Hits and misses of steady rounds: those that had a forecast."""
-    rounds = [one for group in runs for done in group for one in done.stats.rounds[1:]]
+    completions = [done for group in runs for done in group]
+    rounds = [one for done in completions for one in done.stats.rounds[1:]]
     lanes = [one.lane for one in rounds if one.lane is not None]
-    hits, wrong, short, late = (
-        sum(getattr(one, f"num_{name}") for one in lanes)
-        for name in ("hits", "wrong", "short", "late")
-    )
-    met = hits + wrong + short + late
+    counts = {name: sum(getattr(one, f"num_{name}") for one in lanes) for name in _MET}
+    met = sum(counts.values())
+    clear = [one for done in completions for one in _clear_lanes(done)]
+    clear_met = sum(getattr(one, f"num_{name}") for one in clear for name in _MET)
     return {
-        "hit_rate": hits / met if met else 0.0,
-        "misses": {"wrong": wrong, "short": short, "late": late},
+        "hit_rate": counts["hits"] / met if met else 0.0,
+        "hit_rate_without_loops": (
+            sum(one.num_hits for one in clear) / clear_met if clear_met else None
+        ),
+        "misses": {name: counts[name] for name in _MET[1:]},
+        "num_met": met,
         "num_rounds": len(rounds),
         "verify_s": median(one.verify_s for one in rounds),
         "busy_s": median([one.busy_s for one in lanes if one.busy_s] or [0.0]),
@@ -166,3 +173,14 @@ def _lane_figures(runs: list[list[Completion]]) -> dict[str, Any]:
         "num_prepared": sum(one.num_prepared for one in lanes),
         "num_taken": sum(one.num_taken for one in lanes),
     }
+
+
+def _clear_lanes(done: Completion) -> list[LaneStats]:
+    """Of rounds that emitted no token inside a loop."""
+    marks, at, found = looping(done.token_ids), 0, []
+    for one in done.stats.rounds:
+        inside = marks[at : at + one.num_accepted + 1]
+        at += one.num_accepted + 1
+        if one.lane is not None and not any(inside):
+            found.append(one.lane)
+    return found

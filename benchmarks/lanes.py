@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -79,7 +81,10 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             progress(f"{sized.name}: T={temperature:g}")
             rows.append({"drafter": sized.name, **limits, **raced(race, prompts)})
     return {
-        "command": "python " + " ".join(sys.argv),
+        "what": "lanes",
+        "shape": options.shape,
+        "date": date.today().isoformat(),
+        "command": "python benchmarks/lanes.py " + shlex.join(sys.argv[1:]),
         "machine": machine_name(),
         "model": str(options.model),
         "num_prompts": len(prompts),

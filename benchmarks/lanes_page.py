@@ -1,0 +1,97 @@
+"""Drafting on a lane of its own as a page: two cores used in several ways, and the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from page import Report, header, interval, line, optional, source
+
+_MS = 1e3
+
+
+def lanes_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
+    """Of each file limits, ways against each other, and hits and misses."""
+    del folder
+    for report in reports:
+        yield f"## A lane of its own for the drafter, {report['shape']}s, on {_name(report)}\n"
+        yield source(report)
+        yield (
+            "Each model on its own core; *both* uses both cores for both models, one after the"
+            " other. Every way has its fastest draft length and number of branches. *s* is what"
+            " drafting takes in the sequential way on lanes, in units of its verification. `× N`"
+            " runs every pass of that drafter N times, as one of N times the depth with shared"
+            " weights would. Ratios are to plain decoding on both cores.\n"
+        )
+        yield from limit_table(report)
+        yield from way_table(report)
+        yield from miss_table(report)
+
+
+def limit_table(report: Report) -> Iterator[str]:
+    """Both loops apart and at once, and real rounds that always hit."""
+    yield "Limits: both models' loops side by side without a hand-over, and rounds that all hit.\n"
+    yield from header(
+        "drafter", "MB", "verify ms, alone", "beside", "forecast ms, alone", "beside",
+        "limit, rounds/s", "all hits ÷ limit",
+    )  # fmt: skip
+    seen = set()
+    for row in report["rows"]:
+        if row["drafter"] in seen:
+            continue
+        seen.add(row["drafter"])
+        names = ("verify_alone_s", "verify_beside_s", "forecast_alone_s", "forecast_beside_s")
+        times = [f"{_MS * row[name]:.1f}" for name in names]
+        yield line(
+            row["drafter"], f"{row['drafter_bytes'] / 1e6:.0f}", *times,
+            f"{row['limit_rounds_per_s']:.1f}", f"{row['all_hits_ratio']:.2f}",
+        )  # fmt: skip
+    yield ""
+
+
+def way_table(report: Report) -> Iterator[str]:
+    """The same cores, used in several ways."""
+    yield "Ways, outside loops in brackets.\n"
+    yield from header(
+        "drafter", "T", "s", "sequential on lanes", "ahead", "both", "one core, plain",
+        "ahead ÷ sequential", "95 %", "winner", "same tokens",
+    )  # fmt: skip
+    for row in report["rows"]:
+        ways = [_ratio(row, name) for name in ("sequential", "ahead", "both_cores", "one_core")]
+        yield line(
+            row["drafter"], f"{row['temperature']:g}", f"{row['draft_share']:.2f}", *ways,
+            _ratio(row, "ahead_over_sequential", ""), interval(row["ahead_over_sequential_ci95"]),
+            row["winner"].replace("_", " "), "yes" if row["identical"] else "**no**",
+        )  # fmt: skip
+    yield ""
+
+
+def miss_table(report: Report) -> Iterator[str]:
+    """What became of forecasts."""
+    yield "Outcomes that were prepared, why others were not, and what was thrown away.\n"
+    yield from header(
+        "drafter", "T", "settings (length, branches)", "hit", "hit outside loops", "wrong outcome",
+        "nothing below yet", "late", "nodes thrown away",
+    )  # fmt: skip
+    for row in report["rows"]:
+        schedule, length = row["settings"]["ahead"]
+        misses, met = row["misses"], row["num_met"]
+        yield line(
+            row["drafter"], f"{row['temperature']:g}", f"{length}, {schedule.partition(':')[2]}",
+            f"{row['hit_rate']:.0%}", _percent(row["hit_rate_without_loops"]),
+            *[f"{misses[cause] / max(met, 1):.0%}" for cause in ("wrong", "short", "late")],
+            f"{1 - row['num_taken'] / max(row['num_prepared'], 1):.0%}",
+        )  # fmt: skip
+    yield ""
+
+
+def _name(report: Report) -> str:
+    return Path(report["model"]).name
+
+
+def _ratio(row: Report, name: str, suffix: str = "_ratio") -> str:
+    return f"{row[name + suffix]:.2f} ({optional(row[f'{name}{suffix}_without_loops'])})"
+
+
+def _percent(share: float | None) -> str:
+    return optional(share, ".0%")
