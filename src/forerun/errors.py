@@ -5,6 +5,7 @@ ForerunError
 │   └── IncompatibleSpeculation   two parts that would not be exact (or not possible) together
 ├── ModelError                 a checkpoint, tokenizer or drafter that cannot be used as it is
 ├── CapacityError              a request that cannot fit, with both numbers
+│   └── QueueFull                 one that would fit, after those that wait; says when
 ├── BackendError               the machine or the build lacks something a backend needs
 ├── DrafterError               a drafter broke its contract; the engine goes on without it
 └── EngineClosed               use after `close()`
@@ -31,6 +32,14 @@ class ModelError(ForerunError):
 
 class CapacityError(ForerunError):
     """A request cannot fit in the model's context or in memory; the message has both numbers."""
+
+
+class QueueFull(CapacityError):
+    """Too much waits already; `retry_after_s` is about when there will be room again."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class BackendError(ForerunError):

@@ -44,6 +44,13 @@ class Guard:
         return self._num_in_a_row >= MAX_FAILURES
 
     @property
+    def state(self) -> str:
+        """`healthy`, `resting` while a failure keeps it from being asked, or `disabled`."""
+        if self.is_disabled:
+            return "disabled"
+        return "resting" if getattr(self._drafter, "is_resting", False) else "healthy"
+
+    @property
     def tap_layers(self) -> tuple[int, ...]:
         """Target layers that the drafter wants to read; none where it reads none, or is off."""
         return () if self._reader is None or self.is_disabled else self._reader.tap_layers

@@ -108,6 +108,11 @@ class Overlapped:
         self._is_silent = False
 
     @property
+    def is_resting(self) -> bool:
+        """Whether it failed and is left alone for a while."""
+        return self._rest > 0
+
+    @property
     def tap_layers(self) -> tuple[int, ...]:
         """Target layers that the drafter reads."""
         return self._drafter.tap_layers if isinstance(self._drafter, ReadsFeatures) else ()

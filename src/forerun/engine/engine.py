@@ -7,9 +7,9 @@ and who runs when is `queue.py`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Rows
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias, cast
@@ -19,7 +19,7 @@ import numpy as np
 from forerun.backends import open_backend, open_feature_backend
 from forerun.engine.admission import Admission
 from forerun.engine.drafting import Openers
-from forerun.engine.parts import build_parts
+from forerun.engine.parts import Parts, build_parts
 from forerun.engine.queue import Queue
 from forerun.engine.results import Completion, Piece
 from forerun.engine.sequence import Sequence
@@ -37,6 +37,23 @@ from forerun.stats import RoundMeter
 __all__ = ["Completion", "Engine", "Piece", "Prompt"]
 
 Prompt: TypeAlias = str | Rows[int]  # a text, or its token ids
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inside:
+    """What a service is built from; `lock` is held by whoever uses parts or meter."""
+
+    parts: Parts
+    meter: RoundMeter
+    admission: Admission
+    lock: threading.Lock
+    is_closed: Callable[[], bool]
+    completion_of: Callable[[Sequence], Completion]
+
+    def refuse_closed(self) -> None:
+        """Raise EngineClosed once the engine is closed."""
+        if self.is_closed():
+            raise EngineClosed("this engine was closed; build a new one")
 
 
 class Engine:
@@ -160,6 +177,22 @@ class Engine:
         if len(sequences) == 1 and sequences[0].error is not None:
             raise sequences[0].error
         return [self._completion(sequence) for sequence in sequences]
+
+    def inside(self) -> Inside:
+        """What a service of this engine is built from.
+
+        Raises:
+            EngineClosed: after `close`.
+        """
+        self._refuse_closed()
+        return Inside(
+            self._parts,
+            self._meter,
+            self._admission,
+            self._lock,
+            lambda: self._is_closed,
+            self._completion,
+        )
 
     def close(self) -> None:
         """Give back threads and memory; more than once is fine."""

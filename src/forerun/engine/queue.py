@@ -1,111 +1,241 @@
 """From waiting requests to finished ones, one round of all running rows at a time.
 
-Knows when a request may begin and when it has ended; rounds themselves are `round.py`.
+Knows when a request may begin and when it has ended; rounds themselves are `round.py`, the reading
+of prompts is `reading.py`.
+
+    waiting  →  reading  →  running  →  ended        a request; from `reading` on it owns K/V blocks
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 
-from forerun.backends.prefill import CHUNK, prefill
+from forerun.backends.prefill import CHUNK
 from forerun.backends.slots import blocks_for
 from forerun.draft import Commit
+from forerun.engine.isolation import own_error, rounds_apart
 from forerun.engine.parts import Parts
+from forerun.engine.reading import Reader
 from forerun.engine.results import Piece
 from forerun.engine.round import run_round
-from forerun.engine.sequence import Sequence, Status
+from forerun.engine.sequence import Sequence, Status, TokenLogprobs
 from forerun.errors import CapacityError
 from forerun.protocols import BLOCK_LEN
-from forerun.stats import RoundMeter, Span
+from forerun.stats import RoundMeter
 
 MAX_ROWS = 16  # rows of one round: beyond, a pass is no longer bound by reading the weights
-LONGEST_TAIL = 128  # prompt tokens, of all new rows, that the first round reads beside its drafts
+LONGEST_TAIL = 128  # prompt tokens, of all new rows, that a round reads beside its drafts
+SHARED_CHUNK = 128  # prompt tokens read before a round that somebody else waits for
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gain:
+    """What a round brought to one row: its piece, the entries of its log-probabilities, and how
+    many tokens were drafted for it and kept."""
+
+    row: Sequence
+    piece: Piece
+    logprobs: tuple[TokenLogprobs, ...]
+    num_drafted: int
+    num_accepted: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What one step brought: rows that got their blocks, what rows gained, rows that ended, and
+    how many prompt tokens were read apart from the round."""
+
+    began: list[Sequence] = field(default_factory=list)
+    gains: list[Gain] = field(default_factory=list)
+    ended: list[Sequence] = field(default_factory=list)
+    num_read: int = 0
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing happened: all blocks are held by others."""
+        return not (self.began or self.gains or self.ended or self.num_read)
 
 
 class Queue:
-    """The requests of one call."""
+    """Requests that share rounds; more may be added while it runs. For one thread at a time.
 
-    def __init__(self, sequences: list[Sequence], parts: Parts, meter: RoundMeter) -> None:
+    `isolates`: an error while computing ends the row it belongs to, and waiting for memory that
+    others hold is no error; else either is raised.
+    """
+
+    def __init__(
+        self,
+        sequences: Iterable[Sequence],
+        parts: Parts,
+        meter: RoundMeter,
+        *,
+        max_rows: int = MAX_ROWS,
+        isolates: bool = False,
+    ) -> None:
         self._waiting = deque(sequences)
+        self._reading: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._parts = parts
         self._meter = meter
+        self._max_rows = max_rows
+        self._isolates = isolates
+        self._reader = Reader(parts)
 
     @property
     def is_done(self) -> bool:
         """Whether every request has ended."""
-        return not self._waiting and not self._running
+        return not self._waiting and not self._reading and not self._running
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that own no K/V blocks yet."""
+        return len(self._waiting)
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Prompt tokens of those."""
+        return sum(row.prompt_len for row in self._waiting)
+
+    @property
+    def num_active(self) -> int:
+        """Requests that own K/V blocks."""
+        return len(self._reading) + len(self._running)
+
+    def add(self, row: Sequence) -> None:
+        """Let a request wait for its turn."""
+        self._waiting.append(row)
+
+    def cancel(self, row: Sequence) -> None:
+        """End a request, wherever it is; one that has ended stays as it is."""
+        if row.status is Status.FINISHED:
+            return
+        row.finish("cancelled")
+        if row in self._waiting:
+            self._waiting.remove(row)
+            return
+        if row in self._reading:
+            self._reading.remove(row)
+        else:
+            self._running.remove(row)
+        self._give_back(row)
 
     def step(self) -> list[Piece]:
-        """Let in who fits, then run one round: what every row gained."""
-        is_steady = not self._waiting  # else this round also reads prompts
-        if self._waiting:
-            self._admit()
-        rows, meter = self._running, self._meter
-        meter.restart()
-        with meter.round:
-            commits = run_round(rows, self._parts, meter)
-            pieces = [_settle(row, commit) for row, commit in zip(rows, commits, strict=True)]
-        stats = meter.stats(len(rows))
-        if self._parts.witness is not None:
-            self._parts.witness.settled(stats)
-        if is_steady and self._parts.pace is not None:
-            self._parts.pace.learn(stats)
-        if is_steady and self._parts.prices is not None:
-            self._parts.prices.learn(stats)
-        if is_steady and self._parts.patience is not None:
-            self._parts.patience.learn_round(stats.num_accepted + len(rows), stats.round_s)
-        for row in rows:
-            row.tally.rounds.append(stats)
-            row.tally.num_failures += self._parts.drafter.failed(row.id)
-            if row.finish_reason is not None:
-                self._give_back(row)
-        self._running = [row for row in rows if row.finish_reason is None]
-        return pieces
+        """Let in who fits, then run one round: what every row gained; nothing while all that runs
+        still reads its prompt."""
+        return [gain.piece for gain in self.advance().gains]
+
+    def advance(self) -> Step:
+        """As `step`, with all that happened.
+
+        Raises:
+            CapacityError: nothing runs, and others hold the blocks that the first one needs.
+        """
+        began = self._admit() if self._waiting else []
+        ended: list[Sequence] = []
+        num_before = len(self._running)
+        num_read = self._read(ended) if self._reading else 0
+        gains = []
+        if self._running:
+            gains = self._round(is_steady=num_before == len(self._running))
+            ended += [gain.row for gain in gains if gain.row.finish_reason is not None]
+            self._running = [row for row in self._running if row.finish_reason is None]
+        for row in ended:
+            self._give_back(row)
+        return Step(began, gains, ended, num_read)
 
     def release(self) -> None:
         """Give back what unfinished requests hold."""
-        for row in self._running:
+        for row in (*self._reading, *self._running):
             self._give_back(row)
+        self._reading.clear()
         self._running = []
         self._waiting.clear()
 
-    def _admit(self) -> None:
+    def _round(self, *, is_steady: bool) -> list[Gain]:
+        """One round of all running rows; a steady one, without new rows, is learned from."""
+        rows, meter, parts = self._running, self._meter, self._parts
+        before = [
+            (row.tally.num_drafted, row.tally.num_accepted, len(row.logprobs)) for row in rows
+        ]
+        meter.restart()
+        with meter.round:
+            run = rounds_apart if self._isolates else run_round
+            commits = run(rows, parts, meter)
+            pieces = [_settle(row, commit) for row, commit in zip(rows, commits, strict=True)]
+        stats = meter.stats(len(rows))
+        if parts.witness is not None:
+            parts.witness.settled(stats)
+        if is_steady and parts.pace is not None:
+            parts.pace.learn(stats)
+        if is_steady and parts.prices is not None:
+            parts.prices.learn(stats)
+        if is_steady and parts.patience is not None:
+            parts.patience.learn_round(stats.num_accepted + len(rows), stats.round_s)
+        gains = []
+        for row, piece, (num_drafted, num_accepted, start) in zip(
+            rows, pieces, before, strict=True
+        ):
+            tally = row.tally
+            tally.rounds.append(stats)
+            tally.num_failures += parts.drafter.failed(row.id)
+            logprobs = tuple(row.logprobs[start : row.num_generated])
+            drafted, accepted = tally.num_drafted - num_drafted, tally.num_accepted - num_accepted
+            gains.append(Gain(row, piece, logprobs, drafted, accepted))
+        return gains
+
+    def _admit(self) -> list[Sequence]:
         """Begin as many waiting requests as have room for their longest outcome, in order."""
         slots, fresh = self._parts.slots, []
-        while self._waiting and len(self._running) < MAX_ROWS:
+        while self._waiting and self.num_active < self._max_rows:
             # The last token of a request is never read, so it needs no place.
             needed = self._waiting[0].limit - 1
             if blocks_for(needed) > slots.num_free:
                 break
             row = self._waiting.popleft()
-            self._running.append(row)
+            self._reading.append(row)
             fresh.append(row)
             slots.reserve(row.id, needed)
-        if not self._running:
+            self._reader.begin(row)
+        if not self.num_active and not self._isolates:
             raise CapacityError(
                 f"{self._waiting[0].limit} positions of K/V are needed, other requests of this"
                 f" engine leave {slots.num_free * BLOCK_LEN} free: finish those first"
             )
-        for row in fresh:
-            self._begin(row, max(1, LONGEST_TAIL // len(fresh)))
+        return fresh
 
-    def _begin(self, row: Sequence, longest_tail: int) -> None:
-        """Read the prompt but for a tail, which costs nothing beside the first round's drafts."""
-        span, drafter = Span(), self._parts.drafter
-        with span:
-            drafter.admit(row.id, row.tokens)
-            while len(row.tokens) - row.committed_len > longest_tail:
-                start = row.committed_len
-                end = min(start + CHUNK, len(row.tokens) - 1)
-                table = self._parts.slots.table([row.id])
-                target, tokens = self._parts.target, row.tokens[start:end]
-                features = prefill(target, table, tokens, start, drafter.tap_layers)
-                if features is not None:
-                    drafter.absorb(row.id, features)
-                row.committed_len = end
-        row.tally.prefill_s += span.seconds
-        row.status = Status.RUNNING
+    def _read(self, ended: list[Sequence]) -> int:
+        """Let rows with little to read join the round, and read some of the others, in turn."""
+        room = self._join(LONGEST_TAIL)
+        left = SHARED_CHUNK if self._running else CHUNK
+        num_read = 0
+        for _ in range(len(self._reading)):
+            if num_read >= left:
+                break
+            row = self._reading.popleft()
+            try:
+                num_read += self._reader.read(row, left - num_read)
+                self._reading.append(row)
+            except Exception as error:
+                if not self._isolates:
+                    self._reading.appendleft(row)
+                    raise
+                row.fail(own_error(error))
+                ended.append(row)
+        self._join(room)
+        return num_read
+
+    def _join(self, room: int) -> int:
+        """Let rows run whose unread tokens fit into `room`; how much of it is left."""
+        for row in list(self._reading):
+            unread = len(row.tokens) - row.committed_len
+            if unread <= room:
+                room -= unread
+                self._reading.remove(row)
+                self._running.append(row)
+                row.status = Status.RUNNING
+        return room
 
     def _give_back(self, row: Sequence) -> None:
         self._parts.drafter.release(row.id)

@@ -41,7 +41,11 @@ class TokenLogprobs:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One request; `limit` is the most tokens it may have, prompt included."""
+    """One request; `limit` is the most tokens it may have, prompt included.
+
+    `speculates`: False if it is decoded plainly, whatever drafts for others. `partition`: whose
+    kept prefixes it may begin with; of its prompt `num_cached` tokens came from there.
+    """
 
     id: int
     index: int
@@ -52,6 +56,9 @@ class Sequence:
     seed: int
     stop_ids: frozenset[int]
     detokenizer: Detokenizer
+    speculates: bool = True
+    partition: str = ""
+    num_cached: int = 0
     committed_len: int = 0
     status: Status = Status.WAITING
     finish_reason: str | None = None

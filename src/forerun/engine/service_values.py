@@ -1,0 +1,96 @@
+"""What a service is asked, what it answers, and what it says of itself: frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from forerun.engine.results import Completion, Piece
+from forerun.engine.sequence import TokenLogprobs
+from forerun.errors import OptionError
+from forerun.options import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One request: token ids of a prompt, and how it is continued.
+
+    `speculates=False` decodes it plainly. `partition`: whose kept prefixes it may begin with, and
+    whose it leaves behind.
+    """
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    speculates: bool = True
+    partition: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """It has its K/V memory; `num_cached` tokens of its prompt need not be read."""
+
+    num_cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gained:
+    """What a round brought; `logprobs` has an entry a token where they were asked for."""
+
+    piece: Piece
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event of a request; `finish_reason` is stop, length, cancelled or error."""
+
+    completion: Completion
+
+
+Event: TypeAlias = Began | Gained | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLimits:
+    """How much may wait, in requests and in prompt tokens, and how many rows share a round.
+
+    Raises:
+        OptionError: a limit below one.
+    """
+
+    max_waiting: int = 256
+    max_waiting_tokens: int = 1 << 20
+    max_rows: int = 32
+
+    def __post_init__(self) -> None:
+        for name in ("max_waiting", "max_waiting_tokens", "max_rows"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, found {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a service holds now, and what it did since it began.
+
+    `drafter` is `healthy`, `resting` (it failed and is left alone for a while) or `disabled`.
+    `num_requests` counts ended ones by finish reason. `num_prompt_tokens` are those of requests
+    that began, `num_cached_tokens` of them were not read again. A draft is one row's of one round;
+    `num_accepted_by_position[i]` counts drafts of which more than i tokens were kept.
+    """
+
+    num_waiting: int
+    num_running: int
+    num_waiting_tokens: int
+    num_free_blocks: int
+    num_blocks: int
+    drafter: str
+    num_requests: Mapping[str, int]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_generated_tokens: int
+    num_rounds: int
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_accepted_by_position: tuple[int, ...]
