@@ -175,10 +175,10 @@ def test_control_given_the_inner_k_v_is_not_taken_back_then_it_drafts_for_anothe
     monkeypatch,
 ):
     usual, stale = Script(), Script()
-    follow(nested("perfect lm", usual), 0, num_others=3)
+    follow(nested("lm on a short chain", usual), 0, num_others=4)
     monkeypatch.setattr("forerun.drafters.nested.rewind", lambda *_: None)
 
-    follow(nested("perfect lm", stale), 0, num_others=3)
+    follow(nested("lm on a short chain", stale), 0, num_others=4)
 
     assert len(stale.selections) > len(usual.selections)  # the model is right, later
 
