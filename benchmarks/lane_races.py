@@ -10,6 +10,7 @@ from statistics import median
 from typing import Any
 
 from lane_limits import SizedDrafter, replace_backend
+from lane_runs import measured_run
 
 from forerun import Engine, SamplingParams, Speculation
 from forerun.engine.results import Completion
@@ -74,7 +75,7 @@ def raced(race: Race, prompts: Sequence[Prompt]) -> dict[str, Any]:
         "plain on one core": Way("plain on one core", "sequential", 0),
     }
     runs = _turns(race, prompts, ways)
-    return {"temperature": race.temperature, **_figures(ways, runs)}
+    return {"temperature": race.temperature, **_figures(ways, runs, race.temperature)}
 
 
 def _ways(race: Race, name: str, schedules: Sequence[str]) -> list[Way]:
@@ -115,7 +116,9 @@ def _turns(
     return runs
 
 
-def _figures(ways: dict[str, Way], runs: dict[str, list[list[Completion]]]) -> dict[str, Any]:
+def _figures(
+    ways: dict[str, Way], runs: dict[str, list[list[Completion]]], temperature: float
+) -> dict[str, Any]:
     timed = {name: [[run_of(one) for one in own] for own in group] for name, group in runs.items()}
     sequential = [one.stats for group in runs["sequential"] for one in group]
     draft_s = sum(round_.draft_s for one in sequential for round_ in one.rounds[1:])
@@ -138,6 +141,13 @@ def _figures(ways: dict[str, Way], runs: dict[str, list[list[Completion]]]) -> d
         figures[f"{key}_ratio"] = speedup(pairs).ratio
         figures[f"{key}_ratio_without_loops"] = ratio_without_loops(pairs)
         figures[f"{key}_tokens_per_s"] = tokens_per_s(timed[name])
+    figures["runs"] = [
+        measured_run(
+            f"{name}, T={temperature:g}", ways[name].schedule, ways[name].length,
+            [one for group in runs[name] for one in group], figures[f"{name}_tokens_per_s"],
+        )
+        for name in ("sequential", "ahead")
+    ]  # fmt: skip
     rates = {name: figures[f"{name}_ratio"] for name in ("sequential", "ahead", "both_cores")}
     figures["winner"] = max({**rates, "plain": 1.0}.items(), key=lambda one: one[1])[0]
     return figures

@@ -80,6 +80,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             )  # fmt: skip
             progress(f"{sized.name}: T={temperature:g}")
             rows.append({"drafter": sized.name, **limits, **raced(race, prompts)})
+    runs = [
+        one | {"name": f"{row['drafter']}, {one['name']}"}
+        for row in rows
+        for one in row.pop("runs")
+    ]
     return {
         "what": "lanes",
         "shape": options.shape,
@@ -90,6 +95,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "num_prompts": len(prompts),
         "max_tokens": options.max_tokens,
         "rows": rows,
+        "runs": runs,
     }
 
 
