@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from forerun.composition import (
     DrafterName,
+    ScheduleName,
     ShapeName,
     compose,
     num_nodes,
     read_drafter,
+    read_schedule,
     read_shape,
 )
 from forerun.errors import IncompatibleSpeculation, OptionError
@@ -61,6 +63,23 @@ def test_given_a_shape_then_its_numbers_are_read(text, shape):
     assert read_shape(text) == shape
 
 
+@pytest.mark.parametrize(
+    ("text", "schedule"),
+    [
+        ("auto", ScheduleName()),
+        ("sequential", ScheduleName("sequential")),
+        ("parallel", ScheduleName("parallel")),
+        ("ahead", ScheduleName("ahead")),
+        ("ahead:1", ScheduleName("ahead", 1)),
+        ("ahead:256", ScheduleName("ahead", 256)),
+        ("ahead:24:0.25", ScheduleName("ahead", 24, 0.25)),
+        ("ahead:24:1", ScheduleName("ahead", 24, 1.0)),
+    ],
+)
+def test_given_a_schedule_then_its_numbers_are_read(text, schedule):
+    assert read_schedule(text) == schedule
+
+
 @given(st.lists(st.integers(1, 3), min_size=1, max_size=4).map(tuple))
 def test_given_widths_then_the_tree_has_as_many_nodes(widths):
     tree = FixedTree.of_widths(widths)
@@ -91,8 +110,26 @@ def test_given_widths_then_the_tree_has_as_many_nodes(widths):
         (("lm", "tree:3x0"), "widths of its levels"),
         (("lm", "tree:9x9x9"), "has 819 nodes: at most 256"),
         (("lm", "auto", "close enough"), "unknown rule 'close enough'; available: auto, match"),
-        (("lm", "auto", "auto", "ahead:24"), "schedule 'ahead:24' is not built yet"),
-        (("lm", "auto", "auto", "later"), "unknown schedule"),
+        (("lm", "auto", "auto", "later"), "unknown schedule 'later'; available: auto, sequential"),
+        (("lm", "auto", "auto", "parallel:2"), "unknown schedule 'parallel:2'"),
+        (("lm", "auto", "auto", "auto:1"), "unknown schedule 'auto:1'"),
+        *[
+            (("lm", "auto", "auto", text), r"ahead:B with B outcomes in \[1, 256\], or ahead:B:C")
+            for text in (
+                "ahead:",
+                "ahead:0",
+                "ahead:257",
+                "ahead:-1",
+                "ahead:many",
+                "ahead:8:",
+                "ahead::0.5",
+                "ahead:8:0",
+                "ahead:8:1.5",
+                "ahead:8:nan",
+                "ahead:8:0.5:1",
+                "ahead:8:less",
+            )
+        ],
     ],
 )
 def test_given_a_wrong_name_then_the_refusal_says_what_there_is(names, message):
@@ -128,6 +165,16 @@ REFUSED = [
         ((drafter, "chain:4", "rejection"), "a nested decoder's tokens are choices")
         for drafter in ("nested(lm,chain:2,match)", "router(lm,nested(lookup,chain:4,match))")
     ],
+    *[
+        ((drafter, "auto", "match", schedule), f"busy while schedule {schedule.partition(':')[0]}")
+        for drafter in ("exit:2", "router(lookup,exit:1)")
+        for schedule in ("parallel", "ahead", "ahead:24")
+    ],
+    *[
+        (("lm", shape, rule, "ahead:8:0.5"), "damped draws .* serve rules that judge by laws")
+        for shape in ("chain:4", "tree:8")
+        for rule in ("auto", "match")
+    ],
 ]
 
 
@@ -136,7 +183,7 @@ def test_given_an_impossible_pair_then_it_is_refused_with_a_reason_and_a_way_out
     with pytest.raises(IncompatibleSpeculation, match=message) as caught:
         Speculation(*names)
 
-    assert any(way in str(caught.value) for way in (": use", ": drop"))
+    assert any(way in str(caught.value) for way in (": use", ": drop", ": write"))
 
 
 WITH_LAWS = pytest.mark.parametrize("drafter", ["lm", "dflash", "dspark", "eagle3"])
@@ -152,3 +199,14 @@ def test_given_a_chain_of_a_drafter_with_laws_then_every_rule_takes_it(drafter, 
 @pytest.mark.parametrize("rule", ["match", "rejection", "traversal", "kseq"])
 def test_given_a_tree_of_a_drafter_with_laws_then_every_rule_for_trees_takes_it(drafter, rule):
     assert compose(drafter, "tree:8", rule, "auto").rule == rule
+
+
+@pytest.mark.parametrize("schedule", ["auto", "sequential"])
+def test_given_a_schedule_that_does_not_overlap_then_the_targets_own_layers_may_draft(schedule):
+    assert compose("exit:2", "chain:4", "match", schedule).schedule.num_branches == 0
+
+
+@WITH_LAWS
+@pytest.mark.parametrize("rule", ["rejection", "block", "traversal", "kseq"])
+def test_given_a_rule_that_judges_by_laws_then_draws_may_be_damped(drafter, rule):
+    assert compose(drafter, "chain:4", rule, "ahead:8:0.5").schedule.damping == 0.5

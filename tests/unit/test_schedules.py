@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forerun.composition import ScheduleName, read_schedule
+from forerun.composition import read_drafter, read_schedule
 from forerun.draft import Draft, Draw
-from forerun.engine.parts import live_schedule
+from forerun.engine.scheduling import scheduled
 from forerun.errors import OptionError
 from forerun.schedules.ahead import MOST_BRANCHES, Ahead
 from forerun.schedules.parallel import Parallel
@@ -91,7 +91,6 @@ def test_given_too_few_or_too_many_branches_then_the_limit_is_named(num_branches
 @pytest.mark.parametrize(
     ("text", "schedule"),
     [
-        ("auto", Sequential()),
         ("sequential", Sequential()),
         ("parallel", Parallel()),
         ("ahead:1", Ahead(1)),
@@ -100,8 +99,9 @@ def test_given_too_few_or_too_many_branches_then_the_limit_is_named(num_branches
     ],
 )
 def test_given_a_name_then_its_schedule_lives(text, schedule):
-    assert live_schedule(read_schedule(text)) == schedule
+    nobody_looks = None  # at a drafter or a machine, where a schedule was asked for
 
+    chosen = scheduled(read_schedule(text), nobody_looks, nobody_looks, read_drafter("lm"))
 
-def test_given_ahead_without_a_number_then_some_are_chosen():
-    assert live_schedule(ScheduleName("ahead")).num_branches >= 1
+    assert chosen.schedule == schedule
+    assert "asked for" in chosen.reason
