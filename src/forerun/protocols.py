@@ -370,7 +370,8 @@ class Outlook:
     """How far to look beyond drafts under verification; plain data.
 
     `exits [B]` and `num_branches` as a schedule says; `most [B]` nodes and `depths [B]` levels of
-    the draft below each guess; `deepest` as in `ForecastPlan`.
+    the draft below each guess; `deepest` as in `ForecastPlan`. `reach`: how often a node of depth
+    0, 1, … was kept so far, for drafters that cannot tell themselves.
     """
 
     exits: Sequence[Tokens]
@@ -378,6 +379,7 @@ class Outlook:
     most: Tokens
     depths: Tokens
     deepest: NDArray[np.int32]
+    reach: Sequence[float] = (1.0,)
 
 
 @runtime_checkable

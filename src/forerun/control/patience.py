@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 _MEMORY = 0.9  # of earlier rounds that a new one keeps: about the last ten
 _SOME_TRIALS = 3  # of a source before its yield is trusted
 _TRY_AGAIN = 24  # rounds after which a source that lost is tried again
+_OWN = ("hit", "redraft")  # sources whose drafts the drafter made for the very state
 _GRACE_S = 0.002  # beyond what a level is known to take, a wait may last this much longer …
 _GRACE_LEVELS = 2.0  # … and so many levels
 
@@ -47,6 +48,7 @@ class Patience:
     _hits: _Mean = field(default_factory=_Mean)
     _yields: dict[str, _Mean] = field(default_factory=dict)
     _idle: dict[str, int] = field(default_factory=dict)
+    _reach: list[_Mean] = field(default_factory=list)
 
     @property
     def rate(self) -> float:
@@ -75,6 +77,12 @@ class Patience:
         """Take in how many drafted tokens a draft of that source brought."""
         self._yields.setdefault(source, _Mean()).add(num_accepted)
         self._idle[source] = 0
+        if source in _OWN:
+            self._learn_reach(num_accepted)
+
+    def reach(self) -> list[float]:
+        """How often a node of depth 0, 1, … of the drafter's own drafts was kept."""
+        return [1.0, *[mean.value for mean in self._reach]]
 
     def wait_for(self, num_levels: int, elapsed_s: float, num_rows: int) -> Wait:
         """How deep a forecast of at most `num_levels`, begun `elapsed_s` ago, should still go now
@@ -117,6 +125,12 @@ class Patience:
     def _loses(self, other: str, num_missed: int) -> bool:
         gain = num_missed * (self._yields["redraft"].value - self._yields[other].value)
         return gain > self.rate * self._redraft_s.value
+
+    def _learn_reach(self, num_accepted: int) -> None:
+        while len(self._reach) <= num_accepted:
+            self._reach.append(_Mean())
+        for depth, mean in enumerate(self._reach, start=1):
+            mean.add(float(num_accepted >= depth))
 
     def _chance(self) -> float:
         """That a drafted token is kept, if all before it were: from what prepared drafts yield."""

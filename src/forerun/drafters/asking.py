@@ -136,7 +136,7 @@ def _foresee(drafter: Drafter, row: DraftRow, draft: Draft, outlook: Outlook, at
             _add_below(whole, leaf, below.get(leaf) or asked(leaf, None))
         return whole.finished()
     possible = {node: law for node, law in laws.items() if node in exits}
-    for outcome in _likeliest(draft, possible, depths, outlook.num_branches):
+    for outcome in _likeliest(draft, possible, outlook):
         if outlook.deepest[0]:
             break
         whole.add(outcome, asked(outcome.exit_node, outcome.bonus))
@@ -169,16 +169,17 @@ def _add_below(whole: _Grown, leaf: int, proposed: Draft) -> None:
 
 
 def _likeliest(
-    draft: Draft, laws: Mapping[int, NDArray[np.float32]], depths: Sequence[int], num_branches: int
+    draft: Draft, laws: Mapping[int, NDArray[np.float32]], outlook: Outlook
 ) -> list[_Outcome]:
     """By the drafter's own laws, undamped: tokens it did not draw, where a verdict may reject what
     it drew, and any token where it has drawn none."""
-    outcomes = []
+    outcomes, num_branches, depths = [], outlook.num_branches, draft.tree.depths().tolist()
     for node, law in laws.items():
         drawn = draft.tree.tokens[draft.tree.parents == node]
         rest = law.astype(np.float64)
         rest[drawn] = 0.0
-        ends_here = _REACH ** depths[node] * (1 - _REACH if len(drawn) else 1.0)
+        reached, further = (_kept(outlook, depths[node] + more) for more in (0, 1))
+        ends_here = max(reached - further, 0.0) if len(drawn) else reached
         best = np.argsort(-rest, kind="stable")[:num_branches].tolist()
         outcomes += [
             _Outcome(node, bonus, ends_here * float(rest[bonus] / rest.sum()))
@@ -186,6 +187,12 @@ def _likeliest(
             if rest[bonus] > 0
         ]
     return sorted(outcomes, key=lambda one: -one.score)[:num_branches]
+
+
+def _kept(outlook: Outlook, depth: int) -> float:
+    """How often a node so deep is kept: as seen so far, and beyond that as where nobody saw any."""
+    known = len(outlook.reach) - 1
+    return outlook.reach[min(depth, known)] * _REACH ** max(0, depth - known)
 
 
 def _reach(draft: Draft) -> list[float]:

@@ -165,6 +165,7 @@ class Overlapped:
             most=np.array([row.max_drafted for row in asked], np.int32),
             depths=np.array([min(row.max_drafted, row.max_depth) for row in asked], np.int32),
             deepest=np.zeros(1, np.int32),
+            reach=self._waits.reach(),
         )
         commits = self._take_commits()
         drafted = [draft for _, draft in pairs]
