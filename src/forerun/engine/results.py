@@ -40,8 +40,8 @@ class Completion:
     """A finished request.
 
     `token_ids` are the generated ones, a stopping token and those that spell a stop string
-    included; `text` ends before the stop string. `finish_reason` is `stop`,
-    `length`, `cancelled` or `error` (then `error` says why). The same seed, numerics and request give the same tokens.
+    included; `text` ends before the stop string. `finish_reason` is `stop`, `length`, `cancelled`
+    or `error` (then `error` says why). The same seed, numerics and request give the same tokens.
     """
 
     text: str
