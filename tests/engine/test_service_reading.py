@@ -11,7 +11,7 @@ from engine.service_parts import Listener, prompt_of
 from forerun import SamplingParams
 from forerun.engine.queue import LONGEST_TAIL, SHARED_CHUNK
 from forerun.engine.reading import Reader
-from forerun.engine.service import Began, Gained, Job, Service
+from forerun.engine.service import Gained, Job, Service
 
 LONG = 1500
 
@@ -72,7 +72,12 @@ def test_given_a_long_prompt_beside_a_running_row_then_no_round_of_that_row_is_l
     engine, notes = counted
     with Service(engine) as service:
         late = noting(notes, "late")
-        early = noting(notes, "early", 4, lambda: service.submit(endless(LONG, 2, 3), late))
+
+        def send():
+            notes.append(("late", None))
+            service.submit(endless(LONG, 2, 3), late)
+
+        early = noting(notes, "early", 4, send)
         service.submit(endless(5, 1, 60), early)
         assert early.completion.finish_reason == late.completion.finish_reason == "length"
 
@@ -85,7 +90,7 @@ def test_given_a_long_prompt_beside_a_running_row_then_no_round_of_that_row_is_l
 def read_beside(notes):
     """Sizes of the chunks of the late prompt, and how many came without a round of the early row
     between them and the one before."""
-    between = notes[notes.index(("late", Began)) : notes.index(("late", Gained))]
+    between = notes[notes.index(("late", None)) : notes.index(("late", Gained))]
     places = [at for at, note in enumerate(between) if note[0] == "chunk"]
     stalls = [("early", Gained) not in between[one:after] for one, after in pairwise(places)]
     return [between[at][1] for at in places], sum(stalls)
@@ -97,7 +102,12 @@ def test_given_prompts_read_in_one_go_then_the_count_of_rounds_sees_it(counted, 
     engine, notes = counted
     with Service(engine) as service:
         late = noting(notes, "late")
-        early = noting(notes, "early", 4, lambda: service.submit(endless(LONG, 2, 3), late))
+
+        def send():
+            notes.append(("late", None))
+            service.submit(endless(LONG, 2, 3), late)
+
+        early = noting(notes, "early", 4, send)
         service.submit(endless(5, 1, 60), early)
         assert early.completion.finish_reason == late.completion.finish_reason == "length"
 
