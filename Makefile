@@ -43,7 +43,7 @@ $(MADE)/torch: $(MADE)/environment
 	@touch $@
 
 $(MADE)/test: $(MADE)/forerun $(MADE)/torch
-	$(PIP) install --no-build-isolation --config-settings=cmake.define.FORERUN_WERROR=ON --editable ".[test,torch,hub,train]"
+	$(PIP) install --no-build-isolation --config-settings=cmake.define.FORERUN_WERROR=ON --editable ".[test,torch,hub,train,serve]"
 	@touch $@
 
 build: $(MADE)/forerun

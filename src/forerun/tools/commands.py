@@ -237,6 +237,47 @@ def certify(
 
 @app.command()
 @grouped
+def serve(
+    *,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; other machines only with --api-key-file.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="API keys, one a line; without it all comers.", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="What the model is called in the API.", show_default=False),
+    ] = None,
+    max_waiting: Annotated[int, typer.Option(help="Requests that may wait for their turn.")] = 256,
+    max_rows: Annotated[int, typer.Option(help="Requests that run at a time.")] = 32,
+    request_s: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 600.0,
+    drain_s: Annotated[float, typer.Option(help="Seconds for running ones at SIGTERM.")] = 30.0,
+    as_json: _Json = False,
+    engine: EngineArguments,
+) -> int:
+    """Serve the OpenAI API until SIGTERM or Ctrl-C; prints the address when ready.
+
+    Needs the extra `serve`. Fields of requests are listed in docs/server.md.
+
+    \b
+    Examples
+      forerun serve
+      forerun serve -m org/name-instruct --port 0 --json
+      forerun serve --host 0.0.0.0 --api-key-file keys.txt
+      curl -s localhost:8000/v1/completions -H 'Content-Type: application/json' \
+        -d '{"prompt": "def quicksort(", "max_tokens": 64}'
+    """
+    from forerun.serve.start import Operation, run
+
+    operation = Operation(host, port, api_key_file, name, max_waiting, max_rows, request_s, drain_s)
+    return run(operation, engine.model, engine.open, typer.echo, as_json=as_json)
+
+
+@app.command()
+@grouped
 def demo(*, as_json: _Json = False, engine: EngineArguments, sampling: SamplingArguments) -> int:
     """Complete a Python function, then measure it against plain decoding of the same text."""
     from forerun.tools.demo import run

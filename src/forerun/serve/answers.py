@@ -1,0 +1,90 @@
+"""What has come of a request's choices so far, and the figures of the whole.
+
+Pure: events in, values out. How an answer is written in JSON is the business of the forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from forerun.engine.results import Completion
+from forerun.engine.sequence import TokenLogprobs
+from forerun.engine.service import Began, Ended, Event, Gained
+
+
+@dataclass(slots=True)
+class Choice:
+    """One answer as it grows; `text` begins with the prompt where it is echoed."""
+
+    index: int
+    text: str = ""
+    num_cached: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)  # of each token with log-probabilities
+    completion: Completion | None = None
+
+    def hear(self, event: Event) -> None:
+        """Take in an event."""
+        match event:
+            case Began(num_cached):
+                self.num_cached = num_cached
+            case Gained(piece, logprobs):
+                self.text += piece.text
+                self.logprobs += logprobs
+                self.texts += piece.texts
+            case Ended(completion):
+                self.completion = completion
+
+    @property
+    def finish_reason(self) -> str:
+        """`stop`, `length`, `cancelled` or `error`."""
+        return "error" if self.completion is None else self.completion.finish_reason
+
+
+def usage_of(choices: Sequence[Choice], num_prompt_tokens: int) -> dict[str, Any]:
+    """OpenAI's `usage`: what was read, what was written, what did not have to be read again."""
+    ended = [one.completion for one in choices if one.completion is not None]
+    num_generated = sum(len(one.token_ids) for one in ended)
+    return {
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": num_generated,
+        "total_tokens": num_prompt_tokens + num_generated,
+        "prompt_tokens_details": {"cached_tokens": sum(one.num_cached for one in choices)},
+    }
+
+
+def figures_of(
+    choices: Sequence[Choice], num_prompt_tokens: int, *, is_degraded: bool
+) -> dict[str, Any]:
+    """vLLM's `metrics.speculative_decoding` and llama.cpp's `timings`, of a single choice.
+
+    With several choices both would be sums of unlike things, and are null.
+    """
+    completion = choices[0].completion if len(choices) == 1 else None
+    if completion is None:
+        return {"metrics": None, "timings": None}
+    stats, num_generated = completion.stats, len(completion.token_ids)
+    rounds, drafted, accepted = stats.num_rounds, stats.num_drafted, stats.num_accepted
+    return {
+        "metrics": {
+            "speculative_decoding": {
+                "mean_acceptance_length": 1 + accepted / rounds if rounds else 0.0,
+                "draft_acceptance_rate": accepted / drafted if drafted else 0.0,
+                "num_spec_steps": rounds,
+                "num_draft_tokens": drafted,
+                "num_accepted_draft_tokens": accepted,
+                "degraded": is_degraded,
+            }
+        },
+        "timings": {
+            "prompt_n": num_prompt_tokens - choices[0].num_cached,
+            "prompt_ms": stats.prefill_s * 1e3,
+            "predicted_n": num_generated,
+            "predicted_ms": stats.decode_s * 1e3,
+            "predicted_per_second": stats.tokens_per_s,
+            "draft_n": drafted,
+            "draft_n_accepted": accepted,
+        },
+    }

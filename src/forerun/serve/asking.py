@@ -1,0 +1,203 @@
+"""From a checked body to jobs of the engine: prompts become tokens, fields become parameters.
+
+Tokenizing and templates take time, so all of this runs off the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from forerun.engine.service import Job
+from forerun.errors import ModelError
+from forerun.models.tokenizer import Tokenizer
+from forerun.options import SamplingParams
+from forerun.serve.fields import MAX_CHOICES, ChatBody, CompletionBody, Message, SamplingBody
+from forerun.serve.refusals import Refusal
+
+_SEED_BITS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What the server knows of the model it serves; `context_len` is prompt and answer together."""
+
+    name: str
+    tokenizer: Tokenizer
+    context_len: int
+    vocab: int
+    default_tokens: int
+
+    @property
+    def has_template(self) -> bool:
+        """Whether the model was made for chat; else a conversation is one text to continue."""
+        return self.tokenizer.template is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request's jobs, in the order of its choices; `echoes` is put before each one's text."""
+
+    jobs: tuple[Job, ...]
+    echoes: tuple[str, ...]
+    num_prompt_tokens: int
+
+
+def ask_completion(body: CompletionBody, model: Model, partition: str) -> Asked:
+    """The jobs of `POST /v1/completions`: `n` for each prompt, those of one prompt together.
+
+    Raises:
+        Refusal: a prompt that is empty or too long, too many choices, a field that cannot be.
+    """
+    if body.echo and body.logprobs is not None:
+        raise Refusal(
+            400,
+            "echo with logprobs is not supported: only generated tokens have log-probabilities",
+            param="echo",
+        )
+    prompts = _prompts(body.prompt)
+    if len(prompts) * body.n > MAX_CHOICES:
+        raise Refusal(400, f"prompts times n must be at most {MAX_CHOICES}", param="n")
+    tokenizer = model.tokenizer
+    ids = [_ids(one, tokenizer) if isinstance(one, str) else tuple(one) for one in prompts]
+    texts = [one if isinstance(one, str) else tokenizer.decode(one) for one in prompts]
+    jobs: list[Job] = []
+    for prompt in ids:
+        num_tokens = _room(prompt, body.max_tokens, model, "prompt")
+        jobs += _choices(body, prompt, _params(body, model, num_tokens, body.logprobs), partition)
+    echoes = [text if body.echo else "" for text in texts for _ in range(body.n)]
+    return Asked(tuple(jobs), tuple(echoes), sum(map(len, ids)))
+
+
+def ask_chat(body: ChatBody, model: Model, partition: str) -> Asked:
+    """The jobs of `POST /v1/chat/completions`: one for each of `n` choices.
+
+    Raises:
+        Refusal: a conversation that the template refuses or that is too long.
+    """
+    if body.top_logprobs is not None and not body.logprobs:
+        raise Refusal(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+    prompt = chat_ids([(one.role, one.text) for one in body.messages], model)
+    most = body.max_completion_tokens or body.max_tokens
+    num_tokens = _room(prompt, most, model, "messages")
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    jobs = _choices(body, prompt, _params(body, model, num_tokens, logprobs), partition)
+    return Asked(tuple(jobs), ("",) * body.n, len(prompt))
+
+
+def messages_of(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """Roles and texts."""
+    return [(one.role, one.text) for one in messages]
+
+
+def chat_ids(messages: Sequence[tuple[str, str]], model: Model) -> tuple[int, ...]:
+    """The prompt that a conversation is, by the model's template.
+
+    A model without one was not made for chat: it continues the messages as one text, in which what
+    was asked begins and ends its own lines.
+
+    Raises:
+        Refusal: the template does not accept these messages.
+    """
+    tokenizer = model.tokenizer
+    if not model.has_template:
+        return _ids(_plain_text(messages), tokenizer)
+    roles = [
+        {"role": "system" if role == "developer" else role, "content": text}
+        for role, text in messages
+    ]
+    try:
+        text = tokenizer.render_chat(roles)
+    except ModelError as error:
+        raise Refusal(
+            400,
+            "the model's chat template does not accept these messages: check the order of roles",
+            param="messages",
+        ) from error
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _plain_text(messages: Sequence[tuple[str, str]]) -> str:
+    text = ""
+    for role, content in messages:
+        if role == "assistant":
+            text += content
+        else:
+            line_end = "" if text.endswith("\n") or not text else "\n"
+            text += f"{line_end}{content}\n"
+    return text
+
+
+def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
+    if isinstance(prompt, str):
+        return [prompt]
+    if isinstance(prompt[0], int):
+        return [[one for one in prompt if isinstance(one, int)]]
+    return [one for one in prompt if not isinstance(one, int)]
+
+
+def _ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Token ids of a prompt; an empty one is the token that begins every text of this model."""
+    ids = tokenizer.encode(text)
+    return tuple(ids) if ids else tokenizer.eos_ids[:1]
+
+
+def _room(prompt: Sequence[int], asked: int | None, model: Model, param: str) -> int:
+    """How many tokens the answer may have."""
+    room = model.context_len - len(prompt)
+    if not prompt:
+        raise Refusal(400, f"{param} is empty: give something to continue", param=param)
+    if room < 1 or (asked is not None and asked > room):
+        wanted = "" if asked is None else f" and {asked} tokens were asked for"
+        raise Refusal(
+            400,
+            f"the prompt has {len(prompt)} tokens{wanted}; the context has {model.context_len},"
+            " prompt and answer together",
+            param=param if room < 1 else "max_tokens",
+            code="context_length_exceeded",
+        )
+    return min(room, model.default_tokens) if asked is None else asked
+
+
+def _params(
+    body: SamplingBody, model: Model, num_tokens: int, logprobs: int | None
+) -> SamplingParams:
+    """The engine's parameters; OpenAI's seeds may be negative, ours count modulo 2**64."""
+    return SamplingParams(
+        temperature=body.temperature,
+        top_k=max(body.top_k, 0),
+        top_p=body.top_p,
+        min_p=body.min_p,
+        repetition_penalty=body.repetition_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=_biases(body, model),
+        max_tokens=num_tokens,
+        stop=body.stops,
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        ignore_eos=body.ignore_eos,
+        seed=None if body.seed is None else body.seed % 2**_SEED_BITS,
+        logprobs=logprobs,
+    )
+
+
+def _biases(body: SamplingBody, model: Model) -> Mapping[int, float]:
+    biases = {int(token): bias for token, bias in (body.logit_bias or {}).items()}
+    for token in biases:
+        if token >= model.vocab:
+            raise Refusal(
+                400, f"token {token} is outside the vocabulary [0, {model.vocab})",
+                param="logit_bias",
+            )  # fmt: skip
+    return MappingProxyType(biases)
+
+
+def _choices(
+    body: SamplingBody, prompt: tuple[int, ...], params: SamplingParams, partition: str
+) -> list[Job]:
+    """One job a choice: the same seed, and noise of its own."""
+    return [
+        Job(prompt, replace(params, choice=choice), body.speculation == "auto", partition)
+        for choice in range(body.n)
+    ]

@@ -1,0 +1,181 @@
+"""The two shapes of an answer: chat and completion, whole and in chunks.
+
+Pure. The first chunk of a chat names the role, then text comes, then the reason alone in its own
+chunk: clients exist that lose one of the two when they share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from forerun.engine.sequence import TokenLogprobs
+from forerun.models.tokenizer import Tokenizer
+from forerun.serve.answers import Choice
+
+_LEAST_LOGPROB = -9999.0  # JSON has no infinity; peers write this
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a chunk brings to one choice: text from `offset` on, and tokens with their scores."""
+
+    index: int
+    text: str
+    texts: Sequence[str]
+    logprobs: Sequence[TokenLogprobs]
+    offset: int
+
+
+class Form(Protocol):
+    """How one API writes the choices of an answer; each method gives the object of one choice."""
+
+    @property
+    def whole_name(self) -> str:
+        """What an answer calls itself."""
+
+    @property
+    def chunk_name(self) -> str:
+        """What a chunk of it calls itself."""
+
+    @property
+    def id_prefix(self) -> str:
+        """What its ids begin with."""
+
+    def opening(self, index: int, echo: str) -> dict[str, Any] | None:
+        """What comes before any text, if something does."""
+
+    def step(self, step: Step) -> dict[str, Any]:
+        """Text that was added."""
+
+    def closing(self, index: int, reason: str) -> dict[str, Any]:
+        """Why it ended."""
+
+    def whole(self, choice: Choice, echo_len: int) -> dict[str, Any]:
+        """All of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatForm:
+    """`chat.completion` and its chunks."""
+
+    tokenizer: Tokenizer
+    wants_logprobs: bool
+    whole_name: str = "chat.completion"
+    chunk_name: str = "chat.completion.chunk"
+    id_prefix: str = "chatcmpl-"
+
+    def opening(self, index: int, echo: str) -> dict[str, Any] | None:  # noqa: ARG002
+        """The role."""
+        return self._delta(index, {"role": "assistant", "content": ""}, None, None)
+
+    def step(self, step: Step) -> dict[str, Any]:
+        """Text that was added."""
+        return self._delta(step.index, {"content": step.text}, self._logprobs(step.logprobs), None)
+
+    def closing(self, index: int, reason: str) -> dict[str, Any]:
+        """Why it ended."""
+        return self._delta(index, {}, None, reason)
+
+    def whole(self, choice: Choice, echo_len: int) -> dict[str, Any]:  # noqa: ARG002
+        """All of it."""
+        return {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": self._logprobs(choice.logprobs),
+            "finish_reason": choice.finish_reason,
+        }
+
+    def _delta(
+        self, index: int, delta: dict[str, Any], logprobs: dict[str, Any] | None, reason: str | None
+    ) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(self, rows: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
+        if not self.wants_logprobs:
+            return None
+        content = [
+            self._token(one.token, one.logprob)
+            | {"top_logprobs": [self._token(token, value) for token, value in one.top]}
+            for one in rows
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token: int, logprob: float) -> dict[str, Any]:
+        data = bytes_of(self.tokenizer, token)
+        text = data.decode("utf-8", errors="replace")
+        return {"token": text, "logprob": finite(logprob), "bytes": list(data)}
+
+
+@dataclass(frozen=True, slots=True)
+class TextForm:
+    """`text_completion`: one name for the whole and for chunks."""
+
+    tokenizer: Tokenizer
+    wants_logprobs: bool
+    whole_name: str = "text_completion"
+    chunk_name: str = "text_completion"
+    id_prefix: str = "cmpl-"
+
+    def opening(self, index: int, echo: str) -> dict[str, Any] | None:
+        """The echoed prompt."""
+        return self._choice(index, echo, None, None) if echo else None
+
+    def step(self, step: Step) -> dict[str, Any]:
+        """Text that was added."""
+        logprobs = self._logprobs(step.logprobs, step.texts, step.offset)
+        return self._choice(step.index, step.text, logprobs, None)
+
+    def closing(self, index: int, reason: str) -> dict[str, Any]:
+        """Why it ended."""
+        return self._choice(index, "", None, reason)
+
+    def whole(self, choice: Choice, echo_len: int) -> dict[str, Any]:
+        """All of it."""
+        logprobs = self._logprobs(choice.logprobs, choice.texts, echo_len)
+        return self._choice(choice.index, choice.text, logprobs, choice.finish_reason)
+
+    def _choice(
+        self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None
+    ) -> dict[str, Any]:
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+
+    def _logprobs(
+        self, rows: Sequence[TokenLogprobs], texts: Sequence[str], offset: int
+    ) -> dict[str, Any] | None:
+        if not self.wants_logprobs:
+            return None
+        offsets = []
+        for text in texts:
+            offsets.append(offset)
+            offset += len(text)
+        return {
+            "tokens": [self._name(one.token) for one in rows],
+            "token_logprobs": [finite(one.logprob) for one in rows],
+            "top_logprobs": [
+                {self._name(token): finite(value) for token, value in one.top} for one in rows
+            ],
+            "text_offset": offsets,
+        }
+
+    def _name(self, token: int) -> str:
+        """A token's text; its bytes where they are no text of their own."""
+        data = bytes_of(self.tokenizer, token)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
+    """What a token spells; a special token is spelled by its name."""
+    if token in tokenizer.special_ids:
+        return tokenizer.added.get(token, "").encode("utf-8")
+    return tokenizer.token_bytes(token)
+
+
+def finite(logprob: float) -> float:
+    """A log-probability as JSON can write it."""
+    return logprob if math.isfinite(logprob) else _LEAST_LOGPROB

@@ -1,0 +1,68 @@
+"""One engine and one server for a module; chat with and without a template."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("forerun._native", reason="the native core is not built")
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+
+import httpx2
+import openai
+
+from forerun import Engine, Speculation
+
+from .live import Live, serving
+
+TEMPLATE = (
+    "{% for one in messages %}{% if one.role == 'assistant' and loop.first %}"
+    "{{ raise_exception('/secret/path must not be told') }}{% endif %}"
+    "[{{ one.role }}] {{ one.content }}\n{% endfor %}[assistant] "
+)
+
+
+@pytest.fixture(scope="session")
+def chat_model(
+    tiny_checkpoint_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A tiny model with a chat template, peaked enough for drafts to be kept."""
+    plain = tiny_checkpoint_dir("qwen3", 3, max_position_embeddings=2048, scale=0.6)
+    directory = tmp_path_factory.mktemp("served") / "tiny-chat"
+    shutil.copytree(plain, directory)
+    config = {"chat_template": TEMPLATE}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def engine(chat_model: Path) -> Iterator[Engine]:
+    """Drafts with `lookup`, on one thread."""
+    speculation = Speculation("lookup", "chain:4")
+    with Engine(chat_model, speculate=speculation, threads=1, kv_positions=16384) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def server(engine: Engine) -> Iterator[Live]:
+    """A server with the tests' usual settings."""
+    with serving(engine) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def client(server: Live) -> Iterator[openai.OpenAI]:
+    """The client that users have."""
+    with server.client() as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def http(server: Live) -> Iterator[httpx2.Client]:
+    """A client that sends what it is told."""
+    with server.http() as live:
+        yield live
