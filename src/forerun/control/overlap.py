@@ -297,7 +297,7 @@ def _reason(costs: LaneCosts, best: Expectation, alone: Expectation, beside: Exp
     if best is alone:
         verify_s = costs.verify_s(way.num_rows * (way.num_levels + 1))
         return (
-            f"sequential: a round on all cores takes {_ms(alone.round_s)} for "
+            f"sequential: a round, one model after the other, takes {_ms(alone.round_s)} for "
             f"{alone.tokens_per_round:.2f} tokens; {way.schedule} would take "
             f"{_ms(beside.round_s)} for {beside.tokens_per_round:.2f}, verification on its own "
             f"lane alone {_ms(verify_s)}"

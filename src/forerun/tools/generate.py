@@ -44,6 +44,8 @@ def run(
     text = sys.stdin.read() if prompt == "-" else _printable(prompt or "")
     watch = LaneWatch()
     with _opened(engine, trace, watch) as live:
+        if engine.lanes is not None:
+            say(f"schedule: {live.schedule_reason}")
         if as_json:
             write_json(completion_dict(live.generate(text, params)[0]))
         else:
