@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from engine.lattice import completions, opened, outcomes, requests, write_places
 from forerun import Engine, Speculation
 
 HAS_NATIVE = importlib.util.find_spec("forerun._native") is not None
@@ -54,3 +55,23 @@ def open_engine(backend: str, target_dir) -> Iterator[OpenEngine]:
     yield opened
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture(scope="session")
+def places(tmp_path_factory, tiny_checkpoint_dir):
+    """The models and files of the product of compositions."""
+    return write_places(tmp_path_factory.mktemp("lattice"), tiny_checkpoint_dir)
+
+
+@pytest.fixture(scope="session")
+def plain(places):
+    """Each request alone, one token a round; by backend, computed when asked for."""
+    known = {}
+
+    def of(backend="native"):
+        if backend not in known:
+            with opened(places, ("none", "auto", "match"), backend) as engine:
+                known[backend] = [outcomes(completions(engine, [one]))[0] for one in requests()]
+        return known[backend]
+
+    return of

@@ -59,6 +59,7 @@ SHAPES = (
     "tree:5:likeliest",
     "tree:3x2x1:likeliest",
 )
+SCHEDULES = ("parallel", "ahead", "ahead:1", "ahead:24")  # that overlap
 TREE_PARENTS = [0, 0, 1, 2, 1, 3, 0, 6]
 OTHER_MERGES = [("a", "b"), ("e", "n"), ("ab", "c")]
 SCALE = 0.35  # of the weights: laws peaked enough that drafts are often right
@@ -77,7 +78,7 @@ class Places:
     dspark: Path
     eagle3: Path
 
-    def speculation(self, words: tuple[str, str, str]) -> Speculation:
+    def speculation(self, words: tuple[str, ...]) -> Speculation:
         return Speculation(*(word.format(**asdict(self)) for word in words))
 
 
@@ -92,10 +93,17 @@ def allowed(rules=RULES) -> list[tuple[str, str, str]]:
     ]
 
 
-def _may_be(*words: str) -> bool:
+def overlapped(rules=RULES) -> list[tuple[str, str, str, str]]:
+    """Every (drafter, shape, rule) that can draft while its target verifies, with the schedules in
+    turn: so each drafter meets each of them."""
+    timely = [words for words in allowed(rules) if _may_be(*words, schedule="ahead")]
+    return [(*words, SCHEDULES[at % len(SCHEDULES)]) for at, words in enumerate(timely)]
+
+
+def _may_be(*words: str, schedule: str = "auto") -> bool:
     named = [word.replace("{tree}", "T.json").replace("{", "").replace("}", "") for word in words]
     try:
-        compose(*named, "auto")
+        compose(*named, schedule)
     except IncompatibleSpeculation:
         return False
     return True

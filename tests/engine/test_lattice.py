@@ -24,9 +24,9 @@ from engine.lattice import (
     differences,
     opened,
     outcomes,
+    overlapped,
     prompt_of,
     requests,
-    write_places,
 )
 from forerun import SamplingParams
 from forerun.composition import RULES
@@ -38,6 +38,7 @@ from forerun.rules.rejection import Rejection
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native core is not built")
 NUM_COMPOSITIONS = 626
+NUM_OVERLAPPED = 228 + 54  # all of match, some of the sampled rules
 SAMPLED = tuple(rule for rule in RULES if rule != "match")
 ON_TORCH = (
     ("lookup", "tree:5", "match"),
@@ -58,31 +59,13 @@ ON_TORCH = (
     ("router(dspark:{dspark},eagle3:{eagle3},lm)", "tree:5", "traversal"),
 )
 ALONE = (4, 5, 8)  # sampled requests, one that repeats itself, one of several chunks
-PROVED: set[tuple[str, str, str]] = set()
+OVERLAPPED_SAMPLED = overlapped(SAMPLED)[::7]  # every shape, rule and schedule is among them
+PROVED: set[tuple[str, ...]] = set()
 ACCEPTED: dict[str, int] = {}
 
 
 def named(words):
     return " ".join(words)
-
-
-@pytest.fixture(scope="session")
-def places(tmp_path_factory, tiny_checkpoint_dir):
-    return write_places(tmp_path_factory.mktemp("lattice"), tiny_checkpoint_dir)
-
-
-@pytest.fixture(scope="session")
-def plain(places):
-    """Each request alone, one token a round; by backend, computed when asked for."""
-    known = {}
-
-    def of(backend="native"):
-        if backend not in known:
-            with opened(places, ("none", "auto", "match"), backend) as engine:
-                known[backend] = [outcomes(completions(engine, [one]))[0] for one in requests()]
-        return known[backend]
-
-    return of
 
 
 def is_measured(shape, rule):
@@ -96,7 +79,7 @@ def note(words, made):
     assert sum(one.stats.num_failures for one in made) == 0
     if words[0] == "none":
         assert num_drafted == 0
-    elif not is_measured(*words[1:]):
+    elif not is_measured(*words[1:3]):
         assert num_drafted > 0
     ACCEPTED[words[0]] = ACCEPTED.get(words[0], 0) + sum(one.stats.num_accepted for one in made)
     PROVED.add(words)
@@ -128,6 +111,34 @@ def test_given_a_sampled_rule_then_a_seed_says_all_and_greedy_rows_decode_plainl
     greedy = [place for place, (_, params) in enumerate(asked) if params.temperature == 0]
     assert not set(greedy) & set(differences(plain(), outcomes(made)))
     note(words, made + again + alone)
+
+
+@pytest.mark.parametrize("words", overlapped(("match",)), ids=named)
+def test_given_match_and_drafting_ahead_then_every_token_is_that_of_plain_decoding(
+    places, plain, words
+):
+    with opened(places, words) as engine:
+        made = completions(engine, requests())
+
+        assert differences(plain(), outcomes(made)) == []
+    note(words, made)
+
+
+@pytest.mark.parametrize("words", OVERLAPPED_SAMPLED, ids=named)
+def test_given_a_sampled_rule_and_drafting_ahead_then_tokens_are_those_of_drafting_in_between(
+    places, words
+):
+    # what is drawn for an outcome counts its draws as if that had come
+    asked = requests()
+    with opened(places, words[:3]) as engine:
+        in_between = outcomes(completions(engine, asked))
+    with opened(places, words) as engine:
+        made = completions(engine, asked)
+        alone = [completions(engine, [asked[place]])[0] for place in ALONE]
+
+    assert differences(in_between, outcomes(made)) == []
+    assert differences([in_between[place] for place in ALONE], outcomes(alone)) == []
+    note(words, made + alone)
 
 
 @pytest.mark.parametrize("words", ON_TORCH, ids=named)
@@ -330,11 +341,12 @@ def test_given_the_table_of_drafters_then_each_is_in_the_product():
 
 
 def test_given_all_of_it_then_so_many_compositions_are_proved(capsys):
-    if len(PROVED) < len(allowed()):
+    overlapping = {*overlapped(("match",)), *OVERLAPPED_SAMPLED}
+    if len(PROVED) < len(allowed()) + len(overlapping):
         pytest.skip("only a part of the product was run")
 
-    assert set(allowed()) == PROVED
-    assert len(PROVED) == NUM_COMPOSITIONS
+    assert {*allowed(), *overlapping} == PROVED
+    assert (len(allowed()), len(overlapping)) == (NUM_COMPOSITIONS, NUM_OVERLAPPED)
     assert all(num > 0 for drafter, num in ACCEPTED.items() if drafter != "none")
     with capsys.disabled():
         sys.stdout.write(f"\n{len(PROVED)} compositions proved end to end\n")

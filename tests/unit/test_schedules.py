@@ -105,3 +105,10 @@ def test_given_a_name_then_its_schedule_lives(text, schedule):
 
     assert chosen.schedule == schedule
     assert "asked for" in chosen.reason
+
+
+@pytest.mark.parametrize("text", ["parallel", "ahead", "ahead:8"])
+def test_given_no_drafter_then_there_is_nothing_to_prepare(text):
+    chosen = scheduled(read_schedule(text), None, None, read_drafter("none"))
+
+    assert chosen.schedule == Sequential()

@@ -128,7 +128,9 @@ def _foresee(drafter: Drafter, row: DraftRow, draft: Draft, outlook: Outlook, at
     if draft.law is not None and draft.expanded is not None:
         laws = {node: draft.believed(place) for place, node in enumerate(draft.expanded.tolist())}
     below = {leaf: asked(leaf, None) for leaf in leaves[:1]}
-    laws |= {leaf: found.believed(0) for leaf, found in below.items() if found.law is not None}
+    # A law that is too even is followed by nothing, and not handed over.
+    drawn = {leaf: found for leaf, found in below.items() if found.law is not None}
+    laws |= {leaf: found.believed(0) for leaf, found in drawn.items() if len(found.tree) > 1}
     if not laws:
         for leaf in leaves[: outlook.num_branches]:
             if outlook.deepest[0]:

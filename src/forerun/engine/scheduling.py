@@ -41,6 +41,8 @@ def scheduled(
     Lanes that share a core compute one after the other, so nothing is measured there and nothing
     overlaps by default.
     """
+    if drafter_name.name == "none":
+        return Scheduled(Sequential(), "sequential: nothing is drafted")
     if name.kind == "parallel":
         return Scheduled(Parallel(), "parallel was asked for")
     if name.num_branches:
