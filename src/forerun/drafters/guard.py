@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from forerun.draft import Commit, Draft
 from forerun.drafters.plain import plain_draft
+from forerun.drafters.router import Router
 from forerun.errors import CapacityError, DrafterError
 from forerun.protocols import Anticipates, Drafter, DraftRow, ReadsFeatures, Shape
 from forerun.tree import TokenTree
@@ -37,6 +38,7 @@ class Guard:
         self._reader = drafter if isinstance(drafter, ReadsFeatures) else None
         self._ahead = drafter if isinstance(drafter, Anticipates) else None
         self.num_failures = 0
+        self._num_faults = 0
 
     @property
     def is_disabled(self) -> bool:
@@ -49,6 +51,14 @@ class Guard:
         if self.is_disabled:
             return "disabled"
         return "resting" if getattr(self._drafter, "is_resting", False) else "healthy"
+
+    def chosen(self, sequence_id: int) -> str | None:
+        """Which of several drafters is asked for a sequence; None where there is but one."""
+        return self._drafter.chosen(sequence_id) if isinstance(self._drafter, Router) else None
+
+    def inject_faults(self, num: int) -> None:
+        """Let the next proposals fail as if the drafter had raised: to be shown what happens."""
+        self._num_faults = num
 
     @property
     def tap_layers(self) -> tuple[int, ...]:
@@ -78,6 +88,9 @@ class Guard:
             return [plain_draft(row.tokens[-1]) for row in rows]
         checked = []
         try:
+            if self._num_faults:
+                self._num_faults -= 1
+                raise DrafterError("a fault was asked for")
             for row, draft in zip(asked, self._drafter.propose(asked), strict=True):
                 checked.append(self._checked(row, draft))
         except Exception as error:  # noqa: BLE001  a drafter may raise anything

@@ -40,6 +40,7 @@ class Parts:
     prices: Prices | None = None  # only where nobody asked for a number of nodes
     patience: Patience | None = None  # only where something works ahead
     witness: Witness | None = None
+    drafter_name: str = ""  # of the one that was built: never `auto`
 
 
 def build_parts(
@@ -85,7 +86,10 @@ def build_parts(
         drafter = _overlapped(drafter, schedule, patience, around, meter)
     guard = Guard(drafter, shape, target.spec.vocab)
     rule, why = RULES[wanted.rule], chosen.reason
-    return Parts(target, slots, guard, shape, rule, schedule, why, pace, prices, patience)
+    return Parts(
+        target, slots, guard, shape, rule, schedule, why, pace, prices, patience,
+        drafter_name=name.name,
+    )  # fmt: skip
 
 
 def _overlapped(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from forerun.backends.prefill import CHUNK
 from forerun.backends.slots import blocks_for
@@ -21,6 +21,7 @@ from forerun.engine.reading import Reader
 from forerun.engine.results import Piece
 from forerun.engine.round import run_round
 from forerun.engine.sequence import Sequence, Status, TokenLogprobs
+from forerun.engine.witness import Seen, Watch
 from forerun.errors import CapacityError
 from forerun.protocols import BLOCK_LEN
 from forerun.stats import RoundMeter
@@ -32,14 +33,15 @@ SHARED_CHUNK = 128  # prompt tokens read before a round that somebody else waits
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gain:
-    """What a round brought to one row: its piece, the entries of its log-probabilities, and how
-    many tokens were drafted for it and kept."""
+    """What a round brought to one row: its piece, the entries of its log-probabilities, how many
+    tokens were drafted for it and kept, and how all that came about if the row is watched."""
 
     row: Sequence
     piece: Piece
     logprobs: tuple[TokenLogprobs, ...]
     num_drafted: int
     num_accepted: int
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,6 +158,8 @@ class Queue:
     def _round(self, *, is_steady: bool) -> list[Gain]:
         """One round of all running rows; a steady one, without new rows, is learned from."""
         rows, meter, parts = self._running, self._meter, self._parts
+        watch = Watch(parts) if any(row.is_watched for row in rows) else None
+        parts = parts if watch is None else replace(parts, witness=watch)
         before = [
             (row.tally.num_drafted, row.tally.num_accepted, len(row.logprobs)) for row in rows
         ]
@@ -182,7 +186,8 @@ class Queue:
             tally.num_failures += parts.drafter.failed(row.id)
             logprobs = tuple(row.logprobs[start : row.num_generated])
             drafted, accepted = tally.num_drafted - num_drafted, tally.num_accepted - num_accepted
-            gains.append(Gain(row, piece, logprobs, drafted, accepted))
+            seen = None if watch is None else watch.seen(row, len(piece.token_ids), stats)
+            gains.append(Gain(row, piece, logprobs, drafted, accepted, seen))
         return gains
 
     def _admit(self) -> list[Sequence]:

@@ -45,6 +45,7 @@ class Sequence:
 
     `speculates`: False if it is decoded plainly, whatever drafts for others. `partition`: whose
     kept prefixes it may begin with; of its prompt `num_cached` tokens came from there.
+    `is_watched`: whether who asked wants to see every round (`witness.Seen`).
     """
 
     id: int
@@ -59,6 +60,7 @@ class Sequence:
     speculates: bool = True
     partition: str = ""
     num_cached: int = 0
+    is_watched: bool = False
     committed_len: int = 0
     status: Status = Status.WAITING
     finish_reason: str | None = None

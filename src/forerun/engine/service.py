@@ -105,6 +105,7 @@ class Service:
         self._refuse_ending()
         row = self._inside.admission.sequence(0, job.prompt, job.params)
         row.speculates, row.partition = job.speculates, job.partition
+        row.is_watched = job.is_watched
         with self._wake:
             self._refuse_ending()
             self._refuse_full(row)
@@ -248,7 +249,7 @@ class Service:
             self._say(row, Began(row.num_cached))
         for gain in step.gains:
             if gain.piece.token_ids:
-                self._say(gain.row, Gained(gain.piece, gain.logprobs))
+                self._say(gain.row, Gained(gain.piece, gain.logprobs, gain.seen))
         for row in step.ended:
             self._end(row)
 

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from forerun.engine.results import Completion, Piece
 from forerun.engine.sequence import TokenLogprobs
+from forerun.engine.witness import Seen
 from forerun.errors import OptionError
 from forerun.options import SamplingParams
 
@@ -17,13 +18,14 @@ class Job:
     """One request: token ids of a prompt, and how it is continued.
 
     `speculates=False` decodes it plainly. `partition`: whose kept prefixes it may begin with, and
-    whose it leaves behind.
+    whose it leaves behind. `is_watched`: its events tell how each round came about.
     """
 
     prompt: tuple[int, ...]
     params: SamplingParams
     speculates: bool = True
     partition: str = ""
+    is_watched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +37,12 @@ class Began:
 
 @dataclass(frozen=True, slots=True)
 class Gained:
-    """What a round brought; `logprobs` has an entry a token where they were asked for."""
+    """What a round brought; `logprobs` has an entry a token where they were asked for, `seen` is
+    how it came about where that was."""
 
     piece: Piece
     logprobs: tuple[TokenLogprobs, ...] = ()
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True, slots=True)
