@@ -183,7 +183,7 @@ def test_given_a_plain_two_core_machine_then_sequential_is_chosen_and_says_why()
     chosen = compared(costs, YIELDS)
 
     assert chosen.best.way.schedule == SEQUENTIAL
-    assert chosen.reason.startswith("sequential: a round on all cores takes")
+    assert chosen.reason.startswith("sequential: a round, one model after the other, takes")
     assert [one.way.schedule for one in chosen.each] == [SEQUENTIAL, PARALLEL, AHEAD]
 
 

@@ -105,6 +105,7 @@ class Overlapped:
         self._forecasts: dict[int, Forecast] = {}
         self._last: Ticket[Any] | None = None
         self._rest, self._next_rest = 0, _FIRST_REST
+        self._has_lost = False  # what the lane should have read or forgotten
         self._is_silent = False
 
     @property
@@ -140,7 +141,7 @@ class Overlapped:
             else:
                 drafts[row.sequence_id] = draft
         if missed:
-            drafts |= self._made_good(missed, forecasts)
+            drafts |= self._made_good(missed, forecasts, delays_hits=bool(drafts))
         return [drafts[row.sequence_id] for row in rows]
 
     def anticipate(self, rows: Sequence[DraftRow], drafts: Sequence[Draft]) -> None:
@@ -309,14 +310,15 @@ class Overlapped:
         return draft
 
     def _made_good(
-        self, missed: list[DraftRow], forecasts: dict[int, Forecast]
+        self, missed: list[DraftRow], forecasts: dict[int, Forecast], *, delays_hits: bool
     ) -> dict[int, Draft]:
-        """Drafts for rows that nothing fitting was prepared for."""
+        """Drafts for rows that nothing fitting was prepared for. Rows that hit wait for nobody's
+        new draft, but where it must be drawn."""
         spare = {row.sequence_id: self._spare(row, forecasts) for row in missed}
         sources = [source for source, _ in spare.values()]
         best = min(sources, key=("near", "lookup", "none").index)
         is_exacting = self._spares.is_exacting  # its draws are needed, whatever the lane does now
-        can_ask = (is_exacting or self._is_idle) and not self._rest
+        can_ask = not self._rest and (is_exacting or (self._is_idle and not delays_hits))
         if can_ask and (is_exacting or self._waits.prefers_redraft(best, len(missed))):
             drafts = self._redrafted(missed)
             if drafts is not None:
@@ -364,7 +366,7 @@ class Overlapped:
         """Go on without the drafter for a while; after that it reads everything anew."""
         for row in self._rows.values():
             row.commits, row.is_read = [], False
-        self._job, self._forecasts = None, {}
+        self._job, self._forecasts, self._has_lost = None, {}, True
         if self._rest:
             return
         self._rest, self._next_rest = self._next_rest, min(2 * self._next_rest, _LAST_REST)
@@ -386,5 +388,6 @@ class Overlapped:
             if not own.is_read:
                 own.commits, own.is_read = [], True
                 texts[row.sequence_id] = list(row.tokens)
-        if texts:
+        if texts or self._has_lost:
+            self._has_lost = False
             self._watch(partial(self._side.restart, texts, frozenset(self._rows)))
