@@ -21,6 +21,7 @@ from forerun.serve.answers import Choice, figures_of, usage_of
 from forerun.serve.asking import Asked
 from forerun.serve.feed import Feed, Submits
 from forerun.serve.forms import Form, Step
+from forerun.serve.provenance import told_of, traced
 from forerun.serve.refusals import internal, is_ours, refusal_of, shutting_down
 from forerun.serve.timings import Clock
 from forerun.serve.wire import DONE, PING, EventStream, event, json_response, padding, whole_or_gone
@@ -28,8 +29,9 @@ from forerun.serve.wire import DONE, PING, EventStream, event, json_response, pa
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """How a client wants to be answered."""
+    """How a client wants to be answered, and what the log calls its request."""
 
+    request_id: str
     streams: bool = False
     usage: bool = False
     obfuscation: bool = False
@@ -45,7 +47,7 @@ class Setting:
     longest_s: float
     ping_s: float
     clock: Clock
-    note: Callable[[BaseException], None]
+    note: Callable[[BaseException, str], None]
     is_degraded: Callable[[], bool]
 
 
@@ -106,7 +108,10 @@ class Answer:
         timing = self.setting.clock.request()
         async for heard in self.feed.events(self.setting.longest_s):
             if heard is not None:
-                choices[heard[0]].hear(heard[1])
+                choice = choices[heard[0]]
+                choice.hear(heard[1])
+                if isinstance(heard[1], Gained) and heard[1].seen is not None:
+                    choice.rounds.append(told_of(heard[1], self.form.tokenizer))
                 timing.hear(heard[1])
                 self._refuse_failed(heard[1])
         body = self._envelope(self.form.whole_name)
@@ -114,6 +119,8 @@ class Answer:
             self.form.whole(one, len(echo))
             for one, echo in zip(choices, self.asked.echoes, strict=True)
         ]
+        if any(one.rounds for one in choices):
+            body["forerun"] = {"rounds": [one.rounds for one in choices]}
         return json_response(body | self._figures(choices))
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
@@ -128,7 +135,7 @@ class Answer:
         # Whatever happens now, the status line has been sent: the stream itself must say it.
         except Exception as error:  # noqa: BLE001
             if is_ours(error):
-                self.setting.note(error)
+                self.setting.note(error, self.wishes.request_id)
             yield event(refusal_of(error).body())
             return
         yield DONE
@@ -145,9 +152,10 @@ class Answer:
             choice.hear(told)
             timing.hear(told)
             self._refuse_failed(told)
-            if isinstance(told, Gained) and (told.piece.text or told.logprobs):
+            if isinstance(told, Gained) and (told.piece.text or told.logprobs or told.seen):
                 step = Step(choice.index, told.piece.text, told.piece.texts, told.logprobs, offset)
-                yield self._chunk(self.form.step(step), len(told.piece.text))
+                found = {} if told.seen is None else traced(told, self.form.tokenizer)
+                yield self._chunk(self.form.step(step), len(told.piece.text), found)
             if isinstance(told, Ended):
                 num_open -= 1
                 if not num_open:

@@ -23,6 +23,7 @@ class Choice:
     num_cached: int = 0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # of each token with log-probabilities
+    rounds: list[dict[str, Any]] = field(default_factory=list)  # how it came about, if asked for
     completion: Completion | None = None
 
     def hear(self, event: Event) -> None:

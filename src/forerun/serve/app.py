@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from forerun import __version__
 from forerun.engine.engine import Engine
 from forerun.engine.service import Service
 from forerun.protocols import BLOCK_LEN
@@ -32,8 +33,9 @@ from forerun.serve.fields import (
     TokenizeBody,
 )
 from forerun.serve.forms import ChatForm, Form, TextForm
-from forerun.serve.gate import PARTITION, Gate, Life
+from forerun.serve.gate import PARTITION, REQUEST_ID, Gate, Life
 from forerun.serve.metrics import CONTENT_TYPE, LoadCollector, exposition
+from forerun.serve.page_routes import PageFacts, add_page
 from forerun.serve.refusals import Refusal, is_ours, refusal_of
 from forerun.serve.settings import ServeSettings
 from forerun.serve.timings import Clock
@@ -66,7 +68,7 @@ def build_app(engine: Engine, service: Service, settings: ServeSettings, life: L
         ping_s=settings.ping_s,
         clock=Clock(registry, model.name),
         note=_note,
-        is_degraded=lambda: engine.drafter_is_disabled,
+        is_degraded=lambda: service.load().drafter != "healthy",
     )
     app = FastAPI(title="forerun", docs_url=None, redoc_url=None)
     parts = Parts(service, model, setting, life, registry)
@@ -74,6 +76,7 @@ def build_app(engine: Engine, service: Service, settings: ServeSettings, life: L
     _add_models(app, parts)
     _add_tokens(app, parts)
     _add_operation(app, parts)
+    add_page(app, _page_facts(engine, model, settings))
     for kind in (Refusal, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _refuse)
     return Gate(app, settings, life, _note)
@@ -107,14 +110,15 @@ async def _answer(
     if body.stream_options.model_fields_set and not body.stream:
         raise Refusal(400, "stream_options needs stream: true", param="stream_options")
     options = body.stream_options
-    wishes = Wishes(body.stream, options.include_usage, options.include_obfuscation)
+    request_id = request.scope[REQUEST_ID]
+    wishes = Wishes(request_id, body.stream, options.include_usage, options.include_obfuscation)
     begin = partial(ask, parts.model, request.scope[PARTITION])
     try:
         answer = await Answer.begin(parts.setting, form, wishes, begin)
         return await answer.respond(request)
     except Exception as error:  # an engine's error is a client's only in our words
         if is_ours(error):
-            _note(error, "")
+            _note(error, request_id)
         raise refusal_of(error) from error
 
 
@@ -190,6 +194,18 @@ def _model(engine: Engine, settings: ServeSettings) -> Model:
     )
 
 
+def _page_facts(engine: Engine, model: Model, settings: ServeSettings) -> PageFacts:
+    parts = engine.inside().parts
+    return PageFacts(
+        model=model.name,
+        version=__version__,
+        numerics=engine.numerics,
+        drafter=parts.drafter_name,
+        has_template=model.has_template,
+        fail=parts.drafter.inject_faults if settings.allows_faults else None,
+    )
+
+
 def _fingerprint(name: str, numerics: str) -> str:
     return "fr_" + hashlib.sha256(f"{name}\0{numerics}".encode()).hexdigest()[:10]
 
@@ -218,5 +234,5 @@ def _of_route(error: HTTPException) -> Refusal:
     return Refusal(400, "the request could not be read as JSON")
 
 
-def _note(error: BaseException, request_id: str = "") -> None:
+def _note(error: BaseException, request_id: str) -> None:
     _log.error("request %s failed", request_id, exc_info=error)

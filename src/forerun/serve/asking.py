@@ -198,6 +198,12 @@ def _choices(
 ) -> list[Job]:
     """One job a choice: the same seed, and noise of its own."""
     return [
-        Job(prompt, replace(params, choice=choice), body.speculation == "auto", partition)
+        Job(
+            prompt,
+            replace(params, choice=choice),
+            body.speculation == "auto",
+            partition,
+            is_watched=body.forerun.trace,
+        )
         for choice in range(body.n)
     ]

@@ -66,6 +66,7 @@ class Body(BaseModel):
     def _given(cls, body: Any) -> Any:
         if not isinstance(body, dict):
             return body
+        _refuse_crowds(body)
         given = {name: value for name, value in body.items() if value is not None}
         for name in REFUSED.keys() & given.keys() - cls.model_fields.keys():
             why, harmless = REFUSED[name]
@@ -77,11 +78,26 @@ class Body(BaseModel):
         return given
 
 
+def _refuse_crowds(body: dict[Any, Any]) -> None:
+    """Before each entry could become an error of its own, a million of them in one body."""
+    tables = [body, *(value for value in body.values() if isinstance(value, dict))]
+    if any(len(table) > MAX_BIASES for table in tables):
+        raise PydanticCustomError(
+            "crowded", "an object has more than {most} entries", {"most": MAX_BIASES}
+        )
+
+
 class StreamOptions(Body):
     """How a stream is written."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
+
+
+class Extras(Body):
+    """What only this server has."""
+
+    trace: bool = False  # how each round came about: docs/page.md
 
 
 TokenId = Annotated[int, Field(ge=0, lt=_MAX_TOKENS)]
@@ -100,8 +116,8 @@ class SamplingBody(Body):
     top_k: Annotated[int, Field(ge=-1, le=_MAX_TOKENS)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
-    stop_token_ids: Annotated[list[TokenId], Field(max_length=64)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=64, fail_fast=True)] | None = None
     ignore_eos: bool = False
     logit_bias: (
         Annotated[
@@ -117,6 +133,7 @@ class SamplingBody(Body):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
     speculation: Literal["auto", "off"] = "auto"
+    forerun: Extras = Extras()
     user: Annotated[str, Field(max_length=512)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
     store: bool = False
@@ -130,7 +147,7 @@ class SamplingBody(Body):
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-Tokens = Annotated[list[TokenId], Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 class CompletionBody(SamplingBody):
@@ -139,8 +156,8 @@ class CompletionBody(SamplingBody):
     prompt: (
         str
         | Tokens
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
@@ -154,11 +171,14 @@ class TextPart(Body):
     text: str
 
 
+Parts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+
+
 class Message(Body):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
+    content: str | Parts
     name: Annotated[str, Field(max_length=64)] | None = None
 
     @property
@@ -172,7 +192,7 @@ class Message(Body):
 class ChatBody(SamplingBody):
     """`POST /v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
     logprobs: bool = False
@@ -191,4 +211,4 @@ class DetokenizeBody(Body):
     """`POST /detokenize`."""
 
     model: Annotated[str, Field(max_length=200)] | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], Field(max_length=1 << 20, fail_fast=True)]

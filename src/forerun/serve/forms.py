@@ -33,6 +33,10 @@ class Form(Protocol):
     """How one API writes the choices of an answer; each method gives the object of one choice."""
 
     @property
+    def tokenizer(self) -> Tokenizer:
+        """Of the model that answers."""
+
+    @property
     def whole_name(self) -> str:
         """What an answer calls itself."""
 

@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from forerun.serve.keys import partition_of
+from forerun.serve.page_routes import PAGE_PATHS
 from forerun.serve.refusals import Refusal, internal, shutting_down
 from forerun.serve.settings import ServeSettings, is_loopback
 from forerun.serve.wire import refusal_response
 
 PARTITION = "forerun.partition"  # in a request's scope: whose caches it may use
+REQUEST_ID = "forerun.request_id"  # in a request's scope: what the log calls it
 _OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 _WHILE_DRAINING = _OPEN_PATHS | {"/metrics"}
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
@@ -56,6 +58,7 @@ class Gate:
             await send({"type": "websocket.close", "code": 1008})
             return
         passage = _Passage(_headers(scope), send)
+        scope[PARTITION], scope[REQUEST_ID] = "", passage.request_id
         try:
             self._admit(scope, passage.headers)
             if scope["method"] not in ("GET", "HEAD"):
@@ -73,8 +76,9 @@ class Gate:
         path, settings = scope["path"], self._settings
         if self._life.is_draining and path not in _WHILE_DRAINING:
             raise shutting_down(settings.retry_s)
-        scope[PARTITION] = ""
         if path in _OPEN_PATHS:
+            return
+        if settings.key_hashes and path in PAGE_PATHS and scope["method"] == "GET":
             return
         if settings.key_hashes:
             scope[PARTITION] = self._partition(headers)

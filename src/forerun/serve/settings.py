@@ -16,6 +16,7 @@ class ServeSettings:
     without any, nobody but this machine may connect. `default_tokens` is how much a chat answer may
     have when its request does not say. `request_s` bounds a request from its arrival to its last
     token, `body_s` the arrival of its body, `drain_s` what running requests get after SIGTERM.
+    `allows_faults`: the page may let the drafter fail, to show what happens then.
 
     Raises:
         OptionError: a value outside its range, or an open address without a key.
@@ -32,6 +33,7 @@ class ServeSettings:
     ping_s: float = 15.0
     drain_s: float = 30.0
     retry_s: float = 1.0
+    allows_faults: bool = False
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > 200 or not self.name.isprintable():

@@ -32,6 +32,7 @@ class Operation:
     max_rows: int
     request_s: float
     drain_s: float
+    allows_faults: bool = False
 
     def settings(self, model: str) -> ServeSettings:
         """What they say, checked.
@@ -46,6 +47,7 @@ class Operation:
             key_hashes=read_keys(self.api_key_file) if self.api_key_file is not None else (),
             request_s=self.request_s,
             drain_s=self.drain_s,
+            allows_faults=self.allows_faults,
         )
 
 

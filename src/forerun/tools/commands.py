@@ -255,6 +255,9 @@ def serve(
     max_rows: Annotated[int, typer.Option(help="Requests that run at a time.")] = 32,
     request_s: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 600.0,
     drain_s: Annotated[float, typer.Option(help="Seconds for running ones at SIGTERM.")] = 30.0,
+    allow_faults: Annotated[
+        bool, typer.Option("--allow-faults", help="Let the page make the drafter fail.")
+    ] = False,
     as_json: _Json = False,
     engine: EngineArguments,
 ) -> int:
@@ -272,7 +275,9 @@ def serve(
     """
     from forerun.serve.start import Operation, run
 
-    operation = Operation(host, port, api_key_file, name, max_waiting, max_rows, request_s, drain_s)
+    operation = Operation(
+        host, port, api_key_file, name, max_waiting, max_rows, request_s, drain_s, allow_faults
+    )
     return run(operation, engine.model, engine.open, typer.echo, as_json=as_json)
 
 
