@@ -167,7 +167,7 @@ def _lane_figures(runs: list[list[Completion]]) -> dict[str, Any]:
     lanes = [one.lane for one in rounds if one.lane is not None]
     counts = {name: sum(getattr(one, f"num_{name}") for one in lanes) for name in _MET}
     met = sum(counts.values())
-    clear = [one for done in completions for one in _clear_lanes(done)]
+    clear = [one for done in completions for one in clear_lanes(done)]
     clear_met = sum(getattr(one, f"num_{name}") for one in clear for name in _MET)
     return {
         "hit_rate": counts["hits"] / met if met else 0.0,
@@ -185,7 +185,7 @@ def _lane_figures(runs: list[list[Completion]]) -> dict[str, Any]:
     }
 
 
-def _clear_lanes(done: Completion) -> list[LaneStats]:
+def clear_lanes(done: Completion) -> list[LaneStats]:
     """Of rounds that emitted no token inside a loop."""
     marks, at, found = looping(done.token_ids), 0, []
     for one in done.stats.rounds:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from accepted_page import accepted_section
+from forecasts_page import forecasts_section
 from lanes_page import lanes_section
 from methods_page import methods_section
 from page import Report
@@ -44,6 +45,7 @@ interval (bootstrap over prompts and repetitions).
 SECTIONS: dict[str, Callable[[Sequence[Report], Path], Iterator[str]]] = {
     "methods": methods_section,
     "accepted": accepted_section,
+    "forecasts": forecasts_section,
     "lanes": lanes_section,
     "peers": peers_section,
 }
