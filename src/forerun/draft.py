@@ -80,10 +80,10 @@ class Draft:
         What is damped may no longer be likeliest, so that the law alone does not tell.
         """
         assert self.law is not None
-        if self.damping is None:
-            return self.law[place]
-        own, tokens = self.law[place].copy(), self.damping.tokens[place]
-        own[tokens[tokens >= 0]] /= np.float32(self.damping.factor)
+        own: NDArray[np.float32] = self.law[place].copy()
+        if self.damping is not None:
+            tokens = self.damping.tokens[place]
+            own[tokens[tokens >= 0]] /= np.float32(self.damping.factor)
         return own
 
 
