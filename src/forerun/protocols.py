@@ -126,8 +126,7 @@ class Growth:
     its parent's times its acceptance by rank and margin (`COUPLED`), or its probability (`POINT`).
     Nothing below the score `least` is drafted; for sampled draws it bounds the entropy instead
     (`1 - sqrt(0.2 H)`, Agrawal et al. 2024, AdaEDL, arXiv:2410.18351): never the drawn token.
-    `damped`: (F, C), of sampled draws only: C in (0, 1] times the chances of each law's F likeliest
-    tokens (`shapes.draw.damp`; the entropy is that of the law before).
+    `damped`: (F, C), of sampled draws only: each law's F likeliest tokens times C (`draw.damp`).
     """
 
     draw: Draw
