@@ -356,7 +356,6 @@ class Overlapped:
         drafts = self._result_of(ticket)
         if drafts is None:
             return None
-        self._next_rest = _FIRST_REST
         for row in missed:
             self._rows[row.sequence_id].source = "redraft"
         self._meter.num_redrafted += len(missed)

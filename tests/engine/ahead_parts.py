@@ -1,0 +1,295 @@
+"""Engines that draft ahead: with a drafter in between that breaks when a test says so, and with a
+verifier whose patience does not hang on a clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from forerun import Engine
+from forerun.control.patience import Patience, Wait
+from forerun.draft import Commit, Draft, Draw
+from forerun.drafters.ahead import rewind, settle
+from forerun.drafters.asking import foreseen
+from forerun.drafters.lane_side import LaneSide
+from forerun.drafters.overlapped import Overlapped, Spares
+from forerun.drafters.plain import Plain
+from forerun.protocols import DraftRow, Outlook
+from forerun.tree import TokenTree
+
+SOON_S = 30.0  # what is waited for comes at once, or the test has failed
+THREAD = "forerun-draft"
+VOCAB = 272
+Fault = Callable[[Sequence[Draft], list[Draft]], list[Draft]]
+
+
+class Patient(Patience):
+    """Waits as long as it is told, and counts how often it was asked to wait; drafts anew after
+    every miss, or never."""
+
+    def __init__(self, longest_s: float = SOON_S, *, redrafts: bool = True) -> None:
+        super().__init__()
+        self.longest_s, self.redrafts = longest_s, redrafts
+        self.num_waits = 0
+
+    def wait_for(self, num_levels: int, elapsed_s: float, num_rows: int) -> Wait:
+        self.num_waits += 1
+        return Wait(0, self.longest_s)
+
+    def prefers_redraft(self, other: str, num_missed: int) -> bool:
+        return self.redrafts
+
+    def longest_redraft_s(self) -> float:
+        self.num_waits += 1
+        return self.longest_s
+
+
+class Faulty:
+    """Drafts as `inner` does; what it foresees goes through `fault`, while there is one."""
+
+    def __init__(self, inner) -> None:
+        self.inner = inner
+        self.fault: Fault | None = None
+        self.num_left = 0  # so many more calls are faulty
+        self.num_foreseen = 0
+
+    def breaks(self, fault: Fault, num_calls: int = 1) -> None:
+        """Let the next calls go wrong."""
+        self.fault, self.num_left = fault, num_calls
+
+    def foresee(
+        self, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
+    ) -> list[Draft]:
+        self.num_foreseen += 1
+        grown = foreseen(self.inner, rows, drafts, outlook)
+        if self.fault is None or not self.num_left:
+            return grown
+        self.num_left -= 1
+        return self.fault(drafts, grown)
+
+    def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
+        self.inner.admit(sequence_id, prompt)
+
+    def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
+        return self.inner.propose(rows)
+
+    def observe(self, sequence_id: int, commit: Commit) -> None:
+        self.inner.observe(sequence_id, commit)
+
+    def settle(self, sequence_id: int, commit: Commit) -> None:
+        settle(self.inner, sequence_id, commit)
+
+    def rewind(self, sequence_id: int, tokens: Sequence[int]) -> None:
+        rewind(self.inner, sequence_id, tokens)
+
+    def release(self, sequence_id: int) -> None:
+        self.inner.release(sequence_id)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+# --- what may go wrong ----------------------------------------------------------------------------
+
+
+def raw(draft: Draft, tokens, parents, dtype=np.int32) -> Draft:
+    """A draft with a tree that nobody checked."""
+    tree = TokenTree.made(np.array(tokens, dtype), np.array(parents, np.int32))
+    return dataclasses.replace(draft, tree=tree)
+
+
+def changed(draft: Draft, grown: Draft, tokens_of) -> Draft:
+    """What was grown below a draft, with other tokens."""
+    num = len(draft.tree)
+    tokens = np.array(grown.tree.tokens)
+    return raw(grown, [*tokens[:num], *tokens_of(tokens[num:])], grown.tree.parents, np.float64)
+
+
+def raises(drafts, grown):
+    raise RuntimeError("the drafter is beside itself")
+
+
+def killed(drafts, grown):
+    raise SystemExit("the thread ends")
+
+
+def not_a_number(drafts, grown):
+    return [
+        changed(one, two, lambda own: own * np.nan) for one, two in zip(drafts, grown, strict=True)
+    ]
+
+
+def _shifted(by):
+    def fault(drafts, grown):
+        return [
+            as_int(changed(one, two, lambda own: own + by))
+            for one, two in zip(drafts, grown, strict=True)
+        ]
+
+    return fault
+
+
+def as_int(draft: Draft) -> Draft:
+    return raw(draft, draft.tree.tokens.astype(np.int32), draft.tree.parents)
+
+
+def no_tree(drafts, grown):
+    return [raw(one, one.tree.tokens, np.arange(len(one.tree))) for one in grown]
+
+
+def another_draft(drafts, grown):
+    return [raw(one, (one.tree.tokens + 1) % VOCAB, one.tree.parents) for one in grown]
+
+
+def too_few(drafts, grown):
+    return grown[:-1]
+
+
+def nothing(drafts, grown):
+    return None
+
+
+def garbage(drafts, grown):
+    """Tokens that are tokens, and mean nothing."""
+    rng = np.random.default_rng(len(grown[0].tree))
+    return [
+        Draft(
+            TokenTree(
+                np.array([*one.tree.tokens, *rng.permutation(VOCAB)[:20]], np.int32),
+                np.array([*one.tree.parents, *[len(one.tree) - 1] * 20], np.int32),
+            ),
+            Draw.POINT,
+        )
+        for one in drafts
+    ]
+
+
+def overlong(drafts, grown):
+    """Much more than was asked for, below a guess."""
+    made = []
+    for one in grown:
+        num = len(one.tree)
+        more = np.full(500, 65, np.int32)
+        tokens = np.concatenate([one.tree.tokens, more])
+        parents = np.concatenate([one.tree.parents, np.arange(num - 1, num + 499, dtype=np.int32)])
+        figures = dict.fromkeys(("margins", "ranks", "scores", "expanded"))
+        tree = TokenTree(tokens, parents)
+        made.append(dataclasses.replace(one, tree=tree, **figures))
+    return made
+
+
+def figures_not_numbers(drafts, grown):
+    return [
+        dataclasses.replace(
+            one,
+            scores=np.full(len(one.tree), np.nan, np.float32),
+            margins=np.full(len(one.tree), np.nan, np.float32),
+        )
+        for one in grown
+    ]
+
+
+LOUD: dict[str, Fault] = {
+    "raises": raises,
+    "kills its thread": killed,
+    "NaN": not_a_number,
+    "a larger vocabulary": _shifted(VOCAB),
+    "negative tokens": _shifted(-1000),
+    "no tree": no_tree,
+    "another draft": another_draft,
+    "too few": too_few,
+    "nothing": nothing,
+}
+SILENT: dict[str, Fault] = {
+    "garbage": garbage,
+    "over-long": overlong,
+    "figures that are no numbers": figures_not_numbers,
+}
+
+
+class Stopped:
+    """Hangs until `gate` opens; `begun` says that it does."""
+
+    def __init__(self, when_it_stops: Callable[[], None] = lambda: None) -> None:
+        self.gate, self.begun = threading.Event(), threading.Event()
+        self.when_it_stops = when_it_stops
+
+    def __call__(self, drafts, grown):
+        self.when_it_stops()
+        self.begun.set()
+        assert self.gate.wait(SOON_S)
+        return grown
+
+
+class LateSide(LaneSide):
+    """A lane that answers with what was foreseen some rounds before, with its version."""
+
+    def __init__(self, side: LaneSide, num_late: int) -> None:
+        super().__init__(side._drafter, side._vocab)
+        self.num_late, self.answers, self.num_late_answers = num_late, [], 0
+
+    def foresee(self, rows, drafts, outlook, commits):
+        self.answers.append(super().foresee(rows, drafts, outlook, commits))
+        if len(self.answers) <= self.num_late:
+            return {}
+        self.num_late_answers += 1
+        return self.answers[-1 - self.num_late]
+
+
+# --- into an engine -------------------------------------------------------------------------------
+
+
+def overlapped_of(engine: Engine) -> Overlapped:
+    drafter = engine._parts.drafter._drafter
+    assert isinstance(drafter, Overlapped)
+    return drafter
+
+
+def broken(engine: Engine, *, waits: Patience | None = None) -> Faulty:
+    """Put a `Faulty` between an engine's lane and its drafter, and a patience of one's own; without
+    one the lane is always done before anybody asks."""
+    overlapped = overlapped_of(engine)
+    faulty = Faulty(overlapped._drafter)
+    overlapped._drafter, overlapped._side = faulty, LaneSide(faulty, VOCAB)
+    overlapped._waits = waits or Patient()
+    if waits is None:
+        in_time(overlapped)
+    return faulty
+
+
+def in_time(overlapped: Overlapped) -> None:
+    """Let every job end before the next draft is asked for."""
+    propose = overlapped.propose
+
+    def late(rows):
+        assert overlapped._last is None or overlapped._last.wait(SOON_S)
+        return propose(rows)
+
+    overlapped.propose = late
+
+
+def late_by(engine: Engine, num_late: int) -> LateSide:
+    """Have a lane answer some rounds late; whoever misses is drafted for by the drafter alone."""
+    overlapped = overlapped_of(engine)
+    overlapped._side = late = LateSide(overlapped._side, num_late)
+    overlapped._spares = Spares(Plain())
+    return late
+
+
+def caught_up(engine: Engine) -> None:
+    """Wait until the lane has done everything that was posted to it."""
+    assert overlapped_of(engine)._lane.post(lambda: None).wait(SOON_S)
+
+
+def lane_threads() -> list[threading.Thread]:
+    return [one for one in threading.enumerate() if one.name == THREAD]
+
+
+def lane_sums(made) -> dict[str, int]:
+    """Hits and misses of completions that ran together."""
+    rounds = {id(one): one.lane for done in made for one in done.stats.rounds}
+    names = ("num_hits", "num_wrong", "num_short", "num_late", "num_cold", "num_redrafted")
+    return {name[4:]: sum(getattr(lane, name) for lane in rounds.values()) for name in names}
