@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from forerun.backends.prefill import CHUNK
 from forerun.backends.slots import blocks_for
@@ -46,18 +46,17 @@ class Gain:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """What one step brought: rows that got their blocks, what rows gained, rows that ended, and
-    how many prompt tokens were read apart from the round."""
+    """What one step brought: what rows gained, rows that ended, and how many prompt tokens were
+    read apart from the round."""
 
-    began: list[Sequence] = field(default_factory=list)
-    gains: list[Gain] = field(default_factory=list)
-    ended: list[Sequence] = field(default_factory=list)
-    num_read: int = 0
+    gains: list[Gain]
+    ended: list[Sequence]
+    num_read: int
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing happened: all blocks are held by others."""
-        return not (self.began or self.gains or self.ended or self.num_read)
+        return not (self.gains or self.ended or self.num_read)
 
 
 class Queue:
@@ -123,18 +122,43 @@ class Queue:
             self._running.remove(row)
         self._give_back(row)
 
-    def step(self) -> list[Piece]:
-        """Let in who fits, then run one round: what every row gained; nothing while all that runs
-        still reads its prompt."""
-        return [gain.piece for gain in self.advance().gains]
-
-    def advance(self) -> Step:
-        """As `step`, with all that happened.
+    def admit(self) -> list[Sequence]:
+        """Begin as many waiting requests as have room for their longest outcome, in order.
 
         Raises:
             CapacityError: nothing runs, and others hold the blocks that the first one needs.
         """
-        began = self._admit() if self._waiting else []
+        slots, fresh = self._parts.slots, []
+        while self._waiting and self.num_active < self._max_rows:
+            # The last token of a request is never read, so it needs no place.
+            needed = self._waiting[0].limit - 1
+            if blocks_for(needed) > slots.num_free:
+                break
+            row = self._waiting.popleft()
+            self._reading.append(row)
+            fresh.append(row)
+            slots.reserve(row.id, needed)
+            self._reader.begin(row)
+        if self._waiting and not self.num_active and not self._isolates:
+            raise CapacityError(
+                f"{self._waiting[0].limit} positions of K/V are needed, other requests of this"
+                f" engine leave {slots.num_free * BLOCK_LEN} free: finish those first"
+            )
+        return fresh
+
+    def step(self) -> list[Piece]:
+        """Let in who fits, then run one round: what every row gained; nothing while all that runs
+        still reads its prompt.
+
+        Raises:
+            CapacityError: nothing runs, and others hold the blocks that the first one needs.
+        """
+        if self._waiting:
+            self.admit()
+        return [gain.piece for gain in self.advance().gains]
+
+    def advance(self) -> Step:
+        """Read some of the prompts, then run one round of all rows that have read theirs."""
         ended: list[Sequence] = []
         num_before = len(self._running)
         num_read = self._read(ended) if self._reading else 0
@@ -145,7 +169,7 @@ class Queue:
             self._running = [row for row in self._running if row.finish_reason is None]
         for row in ended:
             self._give_back(row)
-        return Step(began, gains, ended, num_read)
+        return Step(gains, ended, num_read)
 
     def release(self) -> None:
         """Give back what unfinished requests hold."""
@@ -189,26 +213,6 @@ class Queue:
             seen = None if watch is None else watch.seen(row, len(piece.token_ids), stats)
             gains.append(Gain(row, piece, logprobs, drafted, accepted, seen))
         return gains
-
-    def _admit(self) -> list[Sequence]:
-        """Begin as many waiting requests as have room for their longest outcome, in order."""
-        slots, fresh = self._parts.slots, []
-        while self._waiting and self.num_active < self._max_rows:
-            # The last token of a request is never read, so it needs no place.
-            needed = self._waiting[0].limit - 1
-            if blocks_for(needed) > slots.num_free:
-                break
-            row = self._waiting.popleft()
-            self._reading.append(row)
-            fresh.append(row)
-            slots.reserve(row.id, needed)
-            self._reader.begin(row)
-        if not self.num_active and not self._isolates:
-            raise CapacityError(
-                f"{self._waiting[0].limit} positions of K/V are needed, other requests of this"
-                f" engine leave {slots.num_free * BLOCK_LEN} free: finish those first"
-            )
-        return fresh
 
     def _read(self, ended: list[Sequence]) -> int:
         """Let rows with little to read join the round, and read some of the others, in turn."""

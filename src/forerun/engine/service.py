@@ -234,6 +234,7 @@ class Service:
         span = Span()
         with self._inside.lock, span:
             self._inside.refuse_closed()
+            self._begin()
             step = self._queue.advance()
         if step.is_empty:
             with self._wake:
@@ -244,9 +245,17 @@ class Service:
             self._note_load()
         self._tell(step)
 
-    def _tell(self, step: Step) -> None:
-        for row in step.began:
+    def _begin(self) -> None:
+        """Let in who has room, and tell them before anything is computed."""
+        began = self._queue.admit()
+        with self._wake:
+            for row in began:
+                self._totals.learn_begun(row)
+            self._note_load()
+        for row in began:
             self._say(row, Began(row.num_cached))
+
+    def _tell(self, step: Step) -> None:
         for gain in step.gains:
             if gain.piece.token_ids:
                 self._say(gain.row, Gained(gain.piece, gain.logprobs, gain.seen))

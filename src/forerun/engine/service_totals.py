@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from forerun.engine.queue import Step
+from forerun.engine.sequence import Sequence
 
 _MEMORY = 0.98  # of past steps that a step keeps: about the last fifty
 _LEAST_S, _MOST_S = 0.1, 600.0  # of waiting that is ever advised
@@ -26,11 +27,13 @@ class Totals:
         self.accepted_by_position: list[int] = []
         self._tokens, self._seconds = 0.0, 0.0
 
+    def learn_begun(self, row: Sequence) -> None:
+        """Count a request that got its K/V memory."""
+        self.num_prompt_tokens += row.prompt_len
+        self.num_cached_tokens += row.num_cached
+
     def learn(self, step: Step, seconds: float) -> None:
         """Count what a step brought in so many seconds."""
-        for row in step.began:
-            self.num_prompt_tokens += row.prompt_len
-            self.num_cached_tokens += row.num_cached
         num_generated = sum(len(gain.piece.token_ids) for gain in step.gains)
         self.num_generated_tokens += num_generated
         self.num_rounds += bool(step.gains)
