@@ -31,7 +31,7 @@ def chat_model(
     tiny_checkpoint_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A tiny model with a chat template, peaked enough for drafts to be kept."""
-    plain = tiny_checkpoint_dir("qwen3", 3, max_position_embeddings=2048, scale=0.6)
+    plain = tiny_checkpoint_dir("qwen3", 3, max_position_embeddings=40_960, scale=0.6)
     directory = tmp_path_factory.mktemp("served") / "tiny-chat"
     shutil.copytree(plain, directory)
     config = {"chat_template": TEMPLATE}
@@ -43,7 +43,7 @@ def chat_model(
 def engine(chat_model: Path) -> Iterator[Engine]:
     """Drafts with `lookup`, on one thread."""
     speculation = Speculation("lookup", "chain:4")
-    with Engine(chat_model, speculate=speculation, threads=1, kv_positions=16384) as live:
+    with Engine(chat_model, speculate=speculation, threads=1, kv_positions=163_840) as live:
         yield live
 
 

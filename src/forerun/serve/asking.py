@@ -187,7 +187,7 @@ def _biases(body: SamplingBody, model: Model) -> Mapping[int, float]:
     for token in biases:
         if token >= model.vocab:
             raise Refusal(
-                400, f"token {token} is outside the vocabulary [0, {model.vocab})",
+                400, f"logit_bias: token {token} is outside the vocabulary [0, {model.vocab})",
                 param="logit_bias",
             )  # fmt: skip
     return MappingProxyType(biases)

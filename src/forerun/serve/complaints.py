@@ -40,7 +40,7 @@ def param_of(loc: Sequence[str | int]) -> str | None:
     for part in loc[1:] if loc and loc[0] == "body" else loc:
         if isinstance(part, int):
             name += f"[{part}]"
-        elif part in ("str", "int", "float", "bool", "[key]") or "[" in part:
+        elif name and (part in ("str", "int", "float", "bool") or "[" in part or "-" in part):
             break
         else:
             name += f".{part[:_LONGEST_NAME]}" if name else part[:_LONGEST_NAME]

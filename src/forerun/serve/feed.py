@@ -71,7 +71,9 @@ class Feed:
                 self.close()
                 raise expired(self._longest_s)
             try:
-                index, event = await asyncio.wait_for(self._events.get(), min(left_s, ping_s))
+                # Not `wait_for`: in Python 3.11 it forgets a cancellation that meets an event.
+                async with asyncio.timeout(min(left_s, ping_s)):
+                    index, event = await self._events.get()
             except TimeoutError:
                 yield None
                 continue

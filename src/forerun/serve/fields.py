@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from forerun.options import MAX_LOGPROBS
@@ -78,6 +78,13 @@ class Body(BaseModel):
         return given
 
 
+def _readable(text: str) -> str:
+    """JSON can spell halves of characters, which no text has."""
+    if any("\ud800" <= char <= "\udfff" for char in text):
+        raise PydanticCustomError("unreadable", "half a character (a lone surrogate) is no text")
+    return text
+
+
 def _refuse_crowds(body: dict[Any, Any]) -> None:
     """Before each entry could become an error of its own, a million of them in one body."""
     tables = [body, *(value for value in body.values() if isinstance(value, dict))]
@@ -101,7 +108,8 @@ class Extras(Body):
 
 
 TokenId = Annotated[int, Field(ge=0, lt=_MAX_TOKENS)]
-Stop = Annotated[str, Field(min_length=1, max_length=1024)]
+Text = Annotated[str, AfterValidator(_readable)]
+Stop = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_readable)]
 
 
 class SamplingBody(Body):
@@ -154,9 +162,9 @@ class CompletionBody(SamplingBody):
     """`POST /v1/completions`."""
 
     prompt: (
-        str
+        Text
         | Tokens
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
     max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = 16
@@ -168,7 +176,7 @@ class TextPart(Body):
     """One part of a message; text is all there is."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 Parts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
@@ -178,7 +186,7 @@ class Message(Body):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Parts
+    content: Text | Parts
     name: Annotated[str, Field(max_length=64)] | None = None
 
     @property
@@ -203,7 +211,7 @@ class TokenizeBody(Body):
     """`POST /tokenize`."""
 
     model: Annotated[str, Field(max_length=200)] | None = None
-    prompt: str
+    prompt: Text
     add_special_tokens: bool = True
 
 
