@@ -39,11 +39,23 @@ def chat_model(
     return directory
 
 
-@pytest.fixture(scope="session")
-def engine(chat_model: Path) -> Iterator[Engine]:
+def opened(model: Path) -> Engine:
     """Drafts with `lookup`, on one thread."""
     speculation = Speculation("lookup", "chain:4")
-    with Engine(chat_model, speculate=speculation, threads=1, kv_positions=163_840) as live:
+    return Engine(model, speculate=speculation, threads=1, kv_positions=163_840)
+
+
+@pytest.fixture(scope="session")
+def engine(chat_model: Path) -> Iterator[Engine]:
+    """The engine of `server`."""
+    with opened(chat_model) as live:
+        yield live
+
+
+@pytest.fixture(scope="session")
+def spare_engine(chat_model: Path) -> Iterator[Engine]:
+    """For tests that serve with settings of their own: an engine has one service at a time."""
+    with opened(chat_model) as live:
         yield live
 
 

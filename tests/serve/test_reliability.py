@@ -73,8 +73,8 @@ def test_given_a_client_that_leaves_then_its_slots_come_back(
     assert server.service.load().num_free_blocks == free
 
 
-def test_given_a_client_that_leaves_the_queue_then_it_is_never_served(engine: Engine) -> None:
-    with serving(engine, ServiceLimits(max_rows=1)) as server:
+def test_given_a_client_that_leaves_the_queue_then_it_is_never_served(spare_engine: Engine) -> None:
+    with serving(spare_engine, ServiceLimits(max_rows=1)) as server:
         with raw_request(server, "/v1/completions", LONG):
             until(lambda: server.service.load().num_running == 1)
             with raw_request(server, "/v1/completions", LONG):
@@ -84,8 +84,11 @@ def test_given_a_client_that_leaves_the_queue_then_it_is_never_served(engine: En
         until(lambda: is_idle(server))
 
 
-def test_given_a_full_queue_then_503_says_when_to_come_again(engine: Engine) -> None:
-    with serving(engine, ServiceLimits(max_rows=1, max_waiting=1)) as server, server.http() as http:
+def test_given_a_full_queue_then_503_says_when_to_come_again(spare_engine: Engine) -> None:
+    with (
+        serving(spare_engine, ServiceLimits(max_rows=1, max_waiting=1)) as server,
+        server.http() as http,
+    ):
         with raw_request(server, "/v1/completions", LONG):
             until(lambda: server.service.load().num_running == 1)
             with raw_request(server, "/v1/completions", LONG):
@@ -101,8 +104,10 @@ def test_given_a_full_queue_then_503_says_when_to_come_again(engine: Engine) -> 
         assert http.post("/v1/completions", json=LONG | {"max_tokens": 1}).status_code == 200
 
 
-def test_given_a_request_that_takes_too_long_then_504_or_an_error_event(engine: Engine) -> None:
-    with serving(engine, request_s=0.05) as server, server.http() as http:
+def test_given_a_request_that_takes_too_long_then_504_or_an_error_event(
+    spare_engine: Engine,
+) -> None:
+    with serving(spare_engine, request_s=0.05) as server, server.http() as http:
         whole = http.post("/v1/completions", json=LONG)
         streamed = http.post("/v1/completions", json=LONG | {"stream": True}).text
         until(lambda: is_idle(server))
@@ -186,8 +191,8 @@ def test_given_an_exception_nobody_expected_then_500_in_the_usual_form(
     assert "secret" not in answer.text
 
 
-def test_given_a_slow_body_then_it_is_not_waited_for(engine: Engine) -> None:
-    with serving(engine, body_s=0.05) as server:
+def test_given_a_slow_body_then_it_is_not_waited_for(spare_engine: Engine) -> None:
+    with serving(spare_engine, body_s=0.05) as server:
         host, port = server.address.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(

@@ -23,9 +23,9 @@ PROMPT = {"prompt": "abc", "max_tokens": 1}
 
 
 @pytest.fixture(scope="module")
-def guarded(engine: Engine) -> Iterator[Live]:
+def guarded(spare_engine: Engine) -> Iterator[Live]:
     hashes = tuple(map(hash_of, KEYS))
-    with serving(engine, key_hashes=hashes, max_body_bytes=50_000) as live:
+    with serving(spare_engine, key_hashes=hashes, max_body_bytes=50_000) as live:
         yield live
 
 
@@ -33,6 +33,7 @@ ROUTES = [
     ("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"), ("POST", "/tokenize"), ("POST", "/detokenize"),
     ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/any/thing"),
+    ("GET", "/page/about.json"), ("POST", "/page/drafter-failure"), ("POST", "/"),
     ("POST", "//v1/completions"), ("GET", "/health/../metrics"), ("OPTIONS", "/v1/models"),
 ]  # fmt: skip
 
@@ -75,6 +76,12 @@ def test_given_probes_then_health_needs_no_key(guarded: Live) -> None:
         assert [http.get(f"/health{one}").status_code for one in ("", "/live", "/ready")] == [
             200
         ] * 3
+
+
+def test_given_nobody_allowed_it_then_the_drafter_cannot_be_made_to_fail(
+    http: httpx2.Client,
+) -> None:
+    assert http.post("/page/drafter-failure", json={}).status_code == 403
 
 
 def test_given_two_keys_then_their_caches_have_different_names() -> None:

@@ -23,6 +23,7 @@ MAX_FAULTS = 3  # in a row they switch a drafter off
 _TYPES = MappingProxyType(
     {
         "index.html": "text/html; charset=utf-8",
+        "icon.svg": "image/svg+xml",
         "page.css": "text/css; charset=utf-8",
         "page.js": "text/javascript; charset=utf-8",
         "asking.js": "text/javascript; charset=utf-8",

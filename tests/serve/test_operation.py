@@ -1,0 +1,155 @@
+"""What operators see: metrics, health, models without a template, the command's own refusals."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from forerun import Engine, Speculation
+from forerun.serve.metrics import DRAFTER_STATES
+from forerun.serve.start import served_name
+
+from .live import MODEL, Live, serving
+
+PLAIN_COUNTERS = (
+    "vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:spec_decode_num_drafts_total",
+    "vllm:spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_accepted_tokens_total",
+    "forerun:rounds_total", "vllm:time_to_first_token_seconds_count",
+    "vllm:e2e_request_latency_seconds_count", "vllm:inter_token_latency_seconds_count",
+)  # fmt: skip
+
+
+def scraped(http: httpx2.Client) -> dict[str, float]:
+    answer = http.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    lines = [line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def total(metrics: dict[str, float], name: str) -> float:
+    return metrics[f'{name}{{model_name="{MODEL}"}}']
+
+
+def test_given_a_request_then_counters_grow_by_what_it_took(http: httpx2.Client) -> None:
+    before = scraped(http)
+    body = {"prompt": "abcabcabcabc", "max_tokens": 30, "temperature": 0, "ignore_eos": True}
+
+    answer = http.post("/v1/completions", json=body).json()
+    after = scraped(http)
+
+    grown = {name: total(after, name) - total(before, name) for name in PLAIN_COUNTERS}
+    assert grown["vllm:prompt_tokens_total"] == 12
+    assert grown["vllm:generation_tokens_total"] == 30
+    assert grown["vllm:spec_decode_num_draft_tokens_total"] == answer["timings"]["draft_n"] > 0
+    accepted = answer["timings"]["draft_n_accepted"]
+    assert grown["vllm:spec_decode_num_accepted_tokens_total"] == accepted
+    assert grown["vllm:time_to_first_token_seconds_count"] == 1
+    assert grown["vllm:e2e_request_latency_seconds_count"] == 1
+    assert sum(value for name, value in after.items() if "_per_pos_total" in name) >= accepted
+    success = f'vllm:request_success_total{{finished_reason="length",model_name="{MODEL}"}}'
+    assert after[success] == before.get(success, 0) + 1
+
+
+def test_given_a_scrape_then_gauges_say_what_is_held(http: httpx2.Client) -> None:
+    metrics = scraped(http)
+
+    assert total(metrics, "vllm:num_requests_running") == 0
+    assert total(metrics, "vllm:num_requests_waiting") == 0
+    assert 0 <= total(metrics, "vllm:kv_cache_usage_perc") <= 1
+    states = [
+        metrics[f'forerun:drafter_state{{model_name="{MODEL}",state="{one}"}}']
+        for one in DRAFTER_STATES
+    ]
+    assert states == [1, 0, 0]
+
+
+def test_given_every_line_then_prometheus_can_read_it(http: httpx2.Client) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    families = list(text_string_to_metric_families(http.get("/metrics").text))
+
+    assert len(families) > 15
+    assert all(re.fullmatch(r"(vllm|forerun):[a-z0-9_]+", one.name) for one in families)
+
+
+def test_given_a_draining_server_then_live_differs_from_ready(spare_engine: Engine) -> None:
+    with serving(spare_engine) as server, server.http() as http:
+        assert http.get("/health/ready").json() == {"status": "ok", "drafter": "healthy"}
+        server.life.is_draining = True
+        refused = http.get("/v1/models")
+
+        assert http.get("/health/live").status_code == 200
+        assert http.get("/health/ready").status_code == 503
+        assert http.get("/metrics").status_code == 200
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
+
+
+def test_given_a_model_without_template_then_chat_continues_the_text_and_says_so(
+    tiny_checkpoint_dir: Callable[..., Path],
+) -> None:
+    with (
+        Engine(tiny_checkpoint_dir("qwen3"), speculate=Speculation("none"), threads=1) as engine,
+        serving(engine) as server,
+        server.http() as http,
+    ):
+        turns = [("user", "def a():"), ("assistant", " pass"), ("user", "def b():")]
+        messages = [{"role": role, "content": text} for role, text in turns]
+
+        chat = http.post(
+            "/v1/chat/completions", json={"messages": messages, "max_tokens": 6, "temperature": 0}
+        )
+        text = http.post(
+            "/v1/completions",
+            json={"prompt": "def a():\n pass\ndef b():\n", "max_tokens": 6, "temperature": 0},
+        )
+
+        assert "no chat template" in chat.headers["x-forerun-chat"]
+        assert chat.json()["choices"][0]["message"]["content"] == text.json()["choices"][0]["text"]
+        assert http.get("/v1/models").json()["data"][0]["has_chat_template"] is False
+
+
+def test_given_a_directory_then_the_model_is_never_called_by_its_path(tmp_path: Path) -> None:
+    assert served_name(str(tmp_path)) == tmp_path.name
+    assert served_name("org/name") == "org/name"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--host", "0.0.0.0"], "--api-key-file"),
+        (["--port", "70000"], "port must be"),
+        (["--api-key-file", "/does/not/exist"], "cannot be read"),
+        (["--max-waiting", "0"], "max_waiting"),
+        (["--request-s", "0"], "request_s"),
+    ],
+)
+def test_given_options_that_cannot_be_then_one_sentence_before_a_model_is_read(
+    options: list[str], words: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "forerun.cli", "serve", "-m", "/no/model", *options],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_given_a_port_in_use_then_a_sentence_with_a_way_out(server: Live) -> None:
+    port = server.address.rpartition(":")[2]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "forerun.cli", "serve", "-m", "/no/model", "--port", port],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+    assert done.returncode == 2
+    assert "--port" in done.stderr
