@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scripted_server import Talk, chunk, last, scripted
+from scripted_server import Script, Talk, chunk, last, scripted
 
 from forerun.errors import BackendError, OptionError
 from forerun.tools.bench_serve import read_key, run, texts_of
@@ -31,7 +31,7 @@ from forerun.tools.bench_serve_figures import (
     token_time,
     tokens_in,
 )
-from forerun.tools.bench_serve_load import closed_loop, open_loop, poisson_times
+from forerun.tools.bench_serve_load import Send, closed_loop, open_loop, poisson_times
 from forerun.tools.bench_serve_options import LoadOptions, Point
 from forerun.tools.bench_serve_show import cells_of, draw, verdict
 
@@ -159,42 +159,50 @@ def test_given_a_seed_then_arrivals_are_poisson_and_the_same() -> None:
     assert counts.var() == pytest.approx(counts.mean(), rel=0.3)
 
 
+def unhurried(num_awaited: int) -> Send:
+    """Answers nothing before so many requests have left."""
+    have_left, numbers = asyncio.Event(), set()
+
+    async def send(number: int, due_s: float) -> Outcome:
+        numbers.add(number)
+        if len(numbers) == num_awaited:
+            have_left.set()
+        await have_left.wait()
+        return outcome(number, due_s)
+
+    return send
+
+
 def test_given_an_open_loop_then_arrivals_do_not_wait_for_answers() -> None:
-    # Given: a server that answers nothing before all requests have left.
     async def scene() -> list[Outcome]:
-        all_left, num_left = asyncio.Event(), 0
-
-        async def send(number: int, due_s: float) -> Outcome:
-            nonlocal num_left
-            num_left += 1
-            if num_left == 20:
-                all_left.set()
-            await all_left.wait()
-            return outcome(number, due_s)
-
         times = [number / 1000 for number in range(20)]
-        return await asyncio.wait_for(open_loop(send, times), timeout=10)
+        return await asyncio.wait_for(open_loop(unhurried(20), times), timeout=10)
 
     assert [one.prompt for one in asyncio.run(scene())] == list(range(20))
 
 
-def test_given_a_closed_loop_then_so_many_are_under_way_and_the_same_script_would_hang_it() -> None:
-    async def scene(concurrency: int) -> tuple[int, list[Outcome]]:
-        running = most = 0
+def test_given_the_same_server_and_a_closed_loop_then_it_waits_for_ever() -> None:
+    async def scene() -> list[Outcome]:
+        return await asyncio.wait_for(closed_loop(unhurried(20), 4, 60.0), timeout=0.2)
 
-        async def send(number: int, due_s: float) -> Outcome:
-            nonlocal running, most
-            running += 1
-            most = max(most, running)
-            await asyncio.sleep(0.001)
-            running -= 1
-            return outcome(number, due_s)
+    with pytest.raises(TimeoutError):
+        asyncio.run(scene())
 
-        found = await closed_loop(send, concurrency, 60.0, num_requests=30)
-        return most, found
 
-    most, found = asyncio.run(scene(8))
-    assert most == 8
+def test_given_a_closed_loop_then_so_many_are_under_way_and_each_number_leaves_once() -> None:
+    running: list[int] = []
+    widths: list[int] = []
+
+    async def send(number: int, due_s: float) -> Outcome:
+        running.append(number)
+        widths.append(len(running))
+        await asyncio.sleep(0.001)
+        running.remove(number)
+        return outcome(number, due_s)
+
+    found = asyncio.run(closed_loop(send, 8, 60.0, num_requests=30))
+
+    assert max(widths) == 8
     assert sorted(one.prompt for one in found) == list(range(30))
 
 
@@ -273,7 +281,7 @@ def test_given_options_then_loads_and_fields_follow() -> None:
 )
 def test_given_an_option_out_of_range_then_it_is_named(changes: dict[str, Any], word: str) -> None:
     with pytest.raises(OptionError, match=word):
-        run(LoadOptions(**changes), as_json=True)
+        run(LoadOptions(**changes))
 
 
 def test_given_a_seed_then_prompts_are_mixed_the_same_way() -> None:
@@ -311,19 +319,21 @@ async def answering(talk: Talk) -> None:
         await talk.send(b"data: [DONE]\n\n")
 
 
-async def moody(talk: Talk) -> None:
+def moody() -> Script:
     """The same, but its text depends on how often it was asked."""
-    if talk.body is not None:
-        moods.append(talk.body["prompt"])
-        talk.body["prompt"] += str(len(moods))
-    await answering(talk)
+    moods: list[Talk] = []
 
+    async def script(talk: Talk) -> None:
+        if talk.body is not None:
+            moods.append(talk)
+            talk.body["prompt"] += str(len(moods))
+        await answering(talk)
 
-moods: list[str] = []
+    return script
 
 
 def measured(
-    script: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], **changes: Any
+    script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str], **changes: Any
 ) -> tuple[int, str]:
     """Exit status and stdout of a run against a scripted server."""
     prompts = tmp_path / "prompts.jsonl"
@@ -331,8 +341,9 @@ def measured(
 
     async def scene() -> int:
         async with scripted(script) as server:
-            options = LoadOptions(url=server.url, prompts=prompts, **{"duration_s": 0.2, **changes})
-            return await asyncio.to_thread(run, options, as_json=changes.get("picture") is None)
+            known = {"duration_s": 0.2, "as_json": "picture" not in changes, **changes}
+            options = LoadOptions(url=server.url, prompts=prompts, **known)
+            return await asyncio.to_thread(run, options)
 
     code = asyncio.run(scene())
     return code, capsys.readouterr().out
@@ -359,8 +370,7 @@ def test_given_a_server_then_the_report_has_a_row_a_load_and_says_the_texts_are_
 def test_given_a_server_whose_text_depends_on_its_mood_then_check_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    moods.clear()
-    code, out = measured(moody, tmp_path, capsys, concurrency="1,3", check=True)
+    code, out = measured(moody(), tmp_path, capsys, concurrency="1,3", check=True)
     assert code == 1
     assert json.loads(out)["check"]["different"]
 
@@ -399,4 +409,4 @@ def test_given_a_row_without_figures_then_cells_and_picture_have_gaps(tmp_path: 
 
 def test_given_no_server_then_it_is_said_in_a_sentence() -> None:
     with pytest.raises(BackendError, match="no server answers"):
-        run(LoadOptions(url="http://127.0.0.1:1/v1"), as_json=True)
+        run(LoadOptions(url="http://127.0.0.1:1/v1"))

@@ -45,7 +45,7 @@ class Plan:
         return await self.client.ask(prompt, self.texts[prompt], due_s)
 
 
-def run(options: LoadOptions, *, as_json: bool) -> int:
+def run(options: LoadOptions) -> int:
     """Measure and report; 1 if no request ended well, or --check found different texts.
 
     Raises:
@@ -59,7 +59,7 @@ def run(options: LoadOptions, *, as_json: bool) -> int:
 
         require_pictures()
     report = asyncio.run(_measured(options, points, fields))
-    _show(report, options.picture, as_json=as_json)
+    _show(report, options.picture, as_json=options.as_json)
     same = report["check"] is None or report["check"]["identical"]
     return 0 if same and any(row["num_ok"] for row in report["rows"]) else 1
 

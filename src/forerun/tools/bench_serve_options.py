@@ -1,4 +1,4 @@
-"""The options of `forerun bench serve`, each written once, and what they mean when checked.
+"""`forerun bench serve` as typer sees it: its options, each written once, and what they mean.
 
 Imported with the command line: must not import anything slow.
 """
@@ -122,6 +122,10 @@ class LoadOptions:
         ),
     ] = None  # fmt: skip
 
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
+    ] = False
+
     def points(self) -> tuple[Point, ...]:
         """The loads, in the order they were written; 1 to 32 at a time if none was.
 
@@ -174,6 +178,23 @@ class Point:
     def name(self) -> str:
         """As a table calls it."""
         return f"{self.value:g}" if self.kind == "concurrency" else f"{self.value:g}/s"
+
+
+def bench_serve(*, load: LoadOptions) -> int:
+    """Load any OpenAI-compatible server: latency, throughput, errors, and drafts that were kept.
+
+    So many requests at a time, or at random times whatever comes back. Exits 1 if nothing was
+    answered, or --check found that a text depends on the load.
+
+    \b
+    Examples
+      forerun bench serve --concurrency 1,2,4,8,16,32 --check
+      forerun bench serve --url http://127.0.0.1:8080/v1 --rate 2,4,8 --ttft-slo 0.5
+      forerun bench serve --endpoint chat -t 0.7 --duration-s 60 --picture load.png --json
+    """
+    from forerun.tools.bench_serve import run
+
+    return run(load)
 
 
 def _numbers(option: str, text: str, least: float) -> tuple[float, ...]:

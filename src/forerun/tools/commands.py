@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from forerun.tools.arguments import EngineArguments, SamplingArguments, grouped
-from forerun.tools.bench_serve_options import LoadOptions
+from forerun.tools.bench_serve_options import bench_serve
 
 _Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
@@ -202,23 +202,7 @@ def bench_decode(
     return run(plan, engine, sampling, timeline=timeline, as_json=as_json)
 
 
-@bench.command("serve")
-@grouped
-def bench_serve(*, as_json: _Json = False, load: LoadOptions) -> int:
-    """Load any OpenAI-compatible server and measure latency, throughput and what was kept.
-
-    So many requests at a time, or at random times whatever comes back. Exits 1 if nothing was
-    answered, or --check found that a text depends on the load.
-
-    \b
-    Examples
-      forerun bench serve --concurrency 1,2,4,8,16,32 --check
-      forerun bench serve --url http://127.0.0.1:8080/v1 --rate 2,4,8 --ttft-slo 0.5 --itl-slo 0.05
-      forerun bench serve --endpoint chat -t 0.7 --duration-s 60 --picture load.png --json
-    """
-    from forerun.tools.bench_serve import run
-
-    return run(load, as_json=as_json)
+bench.command("serve")(grouped(bench_serve))
 
 
 @app.command()
