@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from forerun.backends.prefill import CHUNK
-from forerun.backends.slots import blocks_for
 from forerun.draft import Commit
 from forerun.engine.isolation import own_error, rounds_apart
 from forerun.engine.parts import Parts
+from forerun.engine.prefixes import Prefixes
 from forerun.engine.reading import Reader
 from forerun.engine.results import Piece
 from forerun.engine.round import run_round
@@ -63,7 +63,7 @@ class Queue:
     """Requests that share rounds; more may be added while it runs. For one thread at a time.
 
     `isolates`: an error while computing ends the row it belongs to, and waiting for memory that
-    others hold is no error; else either is raised.
+    others hold is no error; else either is raised. `prefixes`: where texts are kept, if they are.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Queue:
         *,
         max_rows: int = MAX_ROWS,
         isolates: bool = False,
+        prefixes: Prefixes | None = None,
     ) -> None:
         self._waiting = deque(sequences)
         self._reading: deque[Sequence] = deque()
@@ -82,7 +83,7 @@ class Queue:
         self._meter = meter
         self._max_rows = max_rows
         self._isolates = isolates
-        self._reader = Reader(parts)
+        self._reader = Reader(parts, prefixes)
 
     @property
     def is_done(self) -> bool:
@@ -120,7 +121,7 @@ class Queue:
             self._reading.remove(row)
         else:
             self._running.remove(row)
-        self._give_back(row)
+        self._reader.end(row)
 
     def admit(self) -> list[Sequence]:
         """Begin as many waiting requests as have room for their longest outcome, in order.
@@ -128,21 +129,17 @@ class Queue:
         Raises:
             CapacityError: nothing runs, and others hold the blocks that the first one needs.
         """
-        slots, fresh = self._parts.slots, []
+        fresh: list[Sequence] = []
         while self._waiting and self.num_active < self._max_rows:
-            # The last token of a request is never read, so it needs no place.
-            needed = self._waiting[0].limit - 1
-            if blocks_for(needed) > slots.num_free:
+            if not self._reader.begin(self._waiting[0]):
                 break
             row = self._waiting.popleft()
             self._reading.append(row)
             fresh.append(row)
-            slots.reserve(row.id, needed)
-            self._reader.begin(row)
         if self._waiting and not self.num_active and not self._isolates:
             raise CapacityError(
                 f"{self._waiting[0].limit} positions of K/V are needed, other requests of this"
-                f" engine leave {slots.num_free * BLOCK_LEN} free: finish those first"
+                f" engine leave {self._parts.slots.num_free * BLOCK_LEN} free: finish those first"
             )
         return fresh
 
@@ -168,13 +165,13 @@ class Queue:
             ended += [gain.row for gain in gains if gain.row.finish_reason is not None]
             self._running = [row for row in self._running if row.finish_reason is None]
         for row in ended:
-            self._give_back(row)
+            self._reader.end(row)
         return Step(gains, ended, num_read)
 
     def release(self) -> None:
         """Give back what unfinished requests hold."""
         for row in (*self._reading, *self._running):
-            self._give_back(row)
+            self._reader.end(row)
         self._reading.clear()
         self._running = []
         self._waiting.clear()
@@ -192,6 +189,9 @@ class Queue:
             run = rounds_apart if self._isolates else run_round
             commits = run(rows, parts, meter)
             pieces = [_settle(row, commit) for row, commit in zip(rows, commits, strict=True)]
+        for row, commit in zip(rows, commits, strict=True):
+            if commit is not None:
+                self._reader.note(row, commit)
         stats = meter.stats(len(rows))
         if parts.witness is not None:
             parts.witness.settled(stats)
@@ -245,10 +245,6 @@ class Queue:
                 self._running.append(row)
                 row.status = Status.RUNNING
         return room
-
-    def _give_back(self, row: Sequence) -> None:
-        self._parts.drafter.release(row.id)
-        self._parts.slots.release(row.id)
 
 
 def _settle(row: Sequence, commit: Commit | None) -> Piece:

@@ -1,30 +1,57 @@
-"""Reading prompts, a chunk at a time, until what is left fits beside a round's drafts."""
+"""Reading prompts, a chunk at a time, until what is left fits beside a round's drafts.
+
+What is kept of earlier texts is not read again, and what was read is kept for later ones.
+"""
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from forerun.backends.prefill import CHUNK, prefill
+from forerun.backends.slots import blocks_for
+from forerun.draft import Commit
 from forerun.engine.parts import Parts
+from forerun.engine.prefixes import Prefix, Prefixes
 from forerun.engine.sequence import Sequence
+from forerun.protocols import Reads
 from forerun.stats import Span
 
 
 class Reader:
-    """Reads prompts of rows that own their K/V blocks, for target and drafter."""
+    """Gives rows their K/V blocks and reads their prompts, for target and drafter."""
 
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, prefixes: Prefixes | None = None) -> None:
         self._parts = parts
+        self._prefixes = prefixes
+        # Of rows with a drafter that reads features: those of their first tokens, for the prefixes.
+        self._tapped: dict[int, list[NDArray[np.float32]]] = {}
+        self._longest: dict[int, int] = {}  # of rows that own blocks: most tokens they may have
 
-    def begin(self, row: Sequence) -> None:
-        """Let the drafter know of a row, unless that is decoded plainly."""
-        if not row.speculates:
-            return
+    def begin(self, row: Sequence) -> bool:
+        """Give a row blocks for its longest outcome and let the drafter know of it; False, and
+        nothing done, where there are too few."""
+        prefix, slots = self._prefix(row), self._parts.slots
+        if not self._has_room(row, prefix):
+            return False
+        self._longest[row.id] = row.limit
         span = Span()
         with span:
-            self._parts.drafter.admit(row.id, row.tokens)
+            if prefix.blocks:
+                slots.share(row.id, prefix.blocks)
+            slots.reserve(row.id, row.limit - 1)
+            if row.speculates:
+                self._parts.drafter.admit(row.id, row.tokens)
+            if self._prefixes is not None and self._reads_features(row):
+                self._tapped[row.id] = []
+            self._skip(row, prefix)
+        row.num_cached = row.committed_len
         row.tally.prefill_s += span.seconds
+        return True
 
     def read(self, row: Sequence, most: int) -> int:
         """Read at most so many of a row's next tokens, the pending one never: how many it were."""
+        self._find_more(row)
         parts, start = self._parts, row.committed_len
         end = min(start + min(most, CHUNK), len(row.tokens) - 1)
         if end <= start:
@@ -33,8 +60,75 @@ class Reader:
         with span:
             table, tokens = parts.slots.table([row.id]), row.tokens[start:end]
             features = prefill(parts.target, table, tokens, start, parts.drafter.tap_layers)
-            if features is not None:
-                parts.drafter.absorb(row.id, features)
+            self._take(row, features)
         row.committed_len = end
         row.tally.prefill_s += span.seconds
+        self._keep(row)
         return end - start
+
+    def note(self, row: Sequence, commit: Commit) -> None:
+        """Note the features of what a round kept."""
+        tapped = self._tapped.get(row.id)
+        if tapped is not None and commit.features is not None:
+            tapped.append(commit.features)
+
+    def end(self, row: Sequence) -> None:
+        """Keep what a row leaves behind, and give back its blocks."""
+        if row.error is None:
+            self._keep(row)
+        self._tapped.pop(row.id, None)
+        self._longest.pop(row.id, None)
+        self._parts.drafter.release(row.id)
+        self._parts.slots.release(row.id)
+
+    def _has_room(self, row: Sequence, prefix: Prefix) -> bool:
+        slots = self._parts.slots
+        # The last token of a request is never read, so it needs no place.
+        missing = blocks_for(row.limit - 1) - len(prefix.blocks)
+        if missing > slots.num_free - sum(not slots.is_used(block) for block in prefix.blocks):
+            return False
+        if self._parts.rule.reads is Reads.CHOICES or not self._longest:
+            return True
+        # What a sampled rule draws depends on drafts, so no drafter may run out of memory because
+        # of company; drafters share no blocks, and have drafts beyond the text.
+        limits = [*self._longest.values(), row.limit]
+        return sum(blocks_for(limit) + 1 for limit in limits) <= slots.num_blocks
+
+    def _reads_features(self, row: Sequence) -> bool:
+        return row.speculates and bool(self._parts.drafter.tap_layers)
+
+    def _prefix(self, row: Sequence) -> Prefix:
+        if self._prefixes is None:
+            return Prefix()
+        return self._prefixes.find(
+            row.partition, row.tokens, with_features=self._reads_features(row)
+        )
+
+    def _find_more(self, row: Sequence) -> None:
+        """Take over what others have read of the same text meanwhile."""
+        prefix = self._prefix(row)
+        if prefix.num_tokens > row.committed_len:
+            self._parts.slots.share(row.id, prefix.blocks)
+            self._skip(row, prefix)
+
+    def _skip(self, row: Sequence, prefix: Prefix) -> None:
+        """Go on behind a prefix, whose features the drafter is handed as if they were new."""
+        if prefix.features:
+            self._take(row, np.concatenate(prefix.features)[row.committed_len :])
+        row.committed_len = prefix.num_tokens
+
+    def _take(self, row: Sequence, features: NDArray[np.float32] | None) -> None:
+        if features is None:
+            return
+        self._parts.drafter.absorb(row.id, features)
+        if row.id in self._tapped:
+            self._tapped[row.id].append(features)
+
+    def _keep(self, row: Sequence) -> None:
+        """Keep the full blocks of what is read; a cut text has less of it than was computed."""
+        if self._prefixes is None or not self._parts.slots.blocks(row.id):
+            return
+        tapped = self._tapped.get(row.id)
+        features = np.concatenate(tapped) if tapped else None
+        known = row.tokens[: row.committed_len]
+        self._prefixes.keep(row.partition, known, row.id, features)

@@ -17,6 +17,7 @@ from types import MappingProxyType, TracebackType
 
 from forerun.engine.engine import Engine
 from forerun.engine.isolation import own_error
+from forerun.engine.prefixes import Prefixes
 from forerun.engine.queue import Queue, Step
 from forerun.engine.sequence import Sequence
 from forerun.engine.service_totals import Totals
@@ -77,9 +78,13 @@ class Service:
     def __init__(self, engine: Engine, limits: ServiceLimits = ServiceLimits()) -> None:  # noqa: B008  a frozen value
         self._inside = engine.inside()
         self._limits = limits
+        parts = self._inside.parts
+        # Where two ways of computing a token may differ, none may depend on what others asked.
+        self._prefixes = None if parts.target.exactness == "law" else Prefixes(parts.slots)
         self._queue = Queue(
-            (), self._inside.parts, self._inside.meter, max_rows=limits.max_rows, isolates=True
-        )
+            (), parts, self._inside.meter, max_rows=limits.max_rows, isolates=True,
+            prefixes=self._prefixes,
+        )  # fmt: skip
         self._totals = Totals()
         self._wake = threading.Condition()  # guards all below
         self._inbox: deque[Sequence] = deque()
@@ -292,6 +297,8 @@ class Service:
         with self._inside.lock:
             if not self._inside.is_closed():
                 self._queue.release()
+            if self._prefixes is not None:
+                self._prefixes.close()
         for row in rows:
             if reason is None:
                 row.finish("cancelled")
