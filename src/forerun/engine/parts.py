@@ -86,10 +86,8 @@ def build_parts(
         drafter = _overlapped(drafter, schedule, patience, around, meter)
     guard = Guard(drafter, shape, target.spec.vocab)
     rule, why = RULES[wanted.rule], chosen.reason
-    return Parts(
-        target, slots, guard, shape, rule, schedule, why, pace, prices, patience,
-        drafter_name=name.name,
-    )  # fmt: skip
+    live = Parts(target, slots, guard, shape, rule, schedule, why, pace, prices, patience)
+    return replace(live, drafter_name=name.name)
 
 
 def _overlapped(

@@ -1,0 +1,143 @@
+"""How an answer came about is told truly, and only to who asked."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from forerun import Engine, Speculation
+from forerun.serve.provenance import origins
+
+from .live import Live, serving
+
+ASKED: dict[str, Any] = {
+    "prompt": "abcabcabcabcabc", "max_tokens": 32, "temperature": 0, "ignore_eos": True, "seed": 5,
+}  # fmt: skip
+TRACED: dict[str, Any] = {"forerun": {"trace": True}}
+
+
+def whole(live: Live, **changes: Any) -> dict[str, Any]:
+    with live.http() as http:
+        answer = http.post("/v1/completions", json=ASKED | changes)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def chunks(live: Live, **changes: Any) -> list[dict[str, Any]]:
+    body = ASKED | {"stream": True} | changes
+    with live.http() as http, http.stream("POST", "/v1/completions", json=body) as stream:
+        lines = [line[6:] for line in stream.iter_lines() if line.startswith("data: {")]
+    return [json.loads(line) for line in lines]
+
+
+def check(rounds: list[dict[str, Any]]) -> None:
+    """Each round follows on the one before, and its tokens are those of its verdict."""
+    known = rounds[0]["known"]
+    for one in rounds:
+        assert one["known"] == known
+        known += one["kept"]
+        path = one["path"]
+        assert path[0] == 0
+        assert all(one["parents"][b] == a for a, b in pairwise(path))
+        told = [*(one["tokens"][node] for node in path[1:]), one["bonus"]][: one["kept"]]
+        assert [token["token"] for token in one["emitted"]] == told
+        num_drafts = sum(token["origin"] == "draft" for token in one["emitted"])
+        assert [token["origin"] for token in one["emitted"]] == origins(num_drafts, one["kept"])
+        assert (one["drafter"] == "lookup") == (len(one["tokens"]) > 1)
+        assert 0 <= one["verify_s"] <= one["round_s"]
+
+
+def test_given_origins_then_only_what_came_behind_drafts_is_a_bonus() -> None:
+    assert origins(0, 1) == ["target"]
+    assert origins(2, 3) == ["draft", "draft", "bonus"]
+    assert origins(2, 2) == ["draft", "draft"]  # an end came first
+    assert origins(2, 1) == ["draft"]
+
+
+def test_given_a_stream_then_each_round_comes_with_its_text(server: Live) -> None:
+    found = chunks(server, **TRACED)
+    rounds = [one["forerun"]["round"] for one in found if "forerun" in one]
+
+    check(rounds)
+    assert any(token["origin"] == "draft" for one in rounds for token in one["emitted"])
+    for one in found:
+        if "forerun" in one:
+            texts = [token["text"] for token in one["forerun"]["round"]["emitted"]]
+            assert "".join(texts) == one["choices"][0]["text"]
+    figures = found[-1]["metrics"]["speculative_decoding"]
+    assert len(rounds) == figures["num_spec_steps"]
+    assert sum(len(one["tokens"]) - 1 for one in rounds) == figures["num_draft_tokens"]
+
+
+def test_given_a_whole_answer_then_all_rounds_of_each_choice_come_with_it(server: Live) -> None:
+    found = whole(server, n=2, temperature=1.0, **TRACED)
+
+    assert len(found["forerun"]["rounds"]) == 2
+    for choice, rounds in zip(found["choices"], found["forerun"]["rounds"], strict=True):
+        check(rounds)
+        text = "".join(token["text"] for one in rounds for token in one["emitted"])
+        assert text == choice["text"]
+
+
+def test_given_nobody_asked_then_nothing_is_told_and_the_text_is_the_same(server: Live) -> None:
+    asked, unasked = whole(server, **TRACED), whole(server)
+
+    assert "forerun" not in unasked
+    assert unasked["choices"] == asked["choices"]
+    assert not any("forerun" in one for one in chunks(server))
+
+
+def test_given_speculation_off_then_every_token_is_the_target_s(server: Live) -> None:
+    drafted, plain = whole(server, **TRACED), whole(server, speculation="off", **TRACED)
+
+    [rounds] = plain["forerun"]["rounds"]
+    check(rounds)
+    assert all(len(one["tokens"]) == 1 for one in rounds)
+    assert {token["origin"] for one in rounds for token in one["emitted"]} == {"target"}
+    assert plain["choices"] == drafted["choices"]
+
+
+def test_given_logprobs_then_each_token_has_the_one_that_the_answer_has(server: Live) -> None:
+    found = whole(server, logprobs=2, **TRACED)
+
+    [rounds] = found["forerun"]["rounds"]
+    told = [token["logprob"] for one in rounds for token in one["emitted"]]
+    assert told == pytest.approx(found["choices"][0]["logprobs"]["token_logprobs"], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def sampled(chat_model):
+    with (
+        Engine(
+            chat_model,
+            speculate=Speculation("lookup", "chain:3", rule="rejection"),
+            threads=1,
+            kv_positions=4096,
+        ) as engine,
+        serving(engine) as live,
+    ):
+        yield live
+
+
+def test_given_a_rule_that_reads_laws_then_each_draft_has_its_chance(sampled: Live) -> None:
+    [rounds] = whole(sampled, temperature=1.0, **TRACED)["forerun"]["rounds"]
+
+    drafted = [one for one in rounds if len(one["tokens"]) > 1]
+    assert drafted
+    for one in drafted:
+        assert one["p"][0] is None
+        assert all(0 <= chance <= 1 and math.isfinite(chance) for chance in one["p"][1:])
+
+
+@pytest.mark.parametrize("body", [{"trace": "yes"}, {"trace": True, "more": 1}, [True]])
+def test_given_what_is_no_option_then_it_is_refused_by_its_name(server: Live, body: Any) -> None:
+    with server.http() as http:
+        answer = http.post("/v1/completions", json=ASKED | {"forerun": body})
+
+    assert answer.status_code == 400
+    assert "forerun" in answer.text
