@@ -16,7 +16,7 @@ from forerun.drafters.ahead import rewind, settle
 from forerun.drafters.asking import foreseen
 from forerun.drafters.lane_side import LaneSide
 from forerun.drafters.overlapped import Overlapped, Spares
-from forerun.drafters.plain import Plain
+from forerun.drafters.plain import Plain, plain_draft
 from forerun.protocols import DraftRow, Outlook
 from forerun.tree import TokenTree
 
@@ -272,11 +272,17 @@ def in_time(overlapped: Overlapped) -> None:
 
 
 def late_by(engine: Engine, num_late: int) -> LateSide:
-    """Have a lane answer some rounds late; whoever misses is drafted for by the drafter alone."""
+    """Have a lane answer some rounds late."""
     overlapped = overlapped_of(engine)
     overlapped._side = late = LateSide(overlapped._side, num_late)
-    overlapped._spares = Spares(Plain())
+    without_spares(overlapped)
     return late
+
+
+def without_spares(overlapped: Overlapped) -> None:
+    """Let no row that misses make do with a guess for another outcome, or with a lookup."""
+    overlapped._spares = Spares(Plain())
+    overlapped._spare = lambda row, _: ("none", plain_draft(row.tokens[-1]))
 
 
 def caught_up(engine: Engine) -> None:
