@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,7 +19,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
-from forerun import __version__
 from forerun.engine.engine import Engine
 from forerun.engine.service import Service
 from forerun.protocols import BLOCK_LEN
@@ -198,7 +198,7 @@ def _page_facts(engine: Engine, model: Model, settings: ServeSettings) -> PageFa
     parts = engine.inside().parts
     return PageFacts(
         model=model.name,
-        version=__version__,
+        version=version("forerun"),
         numerics=engine.numerics,
         drafter=parts.drafter_name,
         has_template=model.has_template,
