@@ -1,0 +1,273 @@
+"""Does speculation pay in a server under load? The bars of the server, measured and judged.
+
+    python benchmarks/serve.py --model 260M-matched --out serve-260M.json
+    python benchmarks/serve.py --peer vllm.json --model 260M-matched --out serve-260M.json
+
+Three servers of one model, one that never speculates, one with a fixed chain and one left to itself
+(`auto`), each a process of its own. They are loaded in turns, one at a time, at every concurrency,
+the order rotating, so that a slow minute of the machine hits all; who is not loaded sleeps. Every
+prompt is then answered once more at that concurrency by each: all texts of a prompt must be one.
+
+Bars: tokens/s of `auto` at every concurrency at least 0.97 of the better of the other two; against
+vLLM on the same machine (a file of `forerun bench serve --json`, else figures noted for a random
+model of 260M, where this one is as large) at least 4, 3.5 and 2 times at 1, 4 and 32. Exit status 1
+if a text differs; bars are told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+from forerun.models.resolve import resolve_model
+from forerun.models.spec import read_spec
+from forerun.tools import machine
+from forerun.tools.bench_decode import progress
+from forerun.tools.bench_serve import Plan, first_model, measure_point
+from forerun.tools.bench_serve_client import Client, Outcome
+from forerun.tools.bench_serve_figures import Slo, first_errors, sameness
+from forerun.tools.bench_serve_load import closed_loop
+from forerun.tools.bench_serve_options import Point
+from forerun.tools.bench_serve_wire import Address
+from forerun.tools.prompt_files import read_prompts, read_suite, spread
+
+LEAST_OF_BEST = 0.97
+LEAST_OF_PEER = {1: 4.0, 4: 3.5, 32: 2.0}
+# tokens/s of vLLM 0.32 on two cores, random weights of this size, by requests at a time.
+NOTED_PEER = {1: 19.6, 4: 68.5, 8: 135.0, 16: 246.0, 32: 375.0}
+NOTED_SIZE = (220e6, 300e6)  # parameters of models that it may be compared with
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One that runs: what it is called here, its process, and how it is asked."""
+
+    name: str
+    process: int
+    plan: Plan
+
+    def busy_s(self) -> float:
+        """Seconds that it kept cores busy since it began; 0 where the system does not say."""
+        try:
+            stat = Path(f"/proc/{self.process}/stat").read_text(encoding="utf-8")
+        except OSError:
+            return 0.0
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> int:
+    """Measure, print the table, write the file."""
+    arguments = _arguments()
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(serving(name, options, arguments))
+            for name, options in compositions(arguments).items()
+        ]
+        runs, heard = asyncio.run(sweep(servers, arguments))
+    num_parameters = read_spec(resolve_model(arguments.model)).num_parameters
+    report = {
+        "what": "serve",
+        "date": date.today().isoformat(),
+        "command": "python benchmarks/serve.py " + " ".join(sys.argv[1:]),
+        "machine": machine.machine_name(),
+        "cores": machine.num_cores(),
+        "parameters": num_parameters,
+        "compositions": compositions(arguments),
+        "num_prompts": len(servers[0].plan.texts),
+        **{name: getattr(arguments, name) for name in ("max_tokens", "temperature", "duration_s")},
+        "runs": runs,
+        "check": sameness(heard),
+        "errors": first_errors(one for outcomes in heard.values() for one in outcomes),
+        "bars": judged(rates_of(runs), peer_of(arguments.peer, num_parameters)),
+    }
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    _print(report)
+    return 0 if report["check"]["identical"] else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default="forerun-code")
+    parser.add_argument("--drafter", default="lm", help="of the fixed chain")
+    parser.add_argument("--chain", type=int, default=4, help="tokens of the fixed chain")
+    parser.add_argument("--threads", type=int, help="cores of each server; all if not given")
+    parser.add_argument("--concurrency", default="1,2,4,8,16,32")
+    parser.add_argument("--duration-s", type=float, default=20.0, help="seconds at each point")
+    parser.add_argument("--repeat", type=int, default=1, help="turns at each concurrency")
+    parser.add_argument("--prompts", type=Path, help="JSONL with a prompt key, not the suite")
+    parser.add_argument("--suite", default="all", help="categories of the suite, by commas")
+    parser.add_argument("--contexts", default="64", help="its lengths: 64,1k,4k")
+    parser.add_argument("--limit", type=int, default=48, help="prompts, spread over them")
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--peer", type=Path, help="a file of `forerun bench serve --json`")
+    parser.add_argument("--out", type=Path, required=True)
+    return parser.parse_args()
+
+
+def compositions(arguments: argparse.Namespace) -> dict[str, list[str]]:
+    """What is served, as options of `forerun serve`."""
+    return {
+        "off": ["--drafter", "none"],
+        "fixed": ["--drafter", arguments.drafter, "--shape", f"chain:{arguments.chain}"],
+        "auto": [],
+    }
+
+
+@contextmanager
+def serving(name: str, options: Sequence[str], arguments: argparse.Namespace) -> Iterator[Server]:
+    """Serve the model until the block ends."""
+    threads = [] if arguments.threads is None else ["--threads", str(arguments.threads)]
+    command = [sys.executable, "-m", "forerun.cli", "serve", "--port", "0", "--json"]
+    command += ["--model", arguments.model, *threads, *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                raise SystemExit(f"the server `{' '.join(command)}` did not begin")
+            yield Server(name, process.pid, _plan(json.loads(line)["base_url"], arguments))
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+def _plan(url: str, arguments: argparse.Namespace) -> Plan:
+    address = Address.parse(url)
+    fields = {
+        "model": asyncio.run(first_model(address, None)),
+        "max_tokens": arguments.max_tokens,
+        "temperature": arguments.temperature,
+        "ignore_eos": True,
+    }
+    points = tuple(Point("concurrency", int(one)) for one in arguments.concurrency.split(","))
+    client = Client(address, "completions", fields, arguments.seed, timeout_s=600.0)
+    return Plan(client, _texts(arguments), points, arguments.duration_s, Slo(), checks=True)
+
+
+def _texts(arguments: argparse.Namespace) -> tuple[str, ...]:
+    """Prompts of all categories, taking turns."""
+    if arguments.prompts is not None:
+        return tuple(one.text for one in read_prompts(arguments.prompts)[: arguments.limit])
+    contexts = arguments.contexts.split(",")
+    own = [one for one in read_suite(arguments.suite) if one.context in contexts]
+    by_category = defaultdict(list)
+    for one in spread(own, arguments.limit):
+        by_category[one.category].append(one.text)
+    longest = max(map(len, by_category.values()))
+    rounds = [[texts[at] for texts in by_category.values() if at < len(texts)]
+              for at in range(longest)]  # fmt: skip
+    return tuple(text for one in rounds for text in one)
+
+
+async def sweep(
+    servers: Sequence[Server], arguments: argparse.Namespace
+) -> tuple[list[dict[str, Any]], dict[str, list[Outcome]]]:
+    """All points, servers in turns: a row each, and what was answered, by server and load."""
+    runs: list[dict[str, Any]] = []
+    heard: dict[str, list[Outcome]] = defaultdict(list)
+    for server in servers:  # so that no first request is measured
+        await closed_loop(server.plan.send, 2, 60.0, num_requests=2)
+    for number, point in enumerate(servers[0].plan.points):
+        for turn in range(arguments.repeat):
+            first = (number + turn) % len(servers)
+            for server in (*servers[first:], *servers[:first]):
+                progress(f"{point.name} at a time, {server.name}, turn {turn + 1}")
+                row, outcomes = await _turn(server, point)
+                runs.append({"composition": server.name, "turn": turn, **row})
+                heard[f"{server.name} at {point.name}"] += outcomes
+    progress("")
+    return runs, heard
+
+
+async def _turn(server: Server, point: Point) -> tuple[dict[str, Any], list[Outcome]]:
+    """One server at one load: measured, then every prompt once more for the comparison."""
+    began_s, busy_s = perf_counter(), server.busy_s()
+    row, outcomes = await measure_point(server.plan, point)
+    cores = (server.busy_s() - busy_s) / (perf_counter() - began_s)
+    num = len(server.plan.texts)
+    outcomes += await closed_loop(server.plan.send, int(point.value), 3600.0, num_requests=num)
+    return row | {"server": {"cores": cores}}, outcomes
+
+
+def rates_of(runs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
+    """Tokens a second by concurrency and composition, the median of its turns."""
+    found: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for run in runs:
+        found[int(run["concurrency"])][run["composition"]].append(run["tokens_per_s"])
+    return {
+        load: {name: median(rates) for name, rates in own.items()} for load, own in found.items()
+    }
+
+
+def peer_of(path: Path | None, num_parameters: int) -> Mapping[int, float]:
+    """Tokens a second of the engine compared with, by concurrency; none known of other sizes."""
+    if path is None:
+        return NOTED_PEER if NOTED_SIZE[0] <= num_parameters <= NOTED_SIZE[1] else {}
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return {int(row["concurrency"]): row["tokens_per_s"] for row in rows}
+
+
+def judged(
+    rates: Mapping[int, Mapping[str, float]], peer: Mapping[int, float]
+) -> list[dict[str, Any]]:
+    """Each concurrency against its bars; a ratio is None where there is nothing to compare with."""
+    rows = []
+    for load, own in rates.items():
+        best = max(own["off"], own["fixed"])
+        of_best = own["auto"] / best if best else None
+        of_peer = own["auto"] / peer[load] if peer.get(load) else None
+        least = LEAST_OF_PEER.get(load) if of_peer is not None else None
+        rows.append(
+            {
+                "concurrency": load,
+                **own,
+                "of_best": of_best,
+                "best_is_met": of_best is not None and of_best >= LEAST_OF_BEST,
+                "of_peer": of_peer,
+                "least_of_peer": least,
+                "peer_is_met": None if of_peer is None or least is None else of_peer >= least,
+            }
+        )
+    return rows
+
+
+def _print(report: Mapping[str, Any]) -> None:
+    heads = ("at a time", "off", "fixed", "auto", "of best", "bar", "of peer", "bar")
+    print(f"{report['machine']}, {report['parameters'] / 1e6:.0f}M parameters, tokens/s")
+    print("{:10}{:>9}{:>9}{:>9}{:>9}{:>8}{:>9}{:>8}".format(*heads))
+    words = {True: "met", False: "MISSED", None: "-"}
+    for row in report["bars"]:
+        of_best, of_peer = (
+            "-" if row[name] is None else f"{row[name]:.2f}" for name in ("of_best", "of_peer")
+        )
+        print(
+            f"{row['concurrency']:<10}{row['off']:9.1f}{row['fixed']:9.1f}{row['auto']:9.1f}"
+            f"{of_best:>9}{words[row['best_is_met']]:>8}{of_peer:>9}{words[row['peer_is_met']]:>8}"
+        )
+    check = report["check"]
+    print(
+        f"identical: {'yes' if check['identical'] else 'NO'}, {check['num_compared']} prompts, of"
+        f" which {check['num_everywhere']} were answered by every server at every load"
+    )
+    for kind, sentence in report["errors"].items():
+        print(f"{kind}: {sentence}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
