@@ -33,6 +33,7 @@ ROUTES = [
     ("GET", "/v1/models"), ("GET", "/v1/models/tiny"), ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"), ("POST", "/tokenize"), ("POST", "/detokenize"),
     ("GET", "/metrics"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/any/thing"),
+    ("POST", "/v1/responses"),
     ("GET", "/page/about.json"), ("POST", "/page/drafter-failure"), ("POST", "/"),
     ("POST", "//v1/completions"), ("GET", "/health/../metrics"), ("OPTIONS", "/v1/models"),
 ]  # fmt: skip

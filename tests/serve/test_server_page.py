@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2
 
 from forerun.serve.fields import REFUSED, ChatBody, CompletionBody
+from forerun.serve.responses_fields import ResponsesBody
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
 CODE = re.compile(r"`([^`]+)`")
@@ -36,6 +37,12 @@ def test_given_the_page_then_its_fields_are_those_of_the_bodies() -> None:
     for column, body in ((1, ChatBody), (2, CompletionBody)):
         listed = {name for row in table if row[column] == "yes" for name in CODE.findall(row[0])}
         assert listed == set(body.model_fields)
+
+
+def test_given_the_page_then_it_names_every_field_of_responses() -> None:
+    sentence = PAGE[PAGE.index("`/v1/responses` takes") : PAGE.index("Known and refused")]
+
+    assert set(ResponsesBody.model_fields) <= set(CODE.findall(sentence))
 
 
 def test_given_the_page_then_its_refusals_are_those_of_the_code() -> None:

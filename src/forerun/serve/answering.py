@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from forerun.serve.feed import Feed, Submits
 from forerun.serve.forms import Form, Step
 from forerun.serve.provenance import told_of, traced
 from forerun.serve.refusals import internal, is_ours, refusal_of, shutting_down
-from forerun.serve.timings import Clock
+from forerun.serve.timings import Clock, RequestClock
 from forerun.serve.wire import DONE, PING, EventStream, event, json_response, padding, whole_or_gone
 
 
@@ -52,72 +52,90 @@ class Setting:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A request whose jobs the engine has."""
+
+    asked: Asked
+    feed: Feed
+    timing: RequestClock
+    created: int
+
+
+async def begin(setting: Setting, ask: Callable[[], Asked]) -> Begun:
+    """Make the jobs of a request and hand them to the engine, off the event loop.
+
+    Raises:
+        Refusal: what was asked for cannot be.
+        CapacityError: the server is full, or a job does not fit.
+    """
+    timing = setting.clock.request()
+    feeds: list[Feed] = []
+    is_left = False
+    loop = asyncio.get_running_loop()
+
+    def work() -> Asked:
+        asked = ask()
+        feed = Feed(setting.service, asked.jobs, setting.longest_s, loop)
+        feeds.append(feed)
+        if is_left:
+            feed.close()
+        feed.submit()
+        return asked
+
+    try:
+        asked = await asyncio.to_thread(work)
+    except asyncio.CancelledError:
+        is_left = True
+        for feed in feeds:
+            feed.close()
+        raise
+    return Begun(asked, feeds[0], timing, setting.clock.created())
+
+
+async def respond(
+    request: Request,
+    feed: Feed,
+    whole: Callable[[], Coroutine[Any, Any, Response]],
+    chunks: Callable[[], AsyncGenerator[bytes, None]] | None,
+) -> Response:
+    """A response that cancels its jobs if its client leaves; a stream where there are chunks."""
+    if chunks is not None:
+        return EventStream(chunks(), feed.close)
+    try:
+        return await whole_or_gone(request, whole())
+    finally:
+        feed.close()
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
-    """One request's answer."""
+    """One request's answer as a completion or a chat."""
 
     setting: Setting
     form: Form
     wishes: Wishes
-    asked: Asked
-    feed: Feed
-    created: int
+    begun: Begun
     id: str = field(default_factory=lambda: secrets.token_hex(16))
 
-    @staticmethod
-    async def begin(
-        setting: Setting, form: Form, wishes: Wishes, ask: Callable[[], Asked]
-    ) -> Answer:
-        """Make the jobs of a request and hand them to the engine.
-
-        Raises:
-            Refusal: what was asked for cannot be, or the server is full.
-        """
-        begun: list[Feed] = []
-        is_left = False
-        loop = asyncio.get_running_loop()
-
-        def work() -> Asked:
-            asked = ask()
-            feed = Feed(setting.service, asked.jobs, setting.longest_s, loop)
-            begun.append(feed)
-            if is_left:
-                feed.close()
-            feed.submit()
-            return asked
-
-        try:
-            asked = await asyncio.to_thread(work)
-        except asyncio.CancelledError:
-            is_left = True
-            for feed in begun:
-                feed.close()
-            raise
-        return Answer(setting, form, wishes, asked, begun[0], setting.clock.created())
-
     async def respond(self, request: Request) -> Response:
-        """The response, which cancels the jobs if its client leaves."""
-        if self.wishes.streams:
-            return EventStream(self._chunks(), self.feed.close)
-        try:
-            return await whole_or_gone(request, self._whole())
-        finally:
-            self.feed.close()
+        """The response."""
+        chunks = self._chunks if self.wishes.streams else None
+        return await respond(request, self.begun.feed, self._whole, chunks)
 
     async def _whole(self) -> Response:
         choices = self._choices()
-        timing = self.setting.clock.request()
-        async for heard in self.feed.events(self.setting.longest_s):
+        async for heard in self.begun.feed.events(self.setting.longest_s):
             if heard is not None:
                 choice = choices[heard[0]]
                 choice.hear(heard[1])
                 if isinstance(heard[1], Gained) and heard[1].seen is not None:
                     choice.rounds.append(told_of(heard[1], self.form.tokenizer))
-                timing.hear(heard[1])
-                self._refuse_failed(heard[1])
+                self.begun.timing.hear(heard[1])
+                refuse_failed(heard[1], self.begun.feed)
         body = self._envelope(self.form.whole_name)
         body["choices"] = [
             self.form.whole(one, len(echo))
-            for one, echo in zip(choices, self.asked.echoes, strict=True)
+            for one, echo in zip(choices, self.begun.asked.echoes, strict=True)
         ]
         if any(one.rounds for one in choices):
             body["forerun"] = {"rounds": [one.rounds for one in choices]}
@@ -126,7 +144,7 @@ class Answer:
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         choices = self._choices()
         try:
-            for one, echo in zip(choices, self.asked.echoes, strict=True):
+            for one, echo in zip(choices, self.begun.asked.echoes, strict=True):
                 opening = self.form.opening(one.index, echo)
                 if opening is not None:
                     yield self._chunk(opening)
@@ -141,17 +159,16 @@ class Answer:
         yield DONE
 
     async def _steps(self, choices: list[Choice]) -> AsyncGenerator[bytes, None]:
-        timing = self.setting.clock.request()
         num_open, figures = len(choices), {}
-        async for heard in self.feed.events(self.setting.ping_s):
+        async for heard in self.begun.feed.events(self.setting.ping_s):
             if heard is None:
                 yield PING
                 continue
             choice, told = choices[heard[0]], heard[1]
             offset = len(choice.text)
             choice.hear(told)
-            timing.hear(told)
-            self._refuse_failed(told)
+            self.begun.timing.hear(told)
+            refuse_failed(told, self.begun.feed)
             if isinstance(told, Gained) and (told.piece.text or told.logprobs or told.seen):
                 step = Step(choice.index, told.piece.text, told.piece.texts, told.logprobs, offset)
                 found = {} if told.seen is None else traced(told, self.form.tokenizer)
@@ -169,7 +186,7 @@ class Answer:
             yield event(self._envelope(self.form.chunk_name) | {"choices": []} | figures)
 
     def _choices(self) -> list[Choice]:
-        return [Choice(index, echo) for index, echo in enumerate(self.asked.echoes)]
+        return [Choice(index, echo) for index, echo in enumerate(self.begun.asked.echoes)]
 
     def _chunk(
         self, choice: dict[str, Any], num_chars: int = 0, figures: dict[str, Any] | None = None
@@ -185,22 +202,22 @@ class Answer:
         return {
             "id": self.form.id_prefix + self.id,
             "object": name,
-            "created": self.created,
+            "created": self.begun.created,
             "model": self.setting.model_name,
             "system_fingerprint": self.setting.fingerprint,
         }
 
     def _figures(self, choices: list[Choice]) -> dict[str, Any]:
-        num_prompt_tokens = self.asked.num_prompt_tokens
+        num_prompt_tokens = self.begun.asked.num_prompt_tokens
         is_degraded = self.setting.is_degraded()
         figures = figures_of(choices, num_prompt_tokens, is_degraded=is_degraded)
         return {"usage": usage_of(choices, num_prompt_tokens)} | figures
 
-    def _refuse_failed(self, told: object) -> None:
-        """Raise what a job ended with, if it did not end well."""
-        if not isinstance(told, Ended) or told.completion.finish_reason in ("stop", "length"):
-            return
-        self.feed.close()
+
+def refuse_failed(told: object, feed: Feed) -> None:
+    """Raise what a job ended with, if it did not end well; the others are cancelled."""
+    if isinstance(told, Ended) and told.completion.finish_reason not in ("stop", "length"):
+        feed.close()
         raise failure_of(told.completion)
 
 

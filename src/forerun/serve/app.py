@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 from forerun.engine.engine import Engine
 from forerun.engine.service import Service
 from forerun.protocols import BLOCK_LEN
-from forerun.serve.answering import Answer, Setting, Wishes
+from forerun.serve.answering import Answer, Setting, Wishes, begin
 from forerun.serve.asking import Asked, Model, ask_chat, ask_completion
 from forerun.serve.complaints import complaint
 from forerun.serve.fields import (
@@ -37,6 +37,8 @@ from forerun.serve.gate import PARTITION, REQUEST_ID, Gate, Life
 from forerun.serve.metrics import CONTENT_TYPE, LoadCollector, exposition
 from forerun.serve.page_routes import PageFacts, add_page
 from forerun.serve.refusals import Refusal, is_ours, refusal_of
+from forerun.serve.responses import ResponsesAnswer, ResponsesForm
+from forerun.serve.responses_fields import ResponsesBody
 from forerun.serve.settings import ServeSettings
 from forerun.serve.timings import Clock
 from forerun.serve.wire import json_response, refusal_response
@@ -98,6 +100,10 @@ def _add_generation(app: FastAPI, parts: Parts) -> None:
             response.headers["x-forerun-chat"] = "this model has no chat template; text continued"
         return response
 
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesBody, request: Request) -> Response:
+        return await _respond(parts, body, request)
+
 
 async def _answer(
     parts: Parts,
@@ -109,14 +115,34 @@ async def _answer(
     _refuse_other_model(body.model, parts.model.name)
     if body.stream_options.model_fields_set and not body.stream:
         raise Refusal(400, "stream_options needs stream: true", param="stream_options")
-    options = body.stream_options
-    request_id = request.scope[REQUEST_ID]
+    options, request_id = body.stream_options, request.scope[REQUEST_ID]
     wishes = Wishes(request_id, body.stream, options.include_usage, options.include_obfuscation)
-    begin = partial(ask, parts.model, request.scope[PARTITION])
+
+    async def answer() -> Response:
+        begun = await begin(parts.setting, partial(ask, parts.model, request.scope[PARTITION]))
+        return await Answer(parts.setting, form, wishes, begun).respond(request)
+
+    return await _in_our_words(answer(), request_id)
+
+
+async def _respond(parts: Parts, body: ResponsesBody, request: Request) -> Response:
+    _refuse_other_model(body.model, parts.model.name)
+    ask = partial(ask_chat, body.as_chat(), parts.model, request.scope[PARTITION])
+
+    async def answer() -> Response:
+        begun = await begin(parts.setting, ask)
+        form = ResponsesForm(body, parts.model.name, begun.created, parts.model.tokenizer)
+        request_id = request.scope[REQUEST_ID]
+        return await ResponsesAnswer(parts.setting, form, begun, request_id).respond(request)
+
+    return await _in_our_words(answer(), request.scope[REQUEST_ID])
+
+
+async def _in_our_words(answer: Awaitable[Response], request_id: str) -> Response:
+    """An answer; what the engine raises becomes a refusal, and our own faults go to the log."""
     try:
-        answer = await Answer.begin(parts.setting, form, wishes, begin)
-        return await answer.respond(request)
-    except Exception as error:  # an engine's error is a client's only in our words
+        return await answer
+    except Exception as error:
         if is_ours(error):
             _note(error, request_id)
         raise refusal_of(error) from error

@@ -19,6 +19,7 @@ MAX_MESSAGES, MAX_PROMPTS, MAX_CHOICES, MAX_STOPS, MAX_BIASES = 1024, 16, 16, 4,
 _MAX_TOKENS = 2**31 - 1
 _NO_TOOLS = "tools are not built yet"
 _NO_GRAMMAR = "structured output is not built yet"
+_STATELESS = "nothing is kept between requests"
 _TEXT_ONLY = "this server reads and writes text only"
 
 # Fields of OpenAI's and its peers' APIs that are known and not honoured: why, and which values
@@ -51,6 +52,13 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = MappingProxyType(
         "chat_template": ("templates come with the model only", ()),
         "chat_template_kwargs": ("templates come with the model only", ({},)),
         "prompt_logprobs": ("only generated tokens have log-probabilities", (0,)),
+        "previous_response_id": (_STATELESS, ()),
+        "conversation": (_STATELESS, ()),
+        "background": (_STATELESS, (False,)),
+        "reasoning": ("it has no meaning for this model", ({},)),
+        "text": (_NO_GRAMMAR, ({}, {"format": {"type": "text"}})),
+        "truncation": ("what does not fit is refused", ("disabled",)),
+        "max_tool_calls": (_NO_TOOLS, ()),
         "use_beam_search": ("there is no beam search", (False,)),
     }
 )
