@@ -43,6 +43,7 @@ from forerun.tools.bench_serve_figures import Slo, first_errors, sameness
 from forerun.tools.bench_serve_load import closed_loop
 from forerun.tools.bench_serve_options import Point
 from forerun.tools.bench_serve_wire import Address
+from forerun.tools.other_work import OtherWork
 from forerun.tools.prompt_files import read_prompts, read_suite, spread
 
 LEAST_OF_BEST = 0.97
@@ -197,12 +198,14 @@ async def sweep(
 
 async def _turn(server: Server, point: Point) -> tuple[dict[str, Any], list[Outcome]]:
     """One server at one load: measured, then every prompt once more for the comparison."""
+    others = OtherWork(os.sched_getaffinity(0))
     began_s, busy_s = perf_counter(), server.busy_s()
     row, outcomes = await measure_point(server.plan, point)
     cores = (server.busy_s() - busy_s) / (perf_counter() - began_s)
+    row |= {"server": {"cores": cores}, "others": {"cores": max(0.0, others.num_cores() - cores)}}
     num = len(server.plan.texts)
     outcomes += await closed_loop(server.plan.send, int(point.value), 3600.0, num_requests=num)
-    return row | {"server": {"cores": cores}}, outcomes
+    return row, outcomes
 
 
 def rates_of(runs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
@@ -260,6 +263,8 @@ def _print(report: Mapping[str, Any]) -> None:
             f"{row['concurrency']:<10}{row['off']:9.1f}{row['fixed']:9.1f}{row['auto']:9.1f}"
             f"{of_best:>9}{words[row['best_is_met']]:>8}{of_peer:>9}{words[row['peer_is_met']]:>8}"
         )
+    busiest = max(run["others"]["cores"] for run in report["runs"])
+    print(f"other processes kept up to {busiest:.1f} cores busy meanwhile")
     check = report["check"]
     print(
         f"identical: {'yes' if check['identical'] else 'NO'}, {check['num_compared']} prompts, of"
