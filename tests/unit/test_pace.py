@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from forerun.control.pace import Pace
+from forerun.control.pace import Pace, Paces
 from forerun.stats import RoundStats
 
 LONGEST = 8
@@ -104,3 +104,23 @@ def test_control_given_one_probe_then_its_price_is_taken_for_that_of_every_token
 def test_given_probes_beyond_the_longest_then_it_chooses_all_the_same() -> None:
     assert played(Pace(2, (2, 9)), 40, flat, everything)[-1] == 2
     assert played(Pace(1, (2, 9)), 40, flat, everything)[-1] == 1
+
+
+def test_given_rounds_of_many_rows_then_those_of_one_row_are_paced_as_before():
+    paces, only = Paces(6), Pace(6)
+
+    def round_of(num_rows, length, seconds):
+        num = num_rows * length
+        return RoundStats(num_rows, num, num // 2, seconds, 0.0, seconds, 0.0)
+
+    for _ in range(60):
+        alone, together = paces.length_for(1), paces.length_for(32)
+        assert alone == only.length
+        paces.learn(round_of(1, alone, 0.01))
+        only.learn(round_of(1, alone, 0.01))
+        # beside thirty others every drafted token costs as much as a plain round
+        paces.learn(round_of(32, together, 0.03 * (1 + together)))
+
+    assert paces.length_for(1) > 0
+    assert paces.length_for(20) == paces.length_for(32) == 0
+    assert paces.length_for(5) == 2  # nothing is known of five rows yet

@@ -115,3 +115,27 @@ class Pace:
             below, above = (outer[-2], outer[-1]) if above is None else (outer[0], outer[1])
         slope = (seen[above] - seen[below]) / (above - below)
         return max(seen[below] + slope * (length - below), 1e-9)
+
+
+class Paces:
+    """A pace for each number of rows that share a round, in powers of two: what a drafted token
+    costs beside thirty others is learned beside thirty others."""
+
+    def __init__(self, longest: int, probes: tuple[int, ...] = (_PROBE_LEN,)) -> None:
+        self._longest = longest
+        self._probes = probes
+        self._paces: dict[int, Pace] = {}
+
+    def length_for(self, num_rows: int) -> int:
+        """Most tokens to draft for each of so many rows."""
+        return self._of(num_rows).length
+
+    def learn(self, round_stats: RoundStats) -> None:
+        """Take in a decoding round."""
+        self._of(round_stats.num_rows).learn(round_stats)
+
+    def _of(self, num_rows: int) -> Pace:
+        size = (num_rows - 1).bit_length()
+        if size not in self._paces:
+            self._paces[size] = Pace(self._longest, self._probes)
+        return self._paces[size]

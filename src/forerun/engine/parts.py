@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forerun.backends.slots import Slots
-from forerun.control.pace import Pace
+from forerun.control.pace import Paces
 from forerun.control.patience import Patience
 from forerun.control.prices import Prices
 from forerun.drafters.features import Featured
@@ -36,7 +36,7 @@ class Parts:
     rule: Rule
     schedule: Schedule
     schedule_reason: str = ""
-    pace: Pace | None = None  # only where nobody asked for a length
+    pace: Paces | None = None  # only where nobody asked for a length
     prices: Prices | None = None  # only where nobody asked for a number of nodes
     patience: Patience | None = None  # only where something works ahead
     witness: Witness | None = None
@@ -110,9 +110,9 @@ def _overlapped(
     )
 
 
-def _pace(drafter: Drafter, shape: Shape) -> Pace:
+def _pace(drafter: Drafter, shape: Shape) -> Paces:
     """A block's first token is the dear one: its pace looks at a short chain and at a whole one."""
     if not isinstance(drafter, Featured):
-        return Pace(shape.max_drafted)
+        return Paces(shape.max_drafted)
     longest = min(shape.max_drafted, drafter.num_levels)
-    return Pace(longest, (2, longest))
+    return Paces(longest, (2, longest))

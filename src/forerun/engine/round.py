@@ -33,7 +33,8 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     # Between two passes the caches hold weights, so every function called here is fetched from
     # memory: what follows is flat on purpose.
     with meter.draft:
-        most = parts.shape.max_drafted if parts.pace is None else parts.pace.length
+        pace = parts.pace
+        most = parts.shape.max_drafted if pace is None else pace.length_for(len(rows))
         draft_rows = _draft_rows(rows, most, parts)
         drafts = parts.drafter.propose(draft_rows)
     meter.num_draft_passes = max(draft.num_passes for draft in drafts)
