@@ -28,75 +28,64 @@ from engine.test_lattice import OF_ITSELF, LastChild, is_measured, num_misses
 from engine.test_lattice import watched as watched_paths
 from engine.test_same_tokens import differences, outcomes
 from engine.test_same_tokens import requests as ways_to_sample
-from forerun import Engine, SamplingParams, Speculation
+from forerun import SamplingParams
 from forerun.rules.match import Match
 
-needs_native = pytest.mark.skipif(not HAS_NATIVE, reason="the native core is not built")
-KV_POSITIONS = 4096
-
-
-@pytest.fixture
-def open_ahead(backend, target_dir):
-    """Opens engines on one backend and closes them all."""
-    engines = []
-
-    def opened_ahead(drafter, shape, schedule, rule="match", **options):
-        options.setdefault("kv_positions", KV_POSITIONS)
-        speculation = Speculation(drafter, shape, rule, schedule)
-        engine = Engine(target_dir, speculate=speculation, backend=backend, threads=1, **options)
-        engines.append(engine)
-        return engine
-
-    yield opened_ahead
-    for engine in engines:
-        engine.close()
+pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native core is not built")
+ON_TORCH = (  # a sample: what differs is the backend's own way to grow further
+    ("lm", "chain:5", "match", "ahead:8"),
+    ("lm", "tree:9", "match", "parallel"),
+    ("dspark:{dspark}", "tree:3x2x1", "match", "ahead:8"),
+    ("eagle3:{eagle3}", "chain:4", "match", "ahead"),
+)
 
 
 @pytest.fixture(scope="module")
-def known():
-    """What was computed once for each backend."""
-    return {}
+def plain_alone(places):
+    """Every way to sample, alone, one token a round; by backend, computed when asked for."""
+    known = {}
 
+    def of(backend="native"):
+        if backend not in known:
+            with opened(places, ("none", "auto", "match"), backend) as engine:
+                known[backend] = [outcomes(engine, [one])[0] for one in ways_to_sample()]
+        return known[backend]
 
-@pytest.fixture
-def plain_alone(open_engine, backend, known):
-    """Every way to sample, alone, one token a round."""
-    if backend not in known:
-        engine = open_engine("none")
-        known[backend] = [outcomes(engine, [one])[0] for one in ways_to_sample()]
-    return known[backend]
+    return of
 
 
 # --- the same tokens ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("shape", ["chain:5", "tree:9"])
+@pytest.mark.parametrize("shape", ["chain:5", "tree:9", "tree:auto"])
 def test_given_every_way_to_sample_then_drafting_ahead_changes_nothing(
-    open_ahead, plain_alone, lm_name, shape, schedule
+    places, plain_alone, shape, schedule
 ):
     # penalties, filters, bias, stop strings and ids, logprobs: in one batch, and one by one
-    engine = open_ahead(lm_name, shape, schedule)
-
-    assert differences(plain_alone, outcomes(engine, ways_to_sample())) == []
-    alone = [outcomes(engine, [one])[0] for one in ways_to_sample()]
-    assert differences(plain_alone, alone) == []
+    with opened(places, ("lm", shape, "match", schedule)) as engine:
+        assert differences(plain_alone(), outcomes(engine, ways_to_sample())) == []
+        alone = [outcomes(engine, [one])[0] for one in ways_to_sample()]
+        assert differences(plain_alone(), alone) == []
 
 
 @pytest.mark.parametrize("rule", ["rejection", "block", "traversal", "kseq"])
-def test_given_a_sampled_rule_then_tokens_are_those_of_drafting_in_between(
-    open_ahead, lm_name, rule
-):
+def test_given_a_sampled_rule_then_tokens_are_those_of_drafting_in_between(places, rule):
     # every way to sample: draws for an outcome count as if it had come, penalties included
-    in_between = outcomes(open_ahead(lm_name, "chain:4", "sequential", rule), ways_to_sample())
-
+    with opened(places, ("lm", "chain:4", rule)) as engine:
+        in_between = outcomes(engine, ways_to_sample())
     for schedule in ("parallel", "ahead:8"):
-        ahead = outcomes(open_ahead(lm_name, "chain:4", schedule, rule), ways_to_sample())
+        with opened(places, ("lm", "chain:4", rule, schedule)) as engine:
+            assert differences(in_between, outcomes(engine, ways_to_sample())) == []
 
-        assert differences(in_between, ahead) == []
+
+@pytest.mark.parametrize("words", ON_TORCH, ids=" ".join)
+def test_given_the_torch_backend_then_drafting_ahead_changes_nothing(places, plain_alone, words):
+    pytest.importorskip("torch").set_num_threads(1)
+    with opened(places, words, "torch") as engine:
+        assert differences(plain_alone("torch"), outcomes(engine, ways_to_sample())) == []
 
 
-@needs_native
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_given_requests_that_wait_for_memory_then_they_join_and_leave_and_come_out_the_same(
     places, plain, schedule
@@ -106,7 +95,6 @@ def test_given_requests_that_wait_for_memory_then_they_join_and_leave_and_come_o
             assert places_that_differ(plain(), ends_of(completions(engine, requests()))) == []
 
 
-@needs_native
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_given_other_lengths_each_then_rows_leave_one_after_another(places, schedule):
     asked = [
@@ -120,7 +108,6 @@ def test_given_other_lengths_each_then_rows_leave_one_after_another(places, sche
             assert places_that_differ(plain, ends_of(completions(engine, asked))) == []
 
 
-@needs_native
 @pytest.mark.parametrize("words", [("lm", "chain:4", "match"), ("lm", "tree:5", "rejection")])
 def test_given_two_streams_in_turns_then_both_come_out_the_same_and_both_have_hits(places, words):
     # each round of one comes between two of the other; what was prepared for it is kept meanwhile
@@ -167,7 +154,6 @@ class Hits:
             self.of[sequence_id] = self.of.get(sequence_id, 0) + stats.lane.num_hits
 
 
-@needs_native
 def test_given_a_prompt_of_several_chunks_then_the_lane_reads_it_in_its_own_time(places):
     asked = unstopped((400, 300, 1), max_tokens=12)
     with opened(places, ("none", "auto", "match")) as engine:
@@ -177,7 +163,6 @@ def test_given_a_prompt_of_several_chunks_then_the_lane_reads_it_in_its_own_time
             assert places_that_differ(plain, ends_of(completions(engine, asked))) == []
 
 
-@needs_native
 @pytest.mark.parametrize("max_tokens", [1, 2, 3])
 def test_given_almost_no_room_then_nothing_is_drafted_beyond_it(places, max_tokens):
     asked = unstopped(max_tokens=max_tokens)
@@ -204,7 +189,6 @@ def by_itself(places, shape, schedule):
     return engine
 
 
-@needs_native
 @pytest.mark.parametrize("schedule", ["parallel", "ahead:1", "ahead:24"])
 @pytest.mark.parametrize(
     "shape",
@@ -220,7 +204,6 @@ def test_given_the_target_as_its_own_drafter_then_it_is_never_wrong(places, shap
         assert sum(num_accepted for _, num_accepted, _ in ends) > len(ends) // 2
 
 
-@needs_native
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.3])
 def test_given_the_target_as_its_own_drafter_then_almost_every_outcome_is_a_hit(
     places, temperature
@@ -234,7 +217,6 @@ def test_given_the_target_as_its_own_drafter_then_almost_every_outcome_is_a_hit(
     assert missed <= 2  # the last rounds have no room below a guess
 
 
-@needs_native
 def test_given_more_branches_then_more_outcomes_are_hits(places):
     hits = {}
     for schedule in ("parallel", "ahead:1", "ahead:24"):
@@ -248,7 +230,6 @@ def test_given_more_branches_then_more_outcomes_are_hits(places):
     assert hits["parallel"] < hits["ahead:24"]
 
 
-@needs_native
 def test_given_rounds_then_the_figures_of_the_lane_say_what_became_of_every_row(places):
     with opened(places, ("lm", "tree:5", "match", "ahead:8")) as engine:
         broken(engine)
@@ -269,7 +250,6 @@ def test_given_rounds_then_the_figures_of_the_lane_say_what_became_of_every_row(
 # --- the same comparisons must catch what is wrong ------------------------------------------------
 
 
-@needs_native
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_control_given_a_rule_that_keeps_what_it_likes_then_tokens_differ(places, plain, schedule):
     with opened(places, ("lm", "tree:5", "match", schedule)) as engine:
@@ -280,7 +260,6 @@ def test_control_given_a_rule_that_keeps_what_it_likes_then_tokens_differ(places
     assert len(found) > len(requests()) // 2
 
 
-@needs_native
 def test_control_given_guesses_read_behind_one_another_then_it_is_wrong_now_and_then(
     places, monkeypatch
 ):
