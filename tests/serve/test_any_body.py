@@ -1,4 +1,4 @@
-"""Whatever JSON a client sends: an answer or a refusal in the usual form, and the server goes on."""
+"""Whatever JSON a client sends: an answer or a refusal in the usual form, the server goes on."""
 
 from __future__ import annotations
 

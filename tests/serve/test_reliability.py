@@ -104,6 +104,19 @@ def test_given_a_full_queue_then_503_says_when_to_come_again(spare_engine: Engin
         assert http.post("/v1/completions", json=LONG | {"max_tokens": 1}).status_code == 200
 
 
+def test_given_a_stream_that_waits_then_comments_keep_its_connection(spare_engine: Engine) -> None:
+    with serving(spare_engine, ServiceLimits(max_rows=1), ping_s=0.01) as server:
+        with raw_request(server, "/v1/completions", LONG):
+            until(lambda: server.service.load().num_running == 1)
+            with server.http() as http:
+                body = LONG | {"stream": True, "max_tokens": 2}
+                with http.stream("POST", "/v1/completions", json=body) as stream:
+                    first = next(line for line in stream.iter_lines() if line)
+        until(lambda: is_idle(server))
+
+    assert first == ": ping"
+
+
 def test_given_a_request_that_takes_too_long_then_504_or_an_error_event(
     spare_engine: Engine,
 ) -> None:

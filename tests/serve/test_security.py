@@ -13,6 +13,7 @@ import pytest
 
 from forerun import Engine
 from forerun.errors import OptionError
+from forerun.models.tokenizer import Tokenizer
 from forerun.serve.keys import hash_of, partition_of, read_keys
 from forerun.serve.settings import ServeSettings, is_loopback
 
@@ -214,6 +215,31 @@ def test_given_odd_text_then_it_is_answered(http: httpx2.Client, text: str) -> N
     ):
         answer = http.post(path, json={**body, "max_tokens": 3})
         assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {"prompt": "y" * 3_000_000}, "prompt"),
+        ("/v1/completions", {"prompt": "y" * 3_000_000}, "prompt"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"role": "user", "content": "y" * 3_000_000}]},
+            "messages",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_given_megabytes_of_text_then_they_are_refused_before_they_are_tokenized(
+    http: httpx2.Client, monkeypatch: pytest.MonkeyPatch, path: str, body: Any, param: str
+) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", lambda *given, **options: pytest.fail("it was"))
+
+    answer = http.post(path, json=body)
+
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == param
+    assert answer.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_given_a_template_that_fails_then_its_words_stay_inside(http: httpx2.Client) -> None:

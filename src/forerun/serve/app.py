@@ -23,7 +23,7 @@ from forerun.engine.engine import Engine
 from forerun.engine.service import Service
 from forerun.protocols import BLOCK_LEN
 from forerun.serve.answering import Answer, Setting, Wishes, begin
-from forerun.serve.asking import Asked, Model, ask_chat, ask_completion
+from forerun.serve.asking import Asked, Model, ask_chat, ask_completion, encoded
 from forerun.serve.complaints import complaint
 from forerun.serve.fields import (
     ChatBody,
@@ -175,8 +175,8 @@ def _add_tokens(app: FastAPI, parts: Parts) -> None:
     @app.post("/tokenize")
     async def tokenize(body: TokenizeBody) -> Response:
         _refuse_other_model(body.model, parts.model.name)
-        encode = partial(tokenizer.encode, add_special_tokens=body.add_special_tokens)
-        tokens = await run_in_threadpool(encode, body.prompt)
+        encode = partial(encoded, add_special_tokens=body.add_special_tokens)
+        tokens = await run_in_threadpool(encode, body.prompt, parts.model, "prompt")
         answer = {"tokens": tokens, "count": len(tokens), "max_model_len": parts.model.context_len}
         return json_response(answer)
 
@@ -211,10 +211,15 @@ def _add_operation(app: FastAPI, parts: Parts) -> None:
 def _model(engine: Engine, settings: ServeSettings) -> Model:
     inside = engine.inside()
     spec, slots = inside.parts.target.spec, inside.parts.slots
+    tokenizer = engine.tokenizer
+    context_len = min(spec.max_position, slots.num_blocks * BLOCK_LEN)
+    longest = max(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocab_size))
+    longest = max([longest, *(len(text) for text in tokenizer.added.values())])
     return Model(
         name=settings.name,
-        tokenizer=engine.tokenizer,
-        context_len=min(spec.max_position, slots.num_blocks * BLOCK_LEN),
+        tokenizer=tokenizer,
+        context_len=context_len,
+        most_chars=context_len * longest,
         vocab=spec.vocab,
         default_tokens=settings.default_tokens,
     )

@@ -21,13 +21,18 @@ _SEED_BITS = 64
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What the server knows of the model it serves; `context_len` is prompt and answer together."""
+    """What the server knows of the model it serves; `context_len` is prompt and answer together.
+
+    `most_chars` is more text than so many tokens can spell: it is refused before it is tokenized,
+    which for a body of some megabytes would take many seconds.
+    """
 
     name: str
     tokenizer: Tokenizer
     context_len: int
     vocab: int
     default_tokens: int
+    most_chars: int
 
     @property
     def has_template(self) -> bool:
@@ -60,7 +65,7 @@ def ask_completion(body: CompletionBody, model: Model, partition: str) -> Asked:
     if len(prompts) * body.n > MAX_CHOICES:
         raise Refusal(400, f"prompts times n must be at most {MAX_CHOICES}", param="n")
     tokenizer = model.tokenizer
-    ids = [_ids(one, tokenizer) if isinstance(one, str) else tuple(one) for one in prompts]
+    ids = [_ids(one, model, "prompt") if isinstance(one, str) else tuple(one) for one in prompts]
     texts = [one if isinstance(one, str) else tokenizer.decode(one) for one in prompts]
     jobs: list[Job] = []
     for prompt in ids:
@@ -102,7 +107,7 @@ def chat_ids(messages: Sequence[tuple[str, str]], model: Model) -> tuple[int, ..
     """
     tokenizer = model.tokenizer
     if not model.has_template:
-        return _ids(_plain_text(messages), tokenizer)
+        return _ids(_plain_text(messages), model, "messages")
     roles = [
         {"role": "system" if role == "developer" else role, "content": text}
         for role, text in messages
@@ -115,7 +120,24 @@ def chat_ids(messages: Sequence[tuple[str, str]], model: Model) -> tuple[int, ..
             "the model's chat template does not accept these messages: check the order of roles",
             param="messages",
         ) from error
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
+    return tuple(encoded(text, model, "messages", add_special_tokens=False))
+
+
+def encoded(text: str, model: Model, param: str, *, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text that may fit.
+
+    Raises:
+        Refusal: it cannot fit, however well it is tokenized.
+    """
+    if len(text) > model.most_chars:
+        raise Refusal(
+            400,
+            f"{param} has {len(text)} characters, more than a context of {model.context_len} tokens"
+            " can hold",
+            param=param,
+            code="context_length_exceeded",
+        )
+    return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
 def _plain_text(messages: Sequence[tuple[str, str]]) -> str:
@@ -137,10 +159,10 @@ def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str 
     return [one for one in prompt if not isinstance(one, int)]
 
 
-def _ids(text: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+def _ids(text: str, model: Model, param: str) -> tuple[int, ...]:
     """Token ids of a prompt; an empty one is the token that begins every text of this model."""
-    ids = tokenizer.encode(text)
-    return tuple(ids) if ids else tokenizer.eos_ids[:1]
+    ids = encoded(text, model, param)
+    return tuple(ids) if ids else model.tokenizer.eos_ids[:1]
 
 
 def _room(prompt: Sequence[int], asked: int | None, model: Model, param: str) -> int:
