@@ -74,8 +74,9 @@ class Listener:
 
     def is_in_order(self) -> bool:
         """Began at most once and first, Ended once and last; both say the same."""
+        completion = self.completion
         kinds = [type(event) for event in self.events]
-        completion, began = self.completion, [Began] if Began in kinds else []
+        began = [Began] if Began in kinds else []
         gained = [Gained] * (len(kinds) - len(began) - 1)
         texts = [event.piece.text for event in self.events if isinstance(event, Gained)]
         says_same = self.token_ids == completion.token_ids and "".join(texts) == completion.text

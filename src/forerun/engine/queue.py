@@ -28,7 +28,7 @@ from forerun.stats import RoundMeter
 
 MAX_ROWS = 16  # rows of one round: beyond, a pass is no longer bound by reading the weights
 LONGEST_TAIL = 128  # prompt tokens, of all new rows, that a round reads beside its drafts
-SHARED_CHUNK = 128  # prompt tokens read before a round that somebody else waits for
+SHARED_CHUNK = 128  # prompt tokens read for a round that somebody else waits for, tails included
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,7 +217,8 @@ class Queue:
     def _read(self, ended: list[Sequence]) -> int:
         """Let rows with little to read join the round, and read some of the others, in turn."""
         room = self._join(LONGEST_TAIL)
-        left = SHARED_CHUNK if self._running else CHUNK
+        left = SHARED_CHUNK - (LONGEST_TAIL - room) if self._running else CHUNK
+        left = max(left, BLOCK_LEN)  # however many short prompts come, long ones are read on
         num_read = 0
         for _ in range(len(self._reading)):
             if num_read >= left:
