@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from forerun import Engine
+from forerun.engine.service import ServiceLimits
 from forerun.errors import BackendError
 from forerun.tools.bench_serve import run
 from forerun.tools.bench_serve_drafts import Drafts, drafts_of_metrics
 from forerun.tools.bench_serve_options import LoadOptions
 
-from .live import MODEL, Live
+from .live import MODEL, Live, serving
 
 PROMPTS = ("abcabcabcabcabc", "def add(a, b):", "one two one two one two", "x = 1\nx = 1\n")
 NUM_TOKENS = 16
@@ -104,3 +106,24 @@ def test_given_speculation_off_then_nothing_was_drafted(
     extra = '{"speculation": "off", "ignore_eos": true}'
     _, report = report_of(server, prompts, capsys, concurrency="2", extra_body=extra)
     assert report["rows"][0]["acceptance"]["num_draft_tokens"] == 0
+
+
+def test_given_more_than_fits_then_refusals_are_counted_and_goodput_is_less_than_all(
+    chat_model: Path, prompts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Given: one request at a time, one that waits, and many that come whatever is answered.
+    limits = ServiceLimits(max_waiting=1, max_rows=1)
+    with (
+        Engine(chat_model, threads=1, kv_positions=2048) as engine,
+        serving(engine, limits) as small,
+    ):
+        # When
+        code, report = report_of(small, prompts, capsys, rate="400", max_tokens=64, ttft_slo=30.0)
+    # Then
+    row = report["rows"][0]
+    assert code == 0
+    assert row["errors"].keys() == {"http_503"}
+    assert row["errors"]["http_503"] + row["num_ok"] == row["num_requests"]
+    assert 0 < row["num_ok"] < row["num_requests"]
+    assert row["goodput"]["share"] == row["num_ok"] / row["num_requests"]
+    assert "http_503" in report["errors"]
