@@ -83,13 +83,15 @@ class Tab:
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
-    def picture(self, path: Path, width: int = 1100, scheme: str = "light") -> None:
+    def picture(self, path: Path, width: int = 1000, scheme: str = "light") -> None:
         """The whole page as PNG."""
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=features)
-        size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        size = {"width": width, "height": 600, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        size["height"] = self.run("document.documentElement.scrollHeight")
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        shot = self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def _note(self, event: dict[str, Any]) -> None:

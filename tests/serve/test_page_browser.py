@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from forerun import Engine, Speculation
+from forerun.cli import run as run_command
 
 from .browser import CHROMIUM, Tab, browsing
 from .live import Live, serving
@@ -111,7 +112,7 @@ def test_given_a_seed_then_the_proof_says_identical_and_the_ghost_is_measured(ta
     assert set(kinds(tab, 0)) == {"target"}
     assert "draft" in kinds(tab, 1)
     assert ribbon(tab, 0) == ribbon(tab, 1)
-    assert "as measured here" in tab.text("#ghost")
+    assert "as measured with speculation off" in tab.text("#ghost")
     assert tab.run("document.querySelectorAll('#lanes .time-ghost').length") == 32
 
 
@@ -184,6 +185,33 @@ def test_given_a_recorded_trace_then_it_opens_as_it_was(tab: Tab) -> None:
         origins = [token["origin"] for one in rounds for token in one["emitted"]]
         assert kinds(tab, run) == origins
         assert ribbon(tab, run) == "".join(t["text"] for one in rounds for t in one["emitted"])
+
+
+def test_given_a_saved_trace_then_it_opens_again(tab: Tab) -> None:
+    click(tab, "both")
+    same = tab.run(
+        """Promise.all([import('/page/traces.js'), import('/page/state.js')]).then(
+          ([{ fileOf, runsOf }, { state }]) => {
+            const text = fileOf(state.runs, state.about);
+            const { header, runs } = runsOf(text);
+            return [header.model, fileOf(runs, state.about) === text];
+          })"""
+    )
+
+    assert same == ["embedded", True]
+
+
+def test_given_a_trace_of_the_command_line_then_its_rounds_are_shown(
+    tab: Tab, live: Live, tmp_path: Path
+) -> None:
+    path = tmp_path / "command.jsonl"
+    options = ["--max-tokens", "12", "--drafter", "lookup", "--threads", "1", "--trace", str(path)]
+    assert run_command(["generate", "def f(", *options]) == 0
+    tab.choose_file("#open", path)
+    tab.wait("document.getElementById('note').textContent.includes('command')")
+
+    assert len(kinds(tab)) == 12
+    assert "⟨" in ribbon(tab)
 
 
 def test_given_text_that_is_markup_then_it_stays_text(tab: Tab, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 // Pictures of runs: values in, elements out. Text of models only ever becomes text nodes.
 
-import { keptByPosition, tokensOf } from "./traces.js";
+import { keptByPosition, spentOf, tokensOf } from "./traces.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const NODE_WIDTH = 124;
@@ -209,7 +209,7 @@ export function lanesPicture(run, chosen, plain, choose) {
   const scale = Math.min(36 / typical, 12000 / end_s);
   const hasLane = rounds.some((one) => one.lane);
   const names = ["draft", "verify", ...(hasLane ? ["ahead"] : []), ...(plain === null ? [] : ["plain"])];
-  const width = LEFT + end_s * scale + 20;
+  const width = LEFT + end_s * scale + 70;
   const drawn = picture(width, names.length * 26 + 40, `${rounds.length} rounds over time`);
   const x = (seconds) => LEFT + (seconds - start) * scale;
   const line = (name) => 8 + names.indexOf(name) * 26;
@@ -260,14 +260,12 @@ function niceStep(least) {
 
 // What the ghost lane says, as a sentence.
 export function ghostText(run, plain, isMeasured) {
-  const first = run.rounds[0];
-  const last = run.rounds.at(-1);
-  const took = last.began_s + last.round_s - first.began_s;
+  const took = spentOf(run.rounds);
   const num = tokensOf(run).length;
-  const own = `${num} tokens in ${run.rounds.length} rounds, ${milliseconds(took)}`;
+  const own = `${num} tokens in ${run.rounds.length} rounds of ${milliseconds(took)} together`;
   if (plain === null) return `${own}. Run once with speculation off to see plain decoding beside it.`;
   const how = isMeasured
-    ? "as measured here with speculation off"
+    ? "as measured with speculation off"
     : "estimated by this answer's rounds without a draft; speculation off measures it";
   const ratio = `${((plain * num) / took).toFixed(2)} times`;
   return `${own}. Plain decoding, a round a token, takes ${milliseconds(plain * num)} (${ratio} as long), ${how}.`;

@@ -6,7 +6,7 @@ import {
   summaryOf, tokenElement, treePicture, visible,
 } from "./drawing.js";
 import { change, chosenRun, lookAt, onChange, say, state } from "./state.js";
-import { draftersOf, fileOf, firstDifference, isPlain, middle, runsOf, tokensOf } from "./traces.js";
+import { draftersOf, fileOf, firstDifference, guessedPlain, isPlain, plainOf, runsOf, spentOf, tokensOf } from "./traces.js";
 
 const PICTURE_MS = 250; // between two drawings while an answer comes
 const LARGEST_FILE = 64 << 20;
@@ -51,8 +51,7 @@ async function runAll(wanted, finish) {
 }
 
 function learnPlain(run) {
-  const plain = middle(run.rounds.map((round) => round.round_s));
-  if (isPlain(run) && run.speculation === "off") change({ plain });
+  if (isPlain(run) && run.speculation === "off") change({ plain: plainOf(run) });
 }
 
 function complain(error) {
@@ -102,7 +101,8 @@ async function openFile(file) {
   try {
     if (file.size > LARGEST_FILE) throw new Error("it is larger than 64 MiB");
     const { header, runs } = runsOf(await file.text());
-    const plain = middle(runs.filter(isPlain).flatMap((run) => run.rounds.map((round) => round.round_s)));
+    const reference = runs.find(isPlain);
+    const plain = reference ? plainOf(reference) : null;
     const note = `${file.name}${header.model ? `, of ${header.model}` : ""}`;
     change({ runs, chosen: 0, round: 0, proof: null, plain, note, isWrong: false });
   } catch (error) {
@@ -185,7 +185,7 @@ function figuresOf(run) {
   const num = tokensOf(run).length;
   const drafted = run.rounds.reduce((sum, round) => sum + round.tokens.length - 1, 0);
   const kept = run.rounds.reduce((sum, round) => sum + round.numAccepted, 0);
-  const took = run.rounds.reduce((sum, round) => sum + round.round_s, 0);
+  const took = spentOf(run.rounds);
   const parts = [`${num} tokens`, `${run.rounds.length} rounds`];
   if (run.rounds.length) parts.push(`${(num / run.rounds.length).toFixed(2)} a round`);
   if (drafted) parts.push(`${percent(kept / drafted)} of ${drafted} drafted kept`);
@@ -221,8 +221,7 @@ function showPictures() {
 }
 
 function showTimes(run) {
-  const own = middle(run.rounds.filter((one) => one.tokens.length === 1).map((one) => one.round_s));
-  const plain = state.plain ?? own;
+  const plain = state.plain ?? guessedPlain(run);
   const choose = (round) => lookAt(state.chosen, round);
   at("ghost").textContent = ghostText(run, plain, state.plain !== null);
   const left = at("lanes").scrollLeft;

@@ -64,10 +64,21 @@ export function draftersOf(runs) {
   return [...new Set(names)];
 }
 
-// Seconds of the middle round; null of none.
-export function middle(seconds) {
-  if (!seconds.length) return null;
-  return [...seconds].sort((a, b) => a - b)[Math.floor(seconds.length / 2)];
+// Seconds inside rounds. Between them a traced answer is written, which takes longer the more rounds
+// there are and would flatter drafts.
+export function spentOf(rounds) {
+  return rounds.reduce((sum, one) => sum + one.round_s, 0);
+}
+
+// Seconds a token took where nothing was drafted, in the same time that drafts are judged by.
+export function plainOf(run) {
+  return spentOf(run.rounds) / tokensOf(run).length;
+}
+
+// The same out of the rounds that happened to have no draft; null where there are none.
+export function guessedPlain(run) {
+  const rounds = run.rounds.filter((one) => one.tokens.length === 1);
+  return rounds.length ? spentOf(rounds) / rounds.length : null;
 }
 
 export function isPlain(run) {
