@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from forerun import Engine, Speculation
+from forerun.serve import provenance
 from forerun.serve.provenance import origins
 
 from .live import Live, serving
@@ -132,6 +134,28 @@ def test_given_a_rule_that_reads_laws_then_each_draft_has_its_chance(sampled: Li
     for one in drafted:
         assert one["p"][0] is None
         assert all(0 <= chance <= 1 and math.isfinite(chance) for chance in one["p"][1:])
+
+
+def test_given_an_answer_of_many_rounds_then_a_whole_one_tells_the_first(
+    server: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [before] = whole(server, **TRACED)["forerun"]["rounds"]
+    monkeypatch.setattr(provenance, "MAX_ROUNDS", 2)
+    [after] = whole(server, **TRACED)["forerun"]["rounds"]
+
+    assert [one["emitted"] for one in after] == [one["emitted"] for one in before[:2]]
+    assert len([one for one in chunks(server, **TRACED) if "forerun" in one]) == len(before) > 2
+
+
+def test_given_a_router_then_each_round_names_who_was_asked(chat_model: Path) -> None:
+    speculation = Speculation("router(lookup,none)", "chain:3")
+    with (
+        Engine(chat_model, speculate=speculation, threads=1, kv_positions=4096) as engine,
+        serving(engine) as live,
+    ):
+        [rounds] = whole(live, **TRACED)["forerun"]["rounds"]
+
+    assert {one["drafter"] for one in rounds if len(one["tokens"]) > 1} == {"lookup"}
 
 
 @pytest.mark.parametrize("body", [{"trace": "yes"}, {"trace": True, "more": 1}, [True]])

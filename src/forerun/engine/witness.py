@@ -6,7 +6,7 @@ Nothing depends on a witness; without one a round pays for a comparison with Non
 from __future__ import annotations
 
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -49,7 +49,8 @@ class Seen:
     `known` tokens as it began; `drafter` is who drafted, "" if nobody did; `kept` of the path and
     the bonus were emitted. `p`, `q` `[N]` float32: the chance of each node below its parent by the
     target's law and by the drafter's, NaN where it is not known; None where the rule reads
-    choices, or the draft has no laws. `stats` are those of the whole pass.
+    choices, or the draft has no laws. `draft` is without its laws, which are large. `stats` are
+    those of the whole pass.
     """
 
     known: int
@@ -108,7 +109,8 @@ class Watch:
         if one is None:
             return None
         p, q = _chances(one.draft, one.said), _drafted_chances(one.draft)
-        return Seen(one.known, one.draft, one.drafter, one.verdict, kept, p, q, stats)
+        draft = replace(one.draft, law=None, expanded=None, draws=None, damping=None)
+        return Seen(one.known, draft, one.drafter, one.verdict, kept, p, q, stats)
 
     def _source(self, row: Sequence) -> str:
         return self._drafter.chosen(row.id) or self._name

@@ -21,7 +21,7 @@ from forerun.serve.answers import Choice, figures_of, usage_of
 from forerun.serve.asking import Asked
 from forerun.serve.feed import Feed, Submits
 from forerun.serve.forms import Form, Step
-from forerun.serve.provenance import told_of, traced
+from forerun.serve.provenance import keep_round, traced
 from forerun.serve.refusals import internal, is_ours, refusal_of, shutting_down
 from forerun.serve.timings import Clock, RequestClock
 from forerun.serve.wire import DONE, PING, EventStream, event, json_response, padding, whole_or_gone
@@ -128,8 +128,7 @@ class Answer:
             if heard is not None:
                 choice = choices[heard[0]]
                 choice.hear(heard[1])
-                if isinstance(heard[1], Gained) and heard[1].seen is not None:
-                    choice.rounds.append(told_of(heard[1], self.form.tokenizer))
+                keep_round(choice.rounds, heard[1], self.form.tokenizer)
                 self.begun.timing.hear(heard[1])
                 refuse_failed(heard[1], self.begun.feed)
         body = self._envelope(self.form.whole_name)

@@ -14,12 +14,13 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.engine.service import Gained
+from forerun.engine.service import Event, Gained
 from forerun.engine.witness import Seen
 from forerun.models.tokenizer import Tokenizer
 from forerun.serve.forms import bytes_of
 
 Origin: TypeAlias = Literal["target", "draft", "bonus"]
+MAX_ROUNDS = 1000  # of a choice, told in one piece; a stream tells all of them
 _DIGITS = 7  # of a probability or margin: what a float32 holds
 _LANE_COUNTS = ("num_hits", "num_wrong", "num_short", "num_late", "num_cold", "num_branches")
 
@@ -27,6 +28,12 @@ _LANE_COUNTS = ("num_hits", "num_wrong", "num_short", "num_late", "num_cold", "n
 def traced(gained: Gained, tokenizer: Tokenizer) -> dict[str, Any]:
     """What a chunk has beside its choice, for a round that was watched."""
     return {"forerun": {"round": told_of(gained, tokenizer)}}
+
+
+def keep_round(rounds: list[dict[str, Any]], event: Event, tokenizer: Tokenizer) -> None:
+    """Add the round of an event to those of a whole answer, the first MAX_ROUNDS of them."""
+    if isinstance(event, Gained) and event.seen is not None and len(rounds) < MAX_ROUNDS:
+        rounds.append(told_of(event, tokenizer))
 
 
 def told_of(gained: Gained, tokenizer: Tokenizer) -> dict[str, Any]:
