@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import socket
@@ -20,6 +21,7 @@ import pytest
 from forerun import Engine
 from forerun.engine.service import Service, ServiceLimits
 from forerun.errors import BackendError
+from forerun.serve import wire
 
 from .live import MODEL, Live, serving
 
@@ -71,6 +73,25 @@ def test_given_a_client_that_leaves_then_its_slots_come_back(
     until(lambda: num_cancelled(server) == before + n)
     until(lambda: is_idle(server))
     assert server.service.load().num_free_blocks == free
+
+
+def test_given_nobody_watched_then_the_request_of_who_left_would_run_on(
+    spare_engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above."""
+
+    async def never(receive: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(wire, "_gone", never)
+    with serving(spare_engine) as server:
+        with raw_request(server, "/v1/completions", LONG):
+            until(lambda: server.service.load().num_running == 1)
+        made = server.service.load().num_generated_tokens
+        until(lambda: server.service.load().num_generated_tokens > made + 300)
+
+        assert num_cancelled(server) == 0
+        server.service.close()
 
 
 def test_given_a_client_that_leaves_the_queue_then_it_is_never_served(spare_engine: Engine) -> None:
