@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from .live import Live, serving
 ASKED: dict[str, Any] = {
     "prompt": "abcabcabcabcabc", "max_tokens": 32, "temperature": 0, "ignore_eos": True, "seed": 5,
 }  # fmt: skip
+OUTCOMES = ("num_hits", "num_wrong", "num_short", "num_late", "num_cold")
 TRACED: dict[str, Any] = {"forerun": {"trace": True}}
 
 
@@ -156,6 +158,26 @@ def test_given_a_router_then_each_round_names_who_was_asked(chat_model: Path) ->
         [rounds] = whole(live, **TRACED)["forerun"]["rounds"]
 
     assert {one["drafter"] for one in rounds if len(one["tokens"]) > 1} == {"lookup"}
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two lanes need two cores")
+def test_given_a_schedule_that_works_ahead_then_its_lane_is_told() -> None:
+    target, drafter = sorted(os.sched_getaffinity(0))[:2]
+    with (
+        Engine(
+            speculate=Speculation("lm", "chain:3", schedule="ahead:8"),
+            target_cores=(target,),
+            draft_cores=(drafter,),
+        ) as engine,
+        serving(engine) as live,
+    ):
+        [rounds] = whole(live, prompt="def f(x):\n", **TRACED)["forerun"]["rounds"]
+
+    busy = [one["lane"] for one in rounds if one["lane"]["busy_s"] > 0]
+    assert busy
+    assert all(lane["num_branches"] >= 1 for lane in busy)
+    assert any(lane["began_s"] < one["began_s"] for one in rounds if (lane := one["lane"]) in busy)
+    assert all(sum(one["lane"][name] for name in OUTCOMES) <= 1 for one in rounds)
 
 
 @pytest.mark.parametrize("body", [{"trace": "yes"}, {"trace": True, "more": 1}, [True]])

@@ -188,7 +188,23 @@ export function summaryOf(round) {
   const by = round.drafter ? ` by ${round.drafter}` : "";
   const took = `${milliseconds(round.round_s)}: draft ${milliseconds(round.draft_s)}, verify ${milliseconds(round.verify_s)}`;
   const company = round.num_rows > 1 ? `; ${round.num_rows} requests shared it` : "";
-  return `${drafted} drafted${by}, ${round.numAccepted} kept, then “${visible(round.bonus_text)}” · ${took}${company}`;
+  const own = `${drafted} drafted${by}, ${round.numAccepted} kept, then “${visible(round.bonus_text)}”`;
+  return `${own} · ${took}${company}${aheadOf(round)}`;
+}
+
+// Whether the draft was prepared while the round before was verified.
+function aheadOf({ lane }) {
+  if (!lane) return "";
+  const told = {
+    num_hits: "prepared for",
+    num_wrong: "guessed wrong",
+    num_short: "guessed, with nothing below",
+    num_late: "too late",
+    num_cold: "no guess yet",
+  };
+  const found = Object.entries(told).filter(([name]) => lane[name]);
+  const parts = found.map(([name, text]) => (lane[name] > 1 ? `${lane[name]} × ${text}` : text));
+  return parts.length ? ` · ahead: ${parts.join(", ")}` : "";
 }
 
 // --- lanes over time -----------------------------------------------------------------------------
@@ -200,7 +216,7 @@ const MOST_ROUNDS = 400;
 export function lanesPicture(run, chosen, plain, choose) {
   const first = Math.max(0, Math.min(chosen - MOST_ROUNDS / 2, run.rounds.length - MOST_ROUNDS));
   const rounds = run.rounds.slice(first, first + MOST_ROUNDS);
-  const start = Math.min(rounds[0].began_s, ...rounds.map((one) => laneBegin(one) ?? Infinity));
+  const start = rounds[0].began_s;
   const last = rounds.at(-1);
   const numTokens = rounds.reduce((sum, one) => sum + one.emitted.length, 0);
   const ghost_s = plain === null ? 0 : plain * numTokens;
@@ -220,7 +236,7 @@ export function lanesPicture(run, chosen, plain, choose) {
     if (one.round === chosen) drawn.append(whole(one, x, scale, names.length, "chosen"));
     drawn.append(span("draft", one.began_s, one.draft_s, "time-draft"));
     drawn.append(span("verify", one.began_s + one.draft_s, one.verify_s, "time-verify"));
-    if (laneBegin(one) !== null) drawn.append(span("ahead", one.lane.began_s, one.lane.busy_s, "time-ahead"));
+    if (isPrepared(one, start)) drawn.append(span("ahead", one.lane.began_s, one.lane.busy_s, "time-ahead"));
     const touch = whole(one, x, scale, names.length, "touch");
     touch.append(svg("title", {}, `round ${one.round + 1}: ${summaryOf(one)}`));
     touch.addEventListener("click", () => choose(one.round));
@@ -232,8 +248,9 @@ export function lanesPicture(run, chosen, plain, choose) {
   return drawn;
 }
 
-function laneBegin(round) {
-  return round.lane && round.lane.busy_s > 0 ? round.lane.began_s : null;
+// What the first round collects may have been prepared for somebody else, long before.
+function isPrepared({ lane }, start) {
+  return lane !== null && lane.busy_s > 0 && lane.began_s >= start;
 }
 
 function whole(round, x, scale, num, kind) {
