@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 
@@ -10,6 +11,7 @@ from forerun.engine.service import Began, Ended, Gained, Job
 
 FEW = (36, 37, 65, 68)
 PATIENCE_S = 60.0
+POISON = 250  # a token that broken targets cannot take
 SAMPLING = (
     {},
     {"temperature": 0.7},
@@ -128,3 +130,53 @@ def played(service, asked, seed=0, share_cancelled=0.0):
         assert listeners[-1].ended.wait(PATIENCE_S)
         send()
     return listeners
+
+
+# --- targets with something around them ---------------------------------------------------------
+
+
+class Around:
+    """A target with something around it."""
+
+    def __init__(self, target):
+        self._target = target
+
+    def __getattr__(self, name):
+        return getattr(self._target, name)
+
+
+class Held(Around):
+    """A target whose passes wait until they are let go, are counted, and shown to `on_pass`."""
+
+    def __init__(self, target):
+        super().__init__(target)
+        self.gate = threading.Event()
+        self.num_passes = 0
+        self.on_pass = lambda _: None
+
+    def forward(self, batch):
+        assert self.gate.wait(PATIENCE_S)
+        self.num_passes += 1
+        self.on_pass(batch)
+        return self._target.forward(batch)
+
+
+def around(engine, wrap):
+    target = wrap(engine._parts.target)
+    engine._parts = dataclasses.replace(engine._parts, target=target)
+    return target
+
+
+def is_whole(engine):
+    return engine._parts.slots.num_free == engine._parts.slots.num_blocks
+
+
+def endless(num=1, seed=0, max_tokens=200):
+    params = SamplingParams(
+        temperature=1.1,
+        seed=seed,
+        max_tokens=max_tokens,
+        ignore_eos=True,
+        logit_bias={POISON: -100.0},
+    )
+    return Job(prompt_of(num, seed), params)
