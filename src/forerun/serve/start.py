@@ -82,6 +82,9 @@ def run(
 
     def announce(address: str) -> None:
         known = {"address": address, "base_url": f"{address}/v1", "model": settings.name}
-        write(json.dumps(known) if as_json else f"{settings.name} is served at {address}/v1")
+        text = (
+            f"{settings.name} is served at {address}/v1, to be looked at in a browser at {address}/"
+        )
+        write(json.dumps(known) if as_json else text)
 
     return serve(open_engine, settings, limits, announce)
