@@ -138,3 +138,13 @@ def test_given_a_source_that_lost_then_it_is_tried_again_after_a_while_for_texts
 
 def test_given_drafts_that_were_waited_for_then_a_wait_is_a_few_times_as_long_at_most():
     assert compared(redraft_s=0.02).longest_redraft_s() == pytest.approx(0.06, abs=0.01)
+
+
+def test_given_a_drafter_that_stopped_once_then_it_is_not_taken_for_slow():
+    usual, stopped = experienced(pass_s=0.001), experienced(pass_s=0.001)
+
+    stopped.learn_forecast(4, 2.0)
+    stopped.learn_redraft(2.0)
+
+    assert stopped.wait_for(6, 0.0, 1).num_levels == usual.wait_for(6, 0.0, 1).num_levels
+    assert stopped.wait_for(6, 0.0, 1).longest_s < 2 * usual.wait_for(6, 0.0, 1).longest_s

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 _MEMORY = 0.9  # of earlier rounds that a new one keeps: about the last ten
+_OUTLIER = 3.0  # seconds beyond so many means were the machine's, and count as this
 _SOME_TRIALS = 3  # of a source before its yield is trusted
 _TRY_AGAIN = 24  # rounds after which a source that lost is tried again
 _OWN = ("hit", "redraft")  # sources whose drafts the drafter made for the very state
@@ -27,6 +28,11 @@ class _Mean:
         self.num += 1
         weight = max(1.0 / self.num, 1.0 - _MEMORY)
         self.value += weight * (value - self.value)
+
+
+def _within(value: float, mean: _Mean) -> float:
+    """A new value, or what it counts as where it is far beyond all others."""
+    return min(value, _OUTLIER * mean.value) if mean.num else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +69,11 @@ class Patience:
     def learn_forecast(self, num_passes: int, seconds: float) -> None:
         """Take in what preparing took."""
         if num_passes:
-            self._pass_s.add(seconds / num_passes)
+            self._pass_s.add(_within(seconds / num_passes, self._pass_s))
 
     def learn_redraft(self, seconds: float) -> None:
         """Take in what a draft made while nobody verified took."""
-        self._redraft_s.add(seconds)
+        self._redraft_s.add(_within(seconds, self._redraft_s))
 
     def learn_outcome(self, *, is_hit: bool) -> None:
         """Take in whether an outcome was prepared for."""
