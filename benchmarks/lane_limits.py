@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -15,6 +13,7 @@ import numpy as np
 from forerun import Engine, SamplingParams, Speculation
 from forerun.backends.native import NativeBackend
 from forerun.backends.prefill import chain_batch
+from forerun.control.lane_trial import looping
 from forerun.draft import Draft, Draw
 from forerun.drafters.lm import LM
 from forerun.errors import OptionError
@@ -91,13 +90,15 @@ class Told:
     def foresee(
         self, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
     ) -> list[Draft]:
-        """Each draft and what follows when all of it is kept."""
+        """Each draft and what follows when all of it is kept; nothing below one that is not the
+        text's, as a verifier makes do with that does not wait."""
         self._drafter.foresee(rows, drafts, outlook)
-        depths = outlook.depths.tolist()
-        return [
-            self._chain(row, len(draft.tree) + 1 + depth)
-            for row, draft, depth in zip(rows, drafts, depths, strict=True)
-        ]
+        told = []
+        for row, draft, depth in zip(rows, drafts, outlook.depths.tolist(), strict=True):
+            chain = self._chain(row, len(draft.tree) + 1 + depth)
+            own = chain.tree.tokens[: len(draft.tree)]
+            told.append(chain if np.array_equal(own, draft.tree.tokens) else draft)
+        return told
 
     def _chain(self, row: DraftRow, num_nodes: int) -> Draft:
         start = len(row.tokens) - 1
@@ -131,9 +132,9 @@ def limits_of(model: Path, sized: SizedDrafter, num_rounds: int) -> dict[str, An
         verify = _verifying(target)
         draft = _drafting(LM(backend, LENGTH, Span()))
         alone = [_median_s(verify, num_rounds), _median_s(draft, num_rounds)]
-        with _looping(draft):
+        with looping(draft):
             beside = [_median_s(verify, num_rounds)]
-        with _looping(verify):
+        with looping(verify):
             beside.append(_median_s(draft, num_rounds))
     finally:
         target.close()
@@ -180,24 +181,6 @@ def _drafting(drafter: LM) -> Callable[[], object]:
 def _median_s(call: Callable[[], object], num_times: int) -> float:
     call()
     return median(timed(call) for _ in range(num_times))
-
-
-@contextmanager
-def _looping(call: Callable[[], object]) -> Iterator[None]:
-    """Run a call over and over beside what happens inside."""
-    stop = threading.Event()
-
-    def loop() -> None:
-        while not stop.is_set():
-            call()
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _all_hits(model: Path, sized: SizedDrafter, num_rounds: int) -> float:

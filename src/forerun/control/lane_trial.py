@@ -33,9 +33,9 @@ def measured_lanes(target: Backend, drafter: Backend) -> LaneCosts:
     verify = [partial(target.forward, chain_of(width)) for width in _WIDTHS]
     draft = [partial(drafter.forward, chain_of(width)) for width in (_FEW, _MANY)]
     alone = least_seconds(*verify)
-    with _looping(draft[1]):
+    with looping(draft[1]):
         beside = median(timed(verify[2]) for _ in range(_REPEATS))
-    with _looping(verify[2]):
+    with looping(verify[2]):
         few, many = (median(timed(call) for _ in range(3 * _REPEATS)) for call in draft)
     return LaneCosts(
         verify=tuple(zip(_WIDTHS, alone, strict=True)),
@@ -58,7 +58,7 @@ def yields_of(record: Mapping[int, float]) -> Yields:
 
 
 @contextmanager
-def _looping(call: Callable[[], object]) -> Iterator[None]:
+def looping(call: Callable[[], object]) -> Iterator[None]:
     """Run a call over and over beside what happens inside."""
     stop = threading.Event()
 
