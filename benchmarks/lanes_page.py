@@ -31,9 +31,9 @@ def lanes_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
 def limit_table(report: Report) -> Iterator[str]:
     """Both loops apart and at once, and real rounds that always hit."""
     yield (
-        "Limits: both models' loops side by side without a hand-over, and rounds that all hit. Where"
-        " a forecast is longer than a verification, rounds go on with fewer levels than the limit"
-        " counts, and may pass it.\n"
+        "Limits: both models' loops side by side without a hand-over, and rounds that all hit."
+        " Where a forecast is longer than a verification, rounds go on with fewer levels than the"
+        " limit counts, and may pass it.\n"
     )
     yield from header(
         "drafter", "MB", "verify ms, alone", "beside", "forecast ms, alone", "beside",
