@@ -23,6 +23,8 @@ def lanes_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
             " runs every pass of that drafter N times, as one of N times the depth with shared"
             " weights would. Ratios are to plain decoding on both cores.\n"
         )
+        if "note" in report:
+            yield f"{report['note']}\n"
         yield from limit_table(report)
         yield from way_table(report)
         yield from miss_table(report)
