@@ -21,6 +21,11 @@ class Draw(Enum):
     WITHOUT_REPLACEMENT = "without replacement"  # each from `law` with the earlier ones removed
     TOP_AND_ONE = "top and one"  # all but the last are the likeliest; the last from the rest
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether children are drawn from a law that a rule must know."""
+        return self not in (Draw.COUPLED, Draw.POINT)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Damping:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.draft import Draft
-from forerun.protocols import GrowthPlan
+from forerun.protocols import GrowthPlan, Outlook
 from forerun.tree import Tokens, TokenTree
 
 
@@ -44,6 +44,32 @@ class ForecastPlan:
     num_branches: Tokens
     num_offers: int
     deepest: NDArray[np.int32]
+
+
+NUM_OFFERS = 8  # children of a draft's node that are looked at for guesses
+
+
+def forecast_plan(
+    text: GrowthPlan,
+    drafts: Sequence[Draft],
+    outlook: Outlook,
+    rows: Sequence[int],
+    num_levels: int,
+) -> ForecastPlan:
+    """What an outlook asks of some of its rows, no deeper than `num_levels` below a guess.
+
+    `text` is those rows' plan of an ordinary proposal: what they have not read, and how they grow.
+    """
+    at = list(rows)
+    depths = np.minimum(outlook.depths[at], num_levels).astype(np.int32)
+    return ForecastPlan(
+        replace(text, budgets=outlook.most[at], depths=depths),
+        trees=[drafts[row].tree for row in at],
+        exits=[outlook.exits[row] for row in at],
+        num_branches=np.full(len(at), outlook.num_branches, np.int32),
+        num_offers=NUM_OFFERS,
+        deepest=outlook.deepest,
+    )
 
 
 @runtime_checkable

@@ -135,7 +135,7 @@ def add_children(
     row.nodes[node].is_expanded = True
     if not places:
         return
-    if plan.growth.draw not in (Draw.COUPLED, Draw.POINT):
+    if plan.growth.draw.is_sampled:
         with suppress(BackendError):
             _offer_drawn(row, node, logits, places, plan)
         return
@@ -269,7 +269,7 @@ def _draft(row: Row, plan: GrowthPlan) -> Draft:
         np.array([place.get(nodes[node].parent, -1) for node in kept], np.int32),
     )
     ranks = np.array([nodes[node].rank for node in kept], np.int32)
-    if growth.draw in (Draw.COUPLED, Draw.POINT):
+    if not growth.draw.is_sampled:
         return Draft(
             tree,
             growth.draw,

@@ -23,8 +23,9 @@ _WIDTHS = (1, 2, 4, 8)  # nodes a verification is timed with
 _FEW, _MANY = 1, 8  # branches that a pass of the drafter is timed with
 _REPEATS = 5
 _DEEPEST = 8
-_HANDOVER_S = 3e-4  # posting a job, taking its result; measured by benchmarks/lanes.py
-# Of guesses at an exit, how often the bonus is among them: benchmarks/lanes.py, T=0.7.
+_HANDOVER_S = 3e-4  # posting a job, taking its result: assumed
+# Of guesses at an exit, how often the bonus is among them: near what benchmarks/forecasts.py counts
+# for 24 branches over the five exits of chain:4 at T=0.7.
 _HIT, _NUM_GUESSES = 0.8, 5
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from forerun.control.overlap import levels_worth_waiting
+
 _MEMORY = 0.9  # of earlier rounds that a new one keeps: about the last ten
 _OUTLIER = 3.0  # seconds beyond so many means were the machine's, and count as this
 _SOME_TRIALS = 3  # of a source before its yield is trusted
@@ -97,13 +99,12 @@ class Patience:
         if not self._pass_s.num:
             return Wait(0, 1.0)  # nothing is known yet: see how long it takes
         chance, hits = self._chance(), self._hits.value if self._hits.num else 0.7
-        best, best_gain, gained = 1, 0.0, 0.0
-        for level in range(1, num_levels + 1):
-            gained += num_rows * hits * chance**level
-            waits_s = max(0.0, (1 + level) * pass_s - elapsed_s)
-            gain = gained - self.rate * waits_s
-            if gain >= best_gain:
-                best, best_gain = level, gain
+        reach = [num_rows * hits * chance**level for level in range(1, num_levels + 1)]
+        # Levels that should be there by now cost nothing; of the next a part has passed already.
+        num_there = sum((1 + level) * pass_s <= elapsed_s for level in range(1, num_levels + 1))
+        begun_s = elapsed_s - (1 + num_there) * pass_s
+        more = levels_worth_waiting(reach[num_there:], pass_s, self.rate, -begun_s)
+        best = max(1, num_there + more)
         waits_s = max(0.0, (1 + best) * pass_s - elapsed_s)
         return Wait(best, waits_s + _GRACE_S + _GRACE_LEVELS * pass_s)
 

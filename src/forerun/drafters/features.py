@@ -12,7 +12,7 @@ but the pending one:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 import numpy as np
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from forerun.backends.prefill import CHUNK
 from forerun.backends.slots import Slots, blocks_for
-from forerun.draft import Commit, Draft, Draw
+from forerun.draft import Commit, Draft
 from forerun.drafters.margins import Margins
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.pricing import priced
 from forerun.errors import CapacityError
-from forerun.forecast import ForecastPlan, ForeseesFeatures
+from forerun.forecast import ForeseesFeatures, forecast_plan
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec
 from forerun.protocols import (
     BLOCK_LEN,
@@ -38,7 +38,6 @@ from forerun.protocols import (
 )
 from forerun.stats import Span
 
-NUM_OFFERS = 8  # children of a draft's node that are looked at for guesses
 LONGEST_WAIT = 32  # tokens a proposal takes in itself; more are taken in before it, in chunks
 
 
@@ -121,27 +120,14 @@ class Featured:
         A row for which nothing waits is read its newest token once more. Draws of a sampled rule
         are not made here: those it would judge need the features."""
         grown = list(drafts)
-        is_sampled = self._growth.draw not in (Draw.COUPLED, Draw.POINT)
-        if is_sampled or not isinstance(self._backend, ForeseesFeatures):
+        if self._growth.draw.is_sampled or not isinstance(self._backend, ForeseesFeatures):
             return grown
         deepest_draft = max(int(draft.tree.depths().max()) for draft in drafts)
         ready = [at for at, row in enumerate(rows) if self._can_foresee(row, deepest_draft + 1)]
         if not ready:
             return grown
         asked = [rows[at] for at in ready]
-        below = self._plan(asked)
-        plan = ForecastPlan(
-            replace(
-                below,
-                budgets=outlook.most[ready],
-                depths=np.minimum(outlook.depths[ready], self.num_levels).astype(np.int32),
-            ),
-            trees=[drafts[at].tree for at in ready],
-            exits=[outlook.exits[at] for at in ready],
-            num_branches=np.full(len(ready), outlook.num_branches, np.int32),
-            num_offers=NUM_OFFERS,
-            deepest=outlook.deepest,
-        )
+        plan = forecast_plan(self._plan(asked), drafts, outlook, ready, self.num_levels)
         with self._span:
             made = self._backend.foresee(plan, self._features(asked))
         for at, draft in zip(ready, made, strict=True):

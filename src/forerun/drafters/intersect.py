@@ -141,7 +141,7 @@ class Intersected:
             return None  # no law for what comes after half a character that cannot be read
         sampler = self._samplers.get(row.sequence_id)
         if sampler is None:
-            is_ranked = self._growth.draw in (Draw.COUPLED, Draw.POINT)
+            is_ranked = not self._growth.draw.is_sampled
             params = self._shared.params(row.sampler.params, is_ranked=is_ranked)
             sampler = self._samplers[row.sequence_id] = Sampler(params, row.sampler.seed)
         unread = reading.catch_up
@@ -252,7 +252,7 @@ class Intersected:
     def _draft(self, one: _Growing) -> Draft:
         tree = TokenTree(np.array(one.tokens, np.int32), np.array(one.parents, np.int32))
         draw = self._growth.draw
-        if draw in (Draw.COUPLED, Draw.POINT) or not one.expanded:
+        if not draw.is_sampled or not one.expanded:
             return Draft(tree, draw)
         return Draft(
             tree,

@@ -26,7 +26,7 @@ from forerun.drafters.margins import Margins
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.pricing import priced
 from forerun.errors import CapacityError
-from forerun.forecast import ForecastPlan, ForeseesText
+from forerun.forecast import ForeseesText, forecast_plan
 from forerun.protocols import (
     BLOCK_LEN,
     Backend,
@@ -44,7 +44,6 @@ from forerun.tree import Tokens, TokenTree
 _COUPLED = Draw.COUPLED  # looked up once: an enum's member is found by a slow call
 
 _CHAIN = Growth(_COUPLED)  # grown level by level: the same tokens as a chain proposed at once
-NUM_OFFERS = 8  # children of a draft's node that are looked at for guesses
 
 LONGEST_CATCH_UP = 32  # unseen tokens a proposal reads itself; more are read in chunks before it
 
@@ -141,8 +140,7 @@ class LM:
         """Each draft grown further, all in one backend call; draws of sampled rules, and a backend
         that cannot grow on, are asked for one by one."""
         growth = self._growth or _CHAIN
-        is_sampled = growth.draw not in (Draw.COUPLED, Draw.POINT)
-        if is_sampled or not isinstance(self._backend, ForeseesText):
+        if growth.draw.is_sampled or not isinstance(self._backend, ForeseesText):
             return foresee_by_asking(self, rows, drafts, outlook)
         ready = [
             at
@@ -152,7 +150,8 @@ class LM:
         grown = list(drafts)
         if not ready:
             return grown
-        plan = self._forecast_plan(rows, drafts, outlook, ready, growth)
+        text = self._growth_plan([rows[at] for at in ready], growth)
+        plan = forecast_plan(text, drafts, outlook, ready, self._num_steps)
         with self._span:
             made = self._backend.foresee(plan)
         for index, (at, draft) in enumerate(zip(ready, made, strict=True)):
@@ -244,7 +243,8 @@ class LM:
         return drafts
 
     def _trees(self, rows: Sequence[DraftRow]) -> list[Draft]:
-        plan = self._growth_plan(rows)
+        assert self._growth is not None
+        plan = priced(self._growth_plan(rows, self._growth), rows, self._prices)
         with self._span:
             drafts = self._backend.grow(plan)
         for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
@@ -256,41 +256,14 @@ class LM:
         most = max(row.max_drafted for row in rows)
         return ProposalPlan(*self._unread(rows), min(self._num_steps, max(most, 1)))
 
-    def _growth_plan(self, rows: Sequence[DraftRow]) -> GrowthPlan:
-        assert self._growth is not None
+    def _growth_plan(self, rows: Sequence[DraftRow], growth: Growth) -> GrowthPlan:
         depths = [min(self._num_steps, row.max_depth) for row in rows]
-        plan = GrowthPlan(
+        return GrowthPlan(
             *self._unread(rows),
             budgets=np.array([row.max_drafted for row in rows], np.int32),
             depths=np.array(depths, np.int32),
-            growth=self._growth,
-            acceptance=self._margins.of(rows),
-        )
-        return priced(plan, rows, self._prices)
-
-    def _forecast_plan(
-        self,
-        rows: Sequence[DraftRow],
-        drafts: Sequence[Draft],
-        outlook: Outlook,
-        ready: list[int],
-        growth: Growth,
-    ) -> ForecastPlan:
-        asked = [rows[at] for at in ready]
-        below = GrowthPlan(
-            *self._unread(asked),
-            budgets=outlook.most[ready],
-            depths=np.minimum(outlook.depths[ready], self._num_steps).astype(np.int32),
             growth=growth,
-            acceptance=self._margins.of(asked),
-        )
-        return ForecastPlan(
-            below,
-            trees=[drafts[at].tree for at in ready],
-            exits=[outlook.exits[at] for at in ready],
-            num_branches=np.full(len(ready), outlook.num_branches, np.int32),
-            num_offers=NUM_OFFERS,
-            deepest=outlook.deepest,
+            acceptance=self._margins.of(rows),
         )
 
     def _unread(

@@ -73,21 +73,21 @@ def build_parts(
     if name.name == "auto":
         name, around = discovered(around)
         around = replace(around, shape=live_shape(wanted.shape, name.name))
-    shape = around.shape
-    drafter = build_drafter(name, around)
+    shape, drafter = around.shape, build_drafter(name, around)
     is_paced = wanted.shape.kind == "auto" and wanted.rule == "match" and name.name != "none"
     pace = _pace(drafter, shape) if is_paced else None
-    chosen = scheduled(wanted.schedule, drafter, around, name)
-    schedule, patience = chosen.schedule, None
+    chosen, patience = scheduled(wanted.schedule, drafter, around, name), None
+    schedule = chosen.schedule
     if schedule.num_branches == 0:
         meter.model = around.span  # the target waits for all of it
     else:
         meter.lane, patience = LaneMeter(), Patience()
         drafter = _overlapped(drafter, schedule, patience, around, meter)
     guard = Guard(drafter, shape, target.spec.vocab)
-    rule, why = RULES[wanted.rule], chosen.reason
-    live = Parts(target, slots, guard, shape, rule, schedule, why, pace, prices, patience)
-    return replace(live, drafter_name=name.name)
+    return Parts(
+        target, slots, guard, shape, RULES[wanted.rule], schedule, chosen.reason, pace, prices,
+        patience, drafter_name=name.name,
+    )  # fmt: skip
 
 
 def _overlapped(
