@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from engine.feature_drafters import write_feature_drafters
 from engine.lattice import completions, opened, outcomes, requests, write_places
 from forerun import Engine, Speculation
 
@@ -55,6 +56,40 @@ def open_engine(backend: str, target_dir) -> Iterator[OpenEngine]:
     yield opened
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture(scope="module", name="drafters")
+def written_drafters(tmp_path_factory, target_dir, lm_name) -> dict[str, str]:
+    """What `{lm}`, `{dspark}` and the like stand for in a composition."""
+    written = write_feature_drafters(tmp_path_factory.mktemp("drafters"), target_dir)
+    return {"lm": lm_name, **{name: str(path) for name, path in written.items()}}
+
+
+@pytest.fixture(name="opened")
+def opened_natively(target_dir, drafters) -> Iterator[OpenEngine]:
+    """Opens native engines of a composition, and closes them."""
+    engines: list[Engine] = []
+
+    def open_engine(words=("none",), **options) -> Engine:
+        speculation = Speculation(*(word.format(**drafters) for word in words))
+        options = {"kv_positions": KV_POSITIONS, "threads": 1, "backend": "native"} | options
+        engines.append(Engine(target_dir, speculate=speculation, **options))
+        return engines[-1]
+
+    yield open_engine
+    for engine in engines:
+        engine.close()
+
+
+@pytest.fixture(params=["lookup", "lm"], name="engine")
+def drafting_engine(request, target_dir, lm_name) -> Iterator[Engine]:
+    """A native engine with a short chain of either drafter."""
+    drafter = lm_name if request.param == "lm" else "lookup"
+    with Engine(
+        target_dir, speculate=Speculation(drafter, "chain:4"), kv_positions=KV_POSITIONS,
+        threads=1, backend="native",
+    ) as engine:  # fmt: skip
+        yield engine
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from engine.conftest import HAS_NATIVE
-from engine.feature_drafters import write_feature_drafters
 from engine.service_parts import Listener, alone, jobs, outcome, played
 from forerun import Engine, Speculation
 from forerun.engine.service import Service, ServiceLimits
@@ -34,28 +33,6 @@ COMPOSITIONS = (
     ("{lm}", "tree:5", "match", "parallel"),
 )
 IDS = ["-".join(words).replace(":{", " {") for words in COMPOSITIONS]
-
-
-@pytest.fixture(scope="module")
-def drafters(tmp_path_factory, target_dir, lm_name):
-    written = write_feature_drafters(tmp_path_factory.mktemp("drafters"), target_dir)
-    return {"lm": lm_name, **{name: str(path) for name, path in written.items()}}
-
-
-@pytest.fixture
-def opened(target_dir, drafters):
-    """Opens engines of a composition, and closes them."""
-    engines = []
-
-    def open_engine(words=("none",), **options):
-        speculation = Speculation(*(word.format(**drafters) for word in words))
-        options = {"kv_positions": 4096, "threads": 1, "backend": "native"} | options
-        engines.append(Engine(target_dir, speculate=speculation, **options))
-        return engines[-1]
-
-    yield open_engine
-    for engine in engines:
-        engine.close()
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,6 @@ from engine.service_parts import (
 )
 from forerun import (
     BackendError,
-    Engine,
-    Speculation,
 )
 from forerun.engine.isolation import rounds_apart
 from forerun.engine.round import run_round
@@ -34,16 +32,6 @@ if not HAS_NATIVE:
     pytest.skip("the native core is not built", allow_module_level=True)
 
 PATIENCE_S = 10.0
-
-
-@pytest.fixture(params=["lookup", "lm"])
-def engine(request, target_dir, lm_name):
-    drafter = lm_name if request.param == "lm" else "lookup"
-    with Engine(
-        target_dir, speculate=Speculation(drafter, "chain:4"), kv_positions=4096, threads=1,
-        backend="native",
-    ) as engine:  # fmt: skip
-        yield engine
 
 
 class Raises(Around):

@@ -8,9 +8,8 @@ import random
 import pytest
 
 from engine.conftest import HAS_NATIVE
-from engine.feature_drafters import write_feature_drafters
 from engine.service_parts import SAMPLING, Listener, alone, outcome, played, prompt_of
-from forerun import Engine, SamplingParams, Speculation
+from forerun import SamplingParams
 from forerun.engine.prefixes import Prefixes
 from forerun.engine.service import Began, Job, Service
 from forerun.protocols import BLOCK_LEN
@@ -31,28 +30,6 @@ COMPOSITIONS = (
     ("dflash:{dflash}", "chain:4", "match", "ahead:6"),
 )
 IDS = ["-".join(words).replace(":{", " {") for words in COMPOSITIONS]
-
-
-@pytest.fixture(scope="module")
-def drafters(tmp_path_factory, target_dir, lm_name):
-    written = write_feature_drafters(tmp_path_factory.mktemp("drafters"), target_dir)
-    return {"lm": lm_name, **{name: str(path) for name, path in written.items()}}
-
-
-@pytest.fixture
-def opened(target_dir, drafters):
-    """Opens engines of a composition, and closes them."""
-    engines = []
-
-    def open_engine(words=("none",), **options):
-        speculation = Speculation(*(word.format(**drafters) for word in words))
-        options = {"kv_positions": 4096, "threads": 1, "backend": "native"} | options
-        engines.append(Engine(target_dir, speculate=speculation, **options))
-        return engines[-1]
-
-    yield open_engine
-    for engine in engines:
-        engine.close()
 
 
 def related(num=30):

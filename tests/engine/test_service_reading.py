@@ -69,6 +69,15 @@ def noting(notes, name, num_events=0, at_event=None):
 
 
 def test_given_a_long_prompt_beside_a_running_row_then_no_round_of_that_row_is_left_out(counted):
+    chunks, stalls = read_beside(counted)
+    assert len(chunks) >= (LONG - LONGEST_TAIL) // SHARED_CHUNK
+    assert max(chunks) <= SHARED_CHUNK
+    assert stalls == 0
+
+
+def read_beside(counted):
+    """A long prompt sent while another row runs: sizes of its chunks, and how many came without a
+    round of the early row between them and the one before."""
     engine, notes = counted
     with Service(engine) as service:
         late = noting(notes, "late")
@@ -81,15 +90,6 @@ def test_given_a_long_prompt_beside_a_running_row_then_no_round_of_that_row_is_l
         service.submit(endless(5, 1, 60), early)
         assert early.completion.finish_reason == late.completion.finish_reason == "length"
 
-    chunks, stalls = read_beside(notes)
-    assert len(chunks) >= (LONG - LONGEST_TAIL) // SHARED_CHUNK
-    assert max(chunks) <= SHARED_CHUNK
-    assert stalls == 0
-
-
-def read_beside(notes):
-    """Sizes of the chunks of the late prompt, and how many came without a round of the early row
-    between them and the one before."""
     between = notes[notes.index(("late", None)) : notes.index(("late", Gained))]
     places = [at for at, note in enumerate(between) if note[0] == "chunk"]
     stalls = [("early", Gained) not in between[one:after] for one, after in pairwise(places)]
@@ -99,19 +99,7 @@ def read_beside(notes):
 def test_given_prompts_read_in_one_go_then_the_count_of_rounds_sees_it(counted, monkeypatch):
     monkeypatch.setattr("forerun.engine.queue.SHARED_CHUNK", 1 << 20)
     monkeypatch.setattr(Reader, "read", greedily(Reader.read))
-    engine, notes = counted
-    with Service(engine) as service:
-        late = noting(notes, "late")
-
-        def send():
-            notes.append(("late", None))
-            service.submit(endless(LONG, 2, 3), late)
-
-        early = noting(notes, "early", 4, send)
-        service.submit(endless(5, 1, 60), early)
-        assert early.completion.finish_reason == late.completion.finish_reason == "length"
-
-    chunks, stalls = read_beside(notes)
+    chunks, stalls = read_beside(counted)
     assert max(chunks) > SHARED_CHUNK
     assert stalls > 0
 
