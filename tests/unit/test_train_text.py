@@ -46,8 +46,9 @@ def some_text(num_rows: int, length: int, seed: int = 0) -> Text:
 
 
 class TestCommand:
+    @pytest.mark.parametrize(("minutes", "max_steps"), [(0.01, 0), (60, 2)])
     def test_the_command_leaves_a_drafter_its_figures_and_how_it_was_made(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, minutes: float, max_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # given: little held-out text, so that what is tested is not how long it takes
         little = Regeneration(0.0, 24, 16, (0.0, 1.0), seed=9, batch_rows=2)
@@ -60,7 +61,8 @@ class TestCommand:
         out = tmp_path / "out"
         source = SourceArguments(corpus=tmp_path, text=[tmp_path / "text"])
         step = StepArguments(rows=1, row_len=32, engine=Engine.EAGER)
-        job = Job("dspark", out, 0.01, source, DraftArguments(anchors=2, dense_steps=1), step)
+        draft = DraftArguments(anchors=2, dense_steps=1, max_steps=max_steps)
+        job = Job("dspark", out, minutes, source, draft, step)
         # when
         train_block(job, SparkArguments(layers=1), is_shifted=True, markov_rank=8)
         # then
@@ -69,7 +71,9 @@ class TestCommand:
         assert (made.spec.block_len, made.spec.markov_rank) == (8, 8)
         assert {"loss.png", "acceptance.png", "tokenizer.json"} <= {f.name for f in out.iterdir()}
         facts = json.loads((out / "run" / "training.json").read_text())
-        assert f"train dspark --out {out} --minutes 0.01 --corpus {tmp_path}" in facts["command"]
+        command = f"train dspark --out {out} --minutes {minutes:g} --corpus {tmp_path}"
+        assert command in facts["command"]
+        assert facts["num_steps"] == max_steps or not max_steps
         assert "--layers 1" in facts["command"]
         found = expect_drafter(out, source_of(tmp_path), num_rows=1, num_steps=5, threads=0)
         assert set(found) == {"T=0", "T=1"}

@@ -153,6 +153,12 @@ class DraftArguments:
     anchors: Annotated[int, typer.Option(help="Drafts a window, at random places.")] = 48
     divergence: Annotated[Divergence, typer.Option(help="From the target's laws.")] = Divergence.KL
     weights: Annotated[Weights, typer.Option(help="Of a draft's tokens.")] = Weights.DECAY
+    hard_share: Annotated[
+        float, typer.Option(help="Share of the loss learned from the text, not from the laws.")
+    ] = 0.1
+    max_steps: Annotated[
+        int, typer.Option(help="Train so many steps, however long they take; 0: for --minutes.")
+    ] = 0
     dense_steps: Annotated[
         int, typer.Option(help="First steps, which learn the first token of a draft only.")
     ] = 150

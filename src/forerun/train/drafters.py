@@ -94,14 +94,15 @@ def train_block(
         is_shifted=is_shifted,
         markov_rank=markov_rank,
     )
-    loss = DraftLoss(job.draft.divergence.value, job.draft.weights.value)
-    _train(job, BlockDrafter(spec), Drafting(target, loss), _changed(shape), shape.block)
+    _train(
+        job, BlockDrafter(spec), Drafting(target, _loss(job.draft)), _changed(shape), shape.block
+    )
 
 
 def train_eagle(job: Job, *, num_steps: int) -> None:
     """Train, or go on training, an EAGLE-3 head; write it to `out`. Raises as `train_block`."""
     target = load_target(resolve_model(job.source.model), job.step.device)
-    loss = DraftLoss(job.draft.divergence.value, job.draft.weights.value, gamma=EAGLE_GAMMA)
+    loss = replace(_loss(job.draft), gamma=EAGLE_GAMMA)
     model = EagleDrafter(eagle_spec(target.spec))
     _train(job, model, Drafting(target, loss), f" --steps {num_steps}", num_steps)
 
@@ -210,9 +211,11 @@ def _train(job: Job, model: Drafter, drafting: Drafting, command: str, num_slots
     objective: Callable[..., Tensor] = drafting
     if step.engine == "compiled":
         objective = _compiled(drafting, text.rows.shape[1])
+    most = job.draft.max_steps
+    budget = Budget(steps=most) if most else Budget(minutes=minutes)
     with progress_bar(minutes) as report:
         watch = Watch(still_pays, 60 * job.draft.examine_every)
-        run.train(anchored.at, objective, Budget(minutes=minutes), report=report, watch=watch)
+        run.train(anchored.at, objective, budget, report=report, watch=watch)
     still_pays()
     _write(job, run, command)
 
@@ -226,6 +229,10 @@ def _write(job: Job, run: Run[Any], changed: str) -> None:
     layout = None if job.draft.export is None else job.draft.export.value
     source = resolve_model(job.source.model)
     write_drafter(run.model, job.out, layout=layout, tokenizer_from=source)
+
+
+def _loss(draft: DraftArguments) -> DraftLoss:
+    return DraftLoss(draft.divergence.value, draft.weights.value, hard_share=draft.hard_share)
 
 
 def _recipe(step: StepArguments) -> Recipe:
