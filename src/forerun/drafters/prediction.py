@@ -107,6 +107,37 @@ def _agreed(before: Place, place: int, num_agreed: int, tail: tuple[int, ...]) -
     return Place(place, place if num_agreed >= SURE else before.sure, num_agreed, tail)
 
 
+class Follower:
+    """One output's place in an expected text."""
+
+    def __init__(self, index: RunIndex, prompt: Sequence[int]) -> None:
+        """Begin where the prompt's end stands in the text, else at its beginning."""
+        tail = tuple(prompt[-LONGEST_RUN:])
+        begin = index.find(tail, 0) if len(tail) == LONGEST_RUN else None
+        start = 0 if begin is None else begin + LONGEST_RUN
+        self._index = index
+        self._place = Place(start, start)
+
+    @property
+    def num_agreed(self) -> int:
+        """Tokens in agreement up to here."""
+        return self._place.num_agreed
+
+    def follow(self, tokens: Sequence[int]) -> None:
+        """The output has these tokens more."""
+        for token in tokens:
+            self._place = self._place.after(token, self._index)
+
+    def propose(self, pending: int, most: int, ahead: Sequence[int] = ()) -> Draft | None:
+        """The chain of what comes next, at most so long, once `ahead` has come too; None where
+        nothing does."""
+        place = self._place
+        for token in ahead:
+            place = place.after(token, self._index)
+        drafted = self._index.tokens[place.next : place.next + most]
+        return Draft(TokenTree.made_chain([pending, *drafted]), _POINT) if drafted else None
+
+
 class Prediction:
     """Drafts point chains out of one expected text; its index is shared by all sequences.
 
@@ -118,15 +149,12 @@ class Prediction:
         if len(tokens) == 0:
             raise OptionError("the prediction is empty: give a text of at least one token")
         self._index = RunIndex(tokens)
-        self._places: dict[int, Place] = {}
+        self._followers: dict[int, Follower] = {}
         self._num_seen: dict[int, int] = {}
 
     def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
         """Begin where the prompt's end stands in the prediction, else at its beginning."""
-        tail = tuple(prompt[-LONGEST_RUN:])
-        begin = self._index.find(tail, 0) if len(tail) == LONGEST_RUN else None
-        start = 0 if begin is None else begin + LONGEST_RUN
-        self._places[sequence_id] = Place(start, start)
+        self._followers[sequence_id] = Follower(self._index, prompt)
         self._num_seen[sequence_id] = len(prompt)
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
@@ -135,7 +163,7 @@ class Prediction:
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """Follow what was kept."""
-        self._places[sequence_id] = self._followed(self._places[sequence_id], commit.tokens)
+        self._followers[sequence_id].follow(commit.tokens)
         self._num_seen[sequence_id] += len(commit.tokens)
 
     def settle(self, sequence_id: int, commit: Commit) -> None:
@@ -146,25 +174,19 @@ class Prediction:
 
     def release(self, sequence_id: int) -> None:
         """Forget the place."""
-        self._places.pop(sequence_id, None)
+        self._followers.pop(sequence_id, None)
         self._num_seen.pop(sequence_id, None)
 
     def close(self) -> None:
         """Forget every place."""
-        self._places.clear()
+        self._followers.clear()
         self._num_seen.clear()
 
-    def _followed(self, place: Place, tokens: Sequence[int]) -> Place:
-        for token in tokens:
-            place = place.after(token, self._index)
-        return place
-
     def _propose(self, row: DraftRow) -> Draft:
-        num = min(row.max_drafted, row.max_depth)
+        num, pending = min(row.max_drafted, row.max_depth), row.tokens[-1]
         if num < 1:
-            return plain_draft(row.tokens[-1])
+            return plain_draft(pending)
         # Who decodes ahead of the verdict asks beyond what was observed.
         unseen = row.tokens[self._num_seen[row.sequence_id] :]
-        place = self._followed(self._places[row.sequence_id], unseen)
-        drafted = self._index.tokens[place.next : place.next + num]
-        return Draft(TokenTree.made_chain([row.tokens[-1], *drafted]), _POINT)
+        follower = self._followers[row.sequence_id]
+        return follower.propose(pending, num, unseen) or plain_draft(pending)

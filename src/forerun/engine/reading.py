@@ -26,7 +26,7 @@ class Reader:
         self._prefixes = prefixes
         # Of rows with a drafter that reads features: those of their first tokens, for the prefixes.
         self._tapped: dict[int, list[NDArray[np.float32]]] = {}
-        self._longest: dict[int, int] = {}  # of rows that own blocks: most tokens they may have
+        self._longest: dict[int, int] = {}  # of rows under sampled rules: most tokens they may have
 
     def begin(self, row: Sequence) -> bool:
         """Give a row blocks for its longest outcome and let the drafter know of it; False, and
@@ -34,15 +34,16 @@ class Reader:
         prefix, slots = self._prefix(row), self._parts.slots
         if not self._has_room(row, prefix):
             return False
-        self._longest[row.id] = row.limit
+        if self._of(row).rule.reads is Reads.LAWS:
+            self._longest[row.id] = row.limit
         span = Span()
         with span:
             if prefix.blocks:
                 slots.share(row.id, prefix.blocks)
             slots.reserve(row.id, row.limit - 1)
             if row.speculates:
-                self._parts.drafter.admit(row.id, row.tokens)
-            if self._prefixes is not None and self._reads_features(row):
+                self._of(row).drafter.admit(row.id, row.tokens)
+            if self._prefixes is not None and self._keeps_features(row):
                 self._tapped[row.id] = []
             self._skip(row, prefix)
         row.num_cached = row.committed_len
@@ -59,7 +60,8 @@ class Reader:
         span = Span()
         with span:
             table, tokens = parts.slots.table([row.id]), row.tokens[start:end]
-            features = prefill(parts.target, table, tokens, start, parts.drafter.tap_layers)
+            taps = self._of(row).drafter.tap_layers
+            features = prefill(parts.target, table, tokens, start, taps)
             self._take(row, features)
         row.committed_len = end
         row.tally.prefill_s += span.seconds
@@ -78,8 +80,11 @@ class Reader:
             self._keep(row)
         self._tapped.pop(row.id, None)
         self._longest.pop(row.id, None)
-        self._parts.drafter.release(row.id)
+        self._of(row).drafter.release(row.id)
         self._parts.slots.release(row.id)
+
+    def _of(self, row: Sequence) -> Parts:
+        return row.parts or self._parts
 
     def _has_room(self, row: Sequence, prefix: Prefix) -> bool:
         slots = self._parts.slots
@@ -87,7 +92,7 @@ class Reader:
         missing = blocks_for(row.limit - 1) - len(prefix.blocks)
         if missing > slots.num_free - sum(not slots.is_used(block) for block in prefix.blocks):
             return False
-        if self._parts.rule.reads is Reads.CHOICES or not self._longest:
+        if self._of(row).rule.reads is Reads.CHOICES or not self._longest:
             return True
         # What a sampled rule draws depends on drafts, so no drafter may run out of memory because
         # of company; drafters share no blocks, and have drafts beyond the text.
@@ -95,10 +100,16 @@ class Reader:
         return sum(blocks_for(limit) + 1 for limit in limits) <= slots.num_blocks
 
     def _reads_features(self, row: Sequence) -> bool:
-        return row.speculates and bool(self._parts.drafter.tap_layers)
+        return row.speculates and bool(self._of(row).drafter.tap_layers)
+
+    def _keeps_features(self, row: Sequence) -> bool:
+        """Whether its drafter reads what lies beside kept blocks: features of the engine's own."""
+        own = self._parts.drafter.tap_layers
+        return self._reads_features(row) and self._of(row).drafter.tap_layers == own
 
     def _prefix(self, row: Sequence) -> Prefix:
-        if self._prefixes is None:
+        is_other = self._reads_features(row) and not self._keeps_features(row)
+        if self._prefixes is None or is_other:
             return Prefix()
         return self._prefixes.find(
             row.partition, row.tokens, with_features=self._reads_features(row)
@@ -120,7 +131,7 @@ class Reader:
     def _take(self, row: Sequence, features: NDArray[np.float32] | None) -> None:
         if features is None:
             return
-        self._parts.drafter.absorb(row.id, features)
+        self._of(row).drafter.absorb(row.id, features)
         if row.id in self._tapped:
             self._tapped[row.id].append(features)
 

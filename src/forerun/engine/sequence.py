@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,10 @@ from forerun.errors import ForerunError
 from forerun.options import SamplingParams
 from forerun.protocols import Sampler
 from forerun.stats import Tally
+
+if TYPE_CHECKING:
+    from forerun.drafters.expected import Expected
+    from forerun.engine.parts import Parts
 
 
 class Status(Enum):
@@ -45,7 +50,9 @@ class Sequence:
 
     `speculates`: False if it is decoded plainly, whatever drafts for others. `partition`: whose
     kept prefixes it may begin with; of its prompt `num_cached` tokens came from there.
-    `is_watched`: whether who asked wants to see every round (`witness.Seen`).
+    `is_watched`: whether who asked wants to see every round (`witness.Seen`). `parts`: how it is
+    decoded, None for as the engine is; `expected`: the text that it may come to, if somebody said.
+    `scores_prompt`: whether the log-probabilities of its prompt are asked for.
     """
 
     id: int
@@ -61,6 +68,10 @@ class Sequence:
     partition: str = ""
     num_cached: int = 0
     is_watched: bool = False
+    parts: Parts | None = None
+    expected: Expected | None = None
+    scores_prompt: bool = False
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     committed_len: int = 0
     status: Status = Status.WAITING
     finish_reason: str | None = None

@@ -1,0 +1,59 @@
+"""Text that one request is expected to come to: proposed while it agrees, else another is asked.
+
+Knows tokens only; where the text stands in the expected one is found as `prediction.py` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from forerun.draft import Draft
+from forerun.drafters.prediction import Follower, RunIndex
+from forerun.protocols import DraftRow
+
+LONGEST = 16  # a pass of more nodes is bound by arithmetic on processors without a matrix unit
+_FIRST = 4  # tokens proposed before any agreed; each that agrees lets two more be proposed
+
+
+class Expected:
+    """One request's prediction: how far its text has come in it, and what it brought.
+
+    `prompt` is where the text begins.
+    """
+
+    def __init__(self, index: RunIndex, prompt: Sequence[int]) -> None:
+        self._follower = Follower(index, prompt)
+        self._num_drafted = self._num_accepted = 0
+        self._num_seen = 0
+        self._num_pending = 0  # of the proposal whose verdict is not known; 0 where others drafted
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether the last proposal for the request was this text's."""
+        return self._num_pending > 0
+
+    def propose(self, row: DraftRow) -> Draft | None:
+        """What comes next in the expected text, no more than agreement so far is worth; None where
+        it has nothing to say."""
+        most = min(LONGEST, _FIRST + 2 * self._follower.num_agreed, row.max_drafted, row.max_depth)
+        draft = self._follower.propose(row.tokens[-1], most) if most > 0 else None
+        self._num_pending = 0 if draft is None else draft.num_drafted
+        return draft
+
+    def observe(self, tokens: Sequence[int]) -> None:
+        """Follow what a round kept: accepted tokens, then the target's own."""
+        self._follower.follow(tokens)
+        self._num_seen += len(tokens)
+        if self._num_pending:
+            self._num_drafted += self._num_pending
+            self._num_accepted += len(tokens) - 1
+
+    def accepted_of(self, num_generated: int) -> int:
+        """Proposed tokens that are part of an answer of so many; the last round may have been cut,
+        of which the target's own token goes first."""
+        cut = max(0, self._num_seen - num_generated - 1) if self._num_pending else 0
+        return max(0, self._num_accepted - cut)
+
+    def rejected_of(self, num_generated: int) -> int:
+        """Proposed tokens that are not."""
+        return self._num_drafted - self.accepted_of(num_generated)
