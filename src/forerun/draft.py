@@ -62,6 +62,7 @@ class Draft:
     `ranks [N]` its place among them; `scores [N]` float32 the probability its whole path was
     expected to be kept with. NaN and -1 at node 0; None where the drafter has no such figures.
     `num_passes`: forward passes of a small model that the proposal took, for all its rows together.
+    `source`: who drafted, where that was not the composition's drafter.
     """
 
     tree: TokenTree
@@ -74,6 +75,7 @@ class Draft:
     scores: NDArray[np.float32] | None = None
     num_passes: int = 0
     damping: Damping | None = None
+    source: str = ""
 
     @property
     def num_drafted(self) -> int:

@@ -2,7 +2,8 @@
 
 ForerunError
 ├── OptionError                a value the caller passed is out of range
-│   └── IncompatibleSpeculation   two parts that would not be exact (or not possible) together
+│   ├── IncompatibleSpeculation   two parts that would not be exact (or not possible) together
+│   └── GrammarError              a grammar that cannot be read, or that grew too complex
 ├── ModelError                 a checkpoint, tokenizer or drafter that cannot be used as it is
 ├── CapacityError              a request that cannot fit, with both numbers
 │   └── QueueFull                 one that would fit, after those that wait; says when
@@ -24,6 +25,10 @@ class OptionError(ForerunError, ValueError):
 
 class IncompatibleSpeculation(OptionError):
     """The requested parts cannot be combined; the message says why and what to use."""
+
+
+class GrammarError(OptionError):
+    """A grammar cannot be read or enforced, or grew too complex while it was followed."""
 
 
 class ModelError(ForerunError):

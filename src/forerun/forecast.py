@@ -161,9 +161,16 @@ def cut(draft: Draft, most: int, depth: int) -> Draft:
     if len(tree) <= 1 + most and (depth >= len(tree) - 1 or int(tree.depths().max()) <= depth):
         return draft
     shallow = np.flatnonzero(tree.depths() <= depth).tolist()[: 1 + max(0, most)]
-    place = {node: at for at, node in enumerate(shallow)}
-    own = [-1, *[place[int(tree.parents[node])] for node in shallow[1:]]]
-    return _restricted(draft, place, TokenTree.made(tree.tokens[shallow], np.array(own, np.int32)))
+    return keeping(draft, shallow)
+
+
+def keeping(draft: Draft, nodes: Sequence[int]) -> Draft:
+    """Only these nodes of a draft: node 0 first, ascending, each with its parent."""
+    place = {node: at for at, node in enumerate(nodes)}
+    parents = draft.tree.parents.tolist()
+    own = [-1, *[place[parents[node]] for node in nodes[1:]]]
+    tree = TokenTree.made(draft.tree.tokens[list(nodes)], np.array(own, np.int32))
+    return _restricted(draft, place, tree)
 
 
 def _restricted(draft: Draft, place: dict[int, int], tree: TokenTree) -> Draft:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from forerun.engine.constraints import Constraint, Grammar
 from forerun.engine.detokenize import Detokenizer
 from forerun.errors import ForerunError
 from forerun.options import SamplingParams
@@ -52,7 +53,8 @@ class Sequence:
     kept prefixes it may begin with; of its prompt `num_cached` tokens came from there.
     `is_watched`: whether who asked wants to see every round (`witness.Seen`). `parts`: how it is
     decoded, None for as the engine is; `expected`: the text that it may come to, if somebody said.
-    `scores_prompt`: whether the log-probabilities of its prompt are asked for.
+    `scores_prompt`: whether the log-probabilities of its prompt are asked for. `constraint`: what a
+    grammar lets follow, where one binds it.
     """
 
     id: int
@@ -68,6 +70,7 @@ class Sequence:
     partition: str = ""
     num_cached: int = 0
     is_watched: bool = False
+    constraint: Constraint | None = None
     parts: Parts | None = None
     expected: Expected | None = None
     scores_prompt: bool = False
@@ -105,6 +108,11 @@ class Sequence:
             self._sampler = Sampler(self.params, self.seed, known, ids, values)
             self._sampler_len = len(self.tokens)
         return self._sampler
+
+    def bind(self, grammar: Grammar) -> None:
+        """Let a grammar bind what is generated; its end is the text's, whatever was asked."""
+        self.constraint = grammar.begin()
+        self.stop_ids |= grammar.end_ids
 
     def finish(self, reason: str) -> None:
         """End with a reason: `stop`, `length`, `cancelled` or `error`."""

@@ -111,6 +111,8 @@ class Service:
         row = self._inside.admission.sequence(0, job.prompt, job.params)
         row.speculates, row.partition = job.speculates, job.partition
         row.is_watched = job.is_watched
+        if job.grammar is not None:
+            row.bind(job.grammar)
         with self._wake:
             self._refuse_ending()
             self._refuse_full(row)

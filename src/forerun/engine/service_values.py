@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from forerun.engine.constraints import Grammar
 from forerun.engine.results import Completion, Piece
 from forerun.engine.sequence import TokenLogprobs
 from forerun.engine.witness import Seen
@@ -18,7 +19,8 @@ class Job:
     """One request: token ids of a prompt, and how it is continued.
 
     `speculates=False` decodes it plainly. `partition`: whose kept prefixes it may begin with, and
-    whose it leaves behind. `is_watched`: its events tell how each round came about.
+    whose it leaves behind. `is_watched`: its events tell how each round came about. `grammar`: what
+    its text must be; it ends where that ends.
     """
 
     prompt: tuple[int, ...]
@@ -26,6 +28,7 @@ class Job:
     speculates: bool = True
     partition: str = ""
     is_watched: bool = False
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

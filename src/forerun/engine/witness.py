@@ -94,7 +94,7 @@ class Watch:
         for at, (row, draft, verdict) in enumerate(zip(rows, drafts, verdicts, strict=True)):
             if row.is_watched:
                 own = said[starts[at] : starts[at + 1]]
-                name = self._source(row) if draft.num_drafted else ""
+                name = (draft.source or self._source(row)) if draft.num_drafted else ""
                 self._glimpses[row.id] = _Glimpse(len(row.tokens), draft, name, verdict, own)
 
     def settled(self, stats: RoundStats) -> None:

@@ -1,0 +1,110 @@
+"""Rows bound by a grammar: which drafted nodes may stay, and which tokens may follow each node.
+
+Knows drafts, masks and the contract of a constraint; must not know grammars (`grammar.py`). A mask
+belongs to a node of the token tree, for what may follow depends on the whole path above it:
+
+    text … {"a": ── 1 ── ,      below `1` more digits, a comma or a brace
+                 └─ " ── x      below `"` anything that a string may hold
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from forerun.draft import Draft, Draw
+from forerun.engine.constraints import Constraint, Masks
+from forerun.engine.parts import Parts
+from forerun.engine.sequence import Sequence
+from forerun.forecast import keeping
+from forerun.protocols import DraftRow, Reads
+from forerun.tree import TokenTree
+
+MOST_FORCED = 32  # forced tokens of a round: more only make a pass long that others wait for
+NAME = "grammar"  # who drafted forced tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Guided:
+    """A round's drafts as grammars leave them; `allowed [R V]` is of all their nodes in turn."""
+
+    drafts: list[Draft]
+    allowed: Masks
+
+    def masked(self, logits: Any) -> Any:
+        """A copy of logits `[R V]` in which what is not allowed is -inf."""
+        if isinstance(logits, np.ndarray):
+            return np.where(self.allowed, logits, np.float32(-np.inf))
+        xp, place = array_namespace(logits), device(logits)
+        allowed = xp.asarray(self.allowed, device=place)
+        return xp.where(allowed, logits, xp.full_like(logits, -float("inf")))
+
+
+def guided(
+    rows: Rows[Sequence], draft_rows: Rows[DraftRow], drafts: Rows[Draft], parts: Parts
+) -> Guided:
+    """The drafts of a round in which a grammar binds some rows; the others keep theirs.
+
+    Where the rule reads choices, forced tokens are drafted instead of what reaches no further, and
+    what a grammar forbids is cut away. Drafts of sampled rules stay as they were drawn: a cut would
+    change the law they were drawn from, a mask only the target's.
+    """
+    vocab = parts.target.spec.vocab
+    kept, masks = [], []
+    for row, asked, draft in zip(rows, draft_rows, drafts, strict=True):
+        if row.constraint is None:
+            own, allowed = draft, np.ones((len(draft.tree), vocab), np.bool_)
+        else:
+            text = row.tokens[row.prompt_len :]
+            edits = (row.parts or parts).rule.reads is Reads.CHOICES
+            most = min(asked.max_depth, MOST_FORCED) if edits and row.speculates else 0
+            offered = _forced(row.constraint, text, draft, most)
+            allowed = row.constraint.allowed(text, offered.tree)
+            own, allowed = _legal(offered, allowed) if edits else (offered, allowed)
+        kept.append(own)
+        masks.append(allowed)
+    return Guided(kept, masks[0] if len(masks) == 1 else np.concatenate(masks))
+
+
+def unbound(
+    rows: Rows[Sequence], draft_rows: Rows[DraftRow], drafts: Rows[Draft]
+) -> tuple[list[DraftRow], list[Draft]]:
+    """The rows that no grammar binds: what may follow the others' drafts is not worth a guess."""
+    free = [at for at, row in enumerate(rows) if row.constraint is None]
+    return [draft_rows[at] for at in free], [drafts[at] for at in free]
+
+
+def _forced(constraint: Constraint, text: Rows[int], draft: Draft, most: int) -> Draft:
+    """Forced tokens as a chain, unless the draft has them all and something below."""
+    tokens = constraint.forced(text, most) if most > 0 else []
+    if not tokens or _reaches_beyond(draft.tree, tokens):
+        return draft
+    chain = TokenTree.made_chain([int(draft.tree.tokens[0]), *tokens])
+    return Draft(chain, Draw.POINT, source=NAME)
+
+
+def _reaches_beyond(tree: TokenTree, tokens: Rows[int]) -> bool:
+    node = 0
+    for token in tokens:
+        child = tree.child(node, token)
+        if child is None:
+            return False
+        node = child
+    return bool(np.any(tree.parents == node))
+
+
+def _legal(draft: Draft, allowed: Masks) -> tuple[Draft, Masks]:
+    """The nodes that their own paths allow, and the masks of those."""
+    tokens, parents = draft.tree.tokens.tolist(), draft.tree.parents.tolist()
+    nodes, found = [0], {0}
+    for node in range(1, len(tokens)):
+        if parents[node] in found and allowed[parents[node], tokens[node]]:
+            nodes.append(node)
+            found.add(node)
+    if len(nodes) == len(tokens):
+        return draft, allowed
+    return keeping(draft, nodes), allowed[nodes]
