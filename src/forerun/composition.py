@@ -31,6 +31,16 @@ _SHAPES = (
     " :top or :likeliest"
 )
 
+_AXES = {
+    **dict.fromkeys(
+        ("none", "lookup", "prediction", "lm", "dflash", "dspark", "eagle3"), "drafter"
+    ),
+    **dict.fromkeys(("exit", "router", "nested"), "drafter"),
+    **dict.fromkeys(("chain", "tree"), "shape"),
+    **dict.fromkeys(RULES, "rule"),
+    **dict.fromkeys(SCHEDULES, "schedule"),
+}
+
 # Drafters whose proposals are tokens without a law; those that read the target's hidden states.
 POINT_DRAFTERS = ("none", "lookup", "prediction")
 FEATURE_DRAFTERS = ("dflash", "dspark", "eagle3")
@@ -108,9 +118,36 @@ def compose(drafter: str, shape: str, rule: str, schedule: str) -> Composition:
         _read_word("rule", rule, RULES),
         read_schedule(schedule),
     )
-    _refuse_impossible(composition.drafter, composition.shape, composition.rule)
-    _refuse_untimely(composition)
+    refuse_impossible(composition)
     return composition
+
+
+def read_words(text: str) -> dict[str, str]:
+    """The names in `lm + tree:8 + match`, in any order, by axis; those not given are left out.
+
+    Raises:
+        OptionError: a word that is no name of any axis, or two of one.
+    """
+    names: dict[str, str] = {}
+    for word in _split(text, "+"):
+        axis = _AXES.get(word.partition("(")[0].partition(":")[0])
+        if axis is None or axis in names:
+            raise OptionError(
+                f"composition {text!r}: write one drafter, shape, rule and schedule at most, with +"
+                " between them, as lm + tree:8 + match"
+            )
+        names[axis] = word
+    return names
+
+
+def refuse_impossible(composition: Composition) -> None:
+    """Refuse parts that cannot be together.
+
+    Raises:
+        IncompatibleSpeculation: they would not be exact, or not possible.
+    """
+    _refuse_unjudged(composition.drafter, composition.shape, composition.rule)
+    _refuse_untimely(composition)
 
 
 def read_drafter(text: str) -> DrafterName:
@@ -246,12 +283,12 @@ def _read_part(word: str, text: str) -> DrafterName:
     return part
 
 
-def _split(text: str) -> list[str]:
-    """At the commas outside parentheses."""
+def _split(text: str, separator: str = ",") -> list[str]:
+    """At the commas, or another separator, outside parentheses."""
     words, depth = [""], 0
     for letter in text:
         depth += (letter == "(") - (letter == ")")
-        if letter == "," and depth == 0:
+        if letter == separator and depth == 0:
             words.append("")
         else:
             words[-1] += letter
@@ -277,7 +314,7 @@ def _unknown(axis: str, text: str, available: str) -> OptionError:
     return OptionError(f"unknown {axis} {text!r}; available: {available}")
 
 
-def _refuse_impossible(drafter: DrafterName, shape: ShapeName, rule: str) -> None:
+def _refuse_unjudged(drafter: DrafterName, shape: ShapeName, rule: str) -> None:
     """The table of docs/exactness.md: which rule may judge which draft."""
     if shape.siblings == "likeliest" and rule in ("block", "traversal", "kseq"):
         raise IncompatibleSpeculation(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 
-from forerun.composition import Composition, compose
+from forerun.composition import Composition, compose, read_words
 from forerun.errors import OptionError
 
 MAX_LOGPROBS = 20
@@ -115,6 +115,15 @@ class Speculation:
             if not isinstance(value, str) or not value:
                 raise OptionError(f"{item.name} must be a non-empty string, found {value!r}")
         self.composition()
+
+    @staticmethod
+    def parse(text: str) -> Speculation:
+        """`lm + tree:8 + match`: the names of some axes in any order; the others are `auto`.
+
+        Raises:
+            OptionError: as for the four strings, or a word that is none of them.
+        """
+        return Speculation(**read_words(text))
 
     def composition(self) -> Composition:
         """What the four strings say."""

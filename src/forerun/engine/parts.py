@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forerun.backends.slots import Slots
+from forerun.composition import Composition, ScheduleName, ShapeName
 from forerun.control.pace import Paces
 from forerun.control.patience import Patience
 from forerun.control.prices import Prices
@@ -22,6 +23,8 @@ from forerun.engine.witness import Witness
 from forerun.models.tokenizer import Tokenizer
 from forerun.options import Speculation
 from forerun.protocols import Backend, Drafter, Rule, Schedule, Shape
+from forerun.schedules.ahead import Ahead
+from forerun.schedules.sequential import Sequential
 from forerun.stats import LaneMeter, RoundMeter, Span
 
 
@@ -41,6 +44,11 @@ class Parts:
     patience: Patience | None = None  # only where something works ahead
     witness: Witness | None = None
     drafter_name: str = ""  # of the one that was built: never `auto`
+    composition: Composition | None = None  # what was built, by name: nothing in it is `auto`
+
+    def most_drafted(self, num_rows: int) -> int:
+        """Most nodes to draft for each of so many rows of a round."""
+        return self.shape.max_drafted if self.pace is None else self.pace.length_for(num_rows)
 
 
 def build_parts(
@@ -74,8 +82,7 @@ def build_parts(
         name, around = discovered(around)
         around = replace(around, shape=live_shape(wanted.shape, name.name))
     shape, drafter = around.shape, build_drafter(name, around)
-    is_paced = wanted.shape.kind == "auto" and wanted.rule == "match" and name.name != "none"
-    pace = _pace(drafter, shape) if is_paced else None
+    pace = _pace_of(wanted, name.name, drafter, shape)
     chosen, patience = scheduled(wanted.schedule, drafter, around, name), None
     schedule = chosen.schedule
     if schedule.num_branches == 0:
@@ -87,7 +94,50 @@ def build_parts(
     return Parts(
         target, slots, guard, shape, RULES[wanted.rule], schedule, chosen.reason, pace, prices,
         patience, drafter_name=name.name,
+        composition=replace(wanted, drafter=name, schedule=_name_of(schedule, wanted.schedule)),
     )  # fmt: skip
+
+
+def build_beside(
+    own: Parts,
+    wanted: Composition,
+    directory: Path,
+    tokenizer: Tokenizer,
+    opens: Openers,
+    meter: RoundMeter,
+) -> Parts:
+    """Parts for requests that want others than the engine's own: the same target and K/V blocks,
+    drafted for between passes. Touches nothing that a round may be using.
+
+    Raises:
+        OptionError, IncompatibleSpeculation, ModelError: as `build_parts`.
+    """
+    name = wanted.drafter
+    around = Surroundings(
+        own.target, own.slots, directory, tokenizer, opens, meter.model,
+        shape=live_shape(wanted.shape, name.name), rule=wanted.rule,
+        siblings=wanted.shape.siblings, schedule=wanted.schedule,
+    )  # fmt: skip
+    drafter = build_drafter(name, around)
+    return Parts(
+        own.target, own.slots, Guard(drafter, around.shape, own.target.spec.vocab), around.shape,
+        RULES[wanted.rule], Sequential(), "a request asked for it",
+        _pace_of(wanted, name.name, drafter, around.shape),
+        drafter_name=name.name, composition=wanted,
+    )  # fmt: skip
+
+
+def _name_of(schedule: Schedule, asked: ScheduleName) -> ScheduleName:
+    """What a live schedule is called; a number that was left to us is told."""
+    if isinstance(schedule, Ahead):
+        return ScheduleName("ahead", schedule.num_branches, asked.damping)
+    return ScheduleName("sequential" if schedule.num_branches == 0 else "parallel")
+
+
+def _pace_of(wanted: Composition, name: str, drafter: Drafter, shape: Shape) -> Paces | None:
+    """Who learns how much to draft, where that is left to us."""
+    is_paced = wanted.shape == ShapeName() and wanted.rule == "match" and name != "none"
+    return _pace(drafter, shape) if is_paced else None
 
 
 def _overlapped(

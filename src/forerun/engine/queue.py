@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from forerun.backends.prefill import CHUNK
 from forerun.draft import Commit
+from forerun.engine.grouping import one_way, run_groups
 from forerun.engine.isolation import own_error, rounds_apart
 from forerun.engine.parts import Parts
 from forerun.engine.prefixes import Prefixes
@@ -187,7 +188,7 @@ class Queue:
         meter.restart()
         with meter.round:
             run = rounds_apart if self._isolates else run_round
-            commits = run(rows, parts, meter)
+            commits = run_groups(run, rows, parts, meter)
             pieces = [_settle(row, commit) for row, commit in zip(rows, commits, strict=True)]
         for row, commit in zip(rows, commits, strict=True):
             if commit is not None:
@@ -195,8 +196,12 @@ class Queue:
         stats = meter.stats(len(rows))
         if parts.witness is not None:
             parts.witness.settled(stats)
-        if is_steady and parts.pace is not None:
-            parts.pace.learn(stats)
+        if parts.pace is not None:
+            kept = [
+                (row.id, row.tally.num_drafted - num_drafted, row.tally.num_accepted - num_accepted)
+                for row, (num_drafted, num_accepted, _) in zip(rows, before, strict=True)
+            ]
+            parts.pace.learn(stats, kept, is_steady=is_steady)
         if is_steady and parts.prices is not None:
             parts.prices.learn(stats)
         if is_steady and parts.patience is not None:
@@ -207,7 +212,7 @@ class Queue:
         ):
             tally = row.tally
             tally.rounds.append(stats)
-            tally.num_failures += parts.drafter.failed(row.id)
+            tally.num_failures += (row.parts or parts).drafter.failed(row.id)
             logprobs = tuple(row.logprobs[start : row.num_generated])
             drafted, accepted = tally.num_drafted - num_drafted, tally.num_accepted - num_accepted
             seen = None if watch is None else watch.seen(row, len(piece.token_ids), stats)

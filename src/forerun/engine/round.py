@@ -33,7 +33,7 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     # Between two passes the caches hold weights, so every function called here is fetched from
     # memory: what follows is flat on purpose.
     with meter.draft:
-        draft_rows = _draft_rows(rows, _most_drafted(len(rows), parts), parts)
+        draft_rows = _draft_rows(rows, parts.most_drafted(len(rows)), parts)
         drafts = parts.drafter.propose(draft_rows)
     meter.num_draft_passes = max(draft.num_passes for draft in drafts)
     batch, selection, starts, bases = _assemble(rows, draft_rows, drafts, parts)
@@ -72,10 +72,6 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
         with meter.draft:
             parts.drafter.observe(row.id, commit)
     return commits
-
-
-def _most_drafted(num_rows: int, parts: Parts) -> int:
-    return parts.shape.max_drafted if parts.pace is None else parts.pace.length_for(num_rows)
 
 
 def _draft_rows(rows: Rows[Sequence], most: int, parts: Parts) -> list[DraftRow]:

@@ -76,7 +76,7 @@ class Watch:
     """One round, watched for those of its rows that asked for it, and for the engine's witness."""
 
     def __init__(self, parts: Parts) -> None:
-        self._drafter, self._name = parts.drafter, parts.drafter_name
+        self._parts = parts
         self._witness = parts.witness
         self._glimpses: dict[int, _Glimpse] = {}
 
@@ -113,7 +113,10 @@ class Watch:
         return Seen(one.known, draft, one.drafter, one.verdict, kept, p, q, stats)
 
     def _source(self, row: Sequence) -> str:
-        return self._drafter.chosen(row.id) or self._name
+        if row.expected is not None and row.expected.is_pending:
+            return "prediction"
+        parts = row.parts or self._parts
+        return parts.drafter.chosen(row.id) or parts.drafter_name
 
 
 def _chances(draft: Draft, said: Any) -> NDArray[np.float32] | None:
