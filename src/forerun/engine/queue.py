@@ -196,12 +196,14 @@ class Queue:
         stats = meter.stats(len(rows))
         if parts.witness is not None:
             parts.witness.settled(stats)
-        if parts.pace is not None:
+        learner = one_way(rows, parts)
+        if learner is not None and learner.pace is not None:
             kept = [
                 (row.id, row.tally.num_drafted - num_drafted, row.tally.num_accepted - num_accepted)
                 for row, (num_drafted, num_accepted, _) in zip(rows, before, strict=True)
             ]
-            parts.pace.learn(stats, kept, is_steady=is_steady)
+            learner.pace.learn(stats, kept, is_steady=is_steady)
+        is_steady = is_steady and learner is not None
         if is_steady and parts.prices is not None:
             parts.prices.learn(stats)
         if is_steady and parts.patience is not None:
