@@ -17,7 +17,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from forerun.draft import Draft, Draw
-from forerun.engine.constraints import Constraint, Masks
+from forerun.engine.constraints import Masks
 from forerun.engine.parts import Parts
 from forerun.engine.sequence import Sequence
 from forerun.forecast import keeping
@@ -30,13 +30,18 @@ NAME = "grammar"  # who drafted forced tokens
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guided:
-    """A round's drafts as grammars leave them; `allowed [R V]` is of all their nodes in turn."""
+    """A round's drafts as grammars leave them; `allowed [R V]` is of all their nodes in turn, None
+    where no grammar binds a row. `free` are the rows that none binds: what may follow the drafts of
+    the others is not worth a guess."""
 
-    drafts: list[Draft]
-    allowed: Masks
+    drafts: Rows[Draft]
+    allowed: Masks | None
+    free: tuple[Rows[DraftRow], Rows[Draft]]
 
     def masked(self, logits: Any) -> Any:
-        """A copy of logits `[R V]` in which what is not allowed is -inf."""
+        """Logits `[R V]` in which what is not allowed is -inf: a copy, or themselves."""
+        if self.allowed is None:
+            return logits
         if isinstance(logits, np.ndarray):
             return np.where(self.allowed, logits, np.float32(-np.inf))
         xp, place = array_namespace(logits), device(logits)
@@ -53,34 +58,33 @@ def guided(
     what a grammar forbids is cut away. Drafts of sampled rules stay as they were drawn: a cut would
     change the law they were drawn from, a mask only the target's.
     """
-    vocab = parts.target.spec.vocab
+    if all(row.constraint is None for row in rows):
+        return Guided(drafts, None, (draft_rows, drafts))
+    vocab, edits = parts.target.spec.vocab, parts.rule.reads is Reads.CHOICES
     kept, masks = [], []
     for row, asked, draft in zip(rows, draft_rows, drafts, strict=True):
         if row.constraint is None:
             own, allowed = draft, np.ones((len(draft.tree), vocab), np.bool_)
         else:
             text = row.tokens[row.prompt_len :]
-            edits = (row.parts or parts).rule.reads is Reads.CHOICES
-            most = min(asked.max_depth, MOST_FORCED) if edits and row.speculates else 0
-            offered = _forced(row.constraint, text, draft, most)
+            offered = _forced(row, text, draft, asked.max_depth) if edits else draft
             allowed = row.constraint.allowed(text, offered.tree)
             own, allowed = _legal(offered, allowed) if edits else (offered, allowed)
         kept.append(own)
         masks.append(allowed)
-    return Guided(kept, masks[0] if len(masks) == 1 else np.concatenate(masks))
-
-
-def unbound(
-    rows: Rows[Sequence], draft_rows: Rows[DraftRow], drafts: Rows[Draft]
-) -> tuple[list[DraftRow], list[Draft]]:
-    """The rows that no grammar binds: what may follow the others' drafts is not worth a guess."""
     free = [at for at, row in enumerate(rows) if row.constraint is None]
-    return [draft_rows[at] for at in free], [drafts[at] for at in free]
+    unbound = [draft_rows[at] for at in free], [drafts[at] for at in free]
+    return Guided(kept, masks[0] if len(masks) == 1 else np.concatenate(masks), unbound)
 
 
-def _forced(constraint: Constraint, text: Rows[int], draft: Draft, most: int) -> Draft:
-    """Forced tokens as a chain, unless the draft has them all and something below."""
-    tokens = constraint.forced(text, most) if most > 0 else []
+def _forced(row: Sequence, text: Rows[int], draft: Draft, room: int) -> Draft:
+    """Forced tokens as a chain, unless the draft has them all and something below, or comes from
+    the text that the row is expected to come to, which counts what becomes of it."""
+    is_expected = row.expected is not None and row.expected.is_pending
+    most = 0 if is_expected or not row.speculates else min(room, MOST_FORCED)
+    if row.constraint is None or most < 1:
+        return draft
+    tokens = row.constraint.forced(text, most)
     if not tokens or _reaches_beyond(draft.tree, tokens):
         return draft
     chain = TokenTree.made_chain([int(draft.tree.tokens[0]), *tokens])

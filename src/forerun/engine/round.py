@@ -17,6 +17,7 @@ import numpy as np
 from forerun.backends.passes import Pass, assemble, choice_positions, penalty_paths
 from forerun.composition import LONGEST
 from forerun.draft import Commit, Draft, Verdict
+from forerun.engine.guiding import guided
 from forerun.engine.parts import Parts
 from forerun.engine.sequence import Sequence, TokenLogprobs
 from forerun.errors import BackendError
@@ -33,19 +34,20 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     # Between two passes the caches hold weights, so every function called here is fetched from
     # memory: what follows is flat on purpose.
     with meter.draft:
-        draft_rows = _draft_rows(rows, parts.most_drafted(len(rows)), parts)
+        draft_rows = _draft_rows(rows, _lengths(rows, parts), parts)
         drafts = parts.drafter.propose(draft_rows)
-    meter.num_draft_passes = max(draft.num_passes for draft in drafts)
+        meter.num_draft_passes = max(draft.num_passes for draft in drafts)
+        guide = guided(rows, draft_rows, drafts, parts)
+        drafts = guide.drafts
     batch, selection, starts, bases = _assemble(rows, draft_rows, drafts, parts)
-    parts.drafter.anticipate(draft_rows, drafts)
+    parts.drafter.anticipate(*guide.free)
     with meter.verify:
         output = parts.target.forward(batch)
         logits = output.logits
-        said = _said(parts, logits, selection)
+        said = _said(parts, guide.masked(logits), selection)
     verdicts, paths = [], []
-    for index, draft in enumerate(drafts):
+    for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
         own = said if len(rows) == 1 else said[starts[index] : starts[index + 1]]
-        row = rows[index]
         noise = RoundNoise(row.seed, row.params.choice, len(row.tokens))
         verdict = parts.rule.judge(draft, own, noise)
         base = bases[index]
@@ -74,9 +76,18 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     return commits
 
 
-def _draft_rows(rows: Rows[Sequence], most: int, parts: Parts) -> list[DraftRow]:
+def _lengths(rows: Rows[Sequence], parts: Parts) -> list[int]:
+    """Most nodes to draft for each row."""
+    if parts.pace is None:
+        return [parts.shape.max_drafted] * len(rows)
+    asking = [row.id for row in rows if row.speculates]
+    lengths = dict(zip(asking, parts.pace.lengths_for(asking, len(rows)), strict=True))
+    return [lengths.get(row.id, 0) for row in rows]
+
+
+def _draft_rows(rows: Rows[Sequence], lengths: Rows[int], parts: Parts) -> list[DraftRow]:
     draft_rows = []
-    for row in rows:
+    for row, most in zip(rows, lengths, strict=True):
         # A round emits one token more than it drafts, and must not pass the row's limit.
         room = row.limit - len(row.tokens) - 1
         fits = min(most, parts.shape.fits(room))
@@ -190,7 +201,7 @@ def _fail(row: Sequence, verdict: Verdict) -> None:
     row.fail(
         BackendError(
             f"no token can be chosen for position {position}: the model's logits hold NaN, or"
-            " bias and masks left none"
+            " bias, masks and grammar left none"
         )
     )
 
