@@ -48,12 +48,9 @@ class Expected:
             self._num_drafted += self._num_pending
             self._num_accepted += len(tokens) - 1
 
-    def accepted_of(self, num_generated: int) -> int:
-        """Proposed tokens that are part of an answer of so many; the last round may have been cut,
-        of which the target's own token goes first."""
+    def brought(self, num_generated: int) -> tuple[int, int]:
+        """Of an answer of so many tokens: how many proposed ones are part of it, and how many are
+        not. Where its last round was cut, the target's own token went first."""
         cut = max(0, self._num_seen - num_generated - 1) if self._num_pending else 0
-        return max(0, self._num_accepted - cut)
-
-    def rejected_of(self, num_generated: int) -> int:
-        """Proposed tokens that are not."""
-        return self._num_drafted - self.accepted_of(num_generated)
+        num_accepted = max(0, self._num_accepted - cut)
+        return num_accepted, self._num_drafted - num_accepted

@@ -17,9 +17,10 @@ from typing import TypeAlias, cast
 import numpy as np
 
 from forerun.backends import open_backend, open_feature_backend
+from forerun.composition import Composition
 from forerun.engine.admission import Admission
 from forerun.engine.drafting import Openers
-from forerun.engine.parts import Parts, build_parts
+from forerun.engine.parts import Parts, build_beside, build_parts
 from forerun.engine.queue import Queue
 from forerun.engine.results import Completion, Piece
 from forerun.engine.sequence import Sequence
@@ -41,7 +42,8 @@ Prompt: TypeAlias = str | Rows[int]  # a text, or its token ids
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inside:
-    """What a service is built from; `lock` is held by whoever uses parts or meter."""
+    """What a service is built from; `lock` is held by whoever uses parts or meter. `beside` makes
+    parts for requests that want others, without it."""
 
     parts: Parts
     meter: RoundMeter
@@ -49,6 +51,7 @@ class Inside:
     lock: threading.Lock
     is_closed: Callable[[], bool]
     completion_of: Callable[[Sequence], Completion]
+    beside: Callable[[Composition], Parts]
 
     def refuse_closed(self) -> None:
         """Raise EngineClosed once the engine is closed."""
@@ -103,11 +106,12 @@ class Engine:
         target = open_backend(checkpoint, options, options.cores_of("target"))
         try:
             opens = _openers(options, directory)
-            parts = build_parts(speculate, target, directory, self._tokenizer, opens, self._meter)
-            self._parts = replace(parts, witness=witness)
+            place = directory, self._tokenizer, opens, self._meter
+            self._parts = replace(build_parts(speculate, target, *place), witness=witness)
         except BaseException:
             target.close()
             raise
+        self._beside = lambda wanted: build_beside(self._parts, wanted, *place)
         self._admission = Admission(self._parts, self._tokenizer)
         self._lock = threading.Lock()
         self._is_closed = False
@@ -192,6 +196,7 @@ class Engine:
             self._lock,
             lambda: self._is_closed,
             self._completion,
+            self._beside,
         )
 
     def close(self) -> None:
@@ -234,17 +239,19 @@ class Engine:
                     queue.release()
 
     def _completion(self, sequence: Sequence) -> Completion:
-        wanted = sequence.params.logprobs is not None
+        wanted, num = sequence.params.logprobs is not None, sequence.num_generated
+        rule, expected = (sequence.parts or self._parts).rule, sequence.expected
         return Completion(
             text=sequence.text,
             token_ids=tuple(sequence.tokens[sequence.prompt_len :]),
             finish_reason=sequence.finish_reason or "cancelled",
             seed=sequence.seed,
             numerics=self.numerics,
-            exactness=self.exactness,
-            stats=sequence.tally.freeze(sequence.num_generated),
-            logprobs=tuple(sequence.logprobs[: sequence.num_generated]) if wanted else None,
+            exactness="law" if rule.reads is Reads.LAWS else self._parts.target.exactness,
+            stats=sequence.tally.freeze(num),
+            logprobs=tuple(sequence.logprobs[:num]) if wanted else None,
             error=sequence.error,
+            prediction=None if expected is None else expected.brought(num),
         )
 
     def _refuse_closed(self) -> None:

@@ -42,6 +42,8 @@ class Completion:
     `token_ids` are the generated ones, a stopping token and those that spell a stop string
     included; `text` ends before the stop string. `finish_reason` is `stop`, `length`, `cancelled`
     or `error` (then `error` says why). The same seed, numerics and request give the same tokens.
+    `prediction`: of the text that was expected, how many proposed tokens are part of the answer,
+    and how many are not; None where none was.
     """
 
     text: str
@@ -53,3 +55,4 @@ class Completion:
     stats: GenerationStats
     logprobs: tuple[TokenLogprobs, ...] | None = None
     error: ForerunError | None = None
+    prediction: tuple[int, int] | None = None

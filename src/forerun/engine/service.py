@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 
+from forerun.drafters.expected import Expected
 from forerun.engine.engine import Engine
 from forerun.engine.isolation import own_error
 from forerun.engine.prefixes import Prefixes
@@ -30,6 +31,7 @@ from forerun.engine.service_values import (
     Load,
     ServiceLimits,
 )
+from forerun.engine.ways import Ways, refuse_unjudged
 from forerun.errors import BackendError, EngineClosed, ForerunError, QueueFull
 from forerun.stats import Span
 
@@ -85,6 +87,7 @@ class Service:
             (), parts, self._inside.meter, max_rows=limits.max_rows, isolates=True,
             prefixes=self._prefixes,
         )  # fmt: skip
+        self._ways = Ways(parts, self._inside.beside, limits.max_compositions)
         self._totals = Totals()
         self._wake = threading.Condition()  # guards all below
         self._inbox: deque[Sequence] = deque()
@@ -104,21 +107,22 @@ class Service:
         Raises:
             QueueFull: too much waits already; `retry_after_s` says when to come again.
             CapacityError: the prompt does not fit the model's context or the K/V memory.
-            OptionError: no prompt, or ids outside the vocabulary.
+            OptionError: no prompt, ids outside the vocabulary, or a way of speculation that a
+                request may not ask for.
             EngineClosed: the service drains or was closed.
         """
         self._refuse_ending()
-        row = self._inside.admission.sequence(0, job.prompt, job.params)
-        row.speculates, row.partition = job.speculates, job.partition
-        row.is_watched = job.is_watched
-        if job.grammar is not None:
-            row.bind(job.grammar)
-        with self._wake:
-            self._refuse_ending()
-            self._refuse_full(row)
-            self._requests[row.id] = _Request(row, listener)
-            self._inbox.append(row)
-            self._wake.notify_all()
+        row = self._row_of(job)
+        try:
+            with self._wake:
+                self._refuse_ending()
+                self._refuse_full(row)
+                self._requests[row.id] = _Request(row, listener)
+                self._inbox.append(row)
+                self._wake.notify_all()
+        except BaseException:
+            self._ways.give_back(row.parts)
+            raise
         return Handle(row.id, self._ask_to_cancel)
 
     def load(self) -> Load:
@@ -142,6 +146,7 @@ class Service:
                 num_draft_tokens=totals.num_draft_tokens,
                 num_accepted_tokens=totals.num_accepted_tokens,
                 num_accepted_by_position=tuple(totals.accepted_by_position),
+                num_compositions=self._ways.num_built,
             )
 
     def drain(self, longest_s: float) -> bool:
@@ -170,6 +175,20 @@ class Service:
         self.close()
 
     # --- on any thread ---------------------------------------------------------------------------
+
+    def _row_of(self, job: Job) -> Sequence:
+        """A job as a row; what it wants built is built now, while rounds go on."""
+        row = self._inside.admission.sequence(0, job.prompt, job.params)
+        row.speculates, row.partition = job.speculates, job.partition
+        row.is_watched = job.is_watched
+        if job.grammar is not None:
+            row.bind(job.grammar)
+        if job.speculates and job.expected is not None:
+            refuse_unjudged(job.speculation, self._inside.parts)
+            row.expected = Expected(job.expected, row.tokens)
+        if job.speculates and job.speculation is not None:
+            row.parts = self._ways.take(job.speculation)
+        return row
 
     def _ask_to_cancel(self, request_id: int) -> None:
         with self._wake:
@@ -284,6 +303,7 @@ class Service:
     def _end(self, row: Sequence) -> None:
         """The last event of a request that has ended."""
         self._say(row, Ended(self._inside.completion_of(row)))
+        self._ways.give_back(row.parts)
         with self._wake:
             self._requests.pop(row.id, None)
             self._totals.num_requests[row.finish_reason or "cancelled"] += 1
@@ -307,6 +327,7 @@ class Service:
             else:
                 row.fail(reason)
             self._end(row)
+        self._ways.close()
 
     def _note_load(self) -> None:
         queue = self._queue

@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from forerun.drafters.prediction import RunIndex
 from forerun.engine.constraints import Grammar
 from forerun.engine.results import Completion, Piece
 from forerun.engine.sequence import TokenLogprobs
 from forerun.engine.witness import Seen
 from forerun.errors import OptionError
-from forerun.options import SamplingParams
+from forerun.options import SamplingParams, Speculation
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +21,8 @@ class Job:
 
     `speculates=False` decodes it plainly. `partition`: whose kept prefixes it may begin with, and
     whose it leaves behind. `is_watched`: its events tell how each round came about. `grammar`: what
-    its text must be; it ends where that ends.
+    its text must be; it ends where that ends. `speculation`: how it is drafted for, None for as the
+    engine does. `expected`: text that it may come to; it is proposed while it agrees.
     """
 
     prompt: tuple[int, ...]
@@ -29,6 +31,8 @@ class Job:
     partition: str = ""
     is_watched: bool = False
     grammar: Grammar | None = None
+    speculation: Speculation | None = None
+    expected: RunIndex | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,20 +64,24 @@ Event: TypeAlias = Began | Gained | Ended
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """How much may wait, in requests and in prompt tokens, and how many rows share a round.
+    """How much may wait, in requests and in prompt tokens, how many rows share a round, and how
+    many compositions requests may have built beside the engine's own; none may be.
 
     Raises:
-        OptionError: a limit below one.
+        OptionError: another limit below one.
     """
 
     max_waiting: int = 256
     max_waiting_tokens: int = 1 << 20
     max_rows: int = 32
+    max_compositions: int = 8
 
     def __post_init__(self) -> None:
         for name in ("max_waiting", "max_waiting_tokens", "max_rows"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, found {getattr(self, name)!r}")
+        if self.max_compositions < 0:
+            raise OptionError(f"max_compositions must not be negative: {self.max_compositions!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +90,8 @@ class Load:
 
     `drafter` is `healthy`, `resting` (it failed and is left alone for a while) or `disabled`.
     `num_requests` counts ended ones by finish reason. `num_prompt_tokens` are those of requests
-    that began, `num_cached_tokens` of them were not read again. A draft is one row's of one round;
+    that began, `num_cached_tokens` of them were not read again. `num_compositions` are held beside
+    the engine's own. A draft is one row's of one round;
     `num_accepted_by_position[i]` counts drafts of which more than i tokens were kept.
     """
 
@@ -101,3 +110,4 @@ class Load:
     num_draft_tokens: int
     num_accepted_tokens: int
     num_accepted_by_position: tuple[int, ...]
+    num_compositions: int = 0

@@ -164,6 +164,22 @@ def wanted_of(asked: Speculation, own: Parts) -> Composition | None:
     return None if wanted == here else wanted
 
 
+def refuse_unjudged(asked: Speculation | None, own: Parts) -> None:
+    """Refuse an expected text beside a rule that cannot judge tokens without a law.
+
+    Raises:
+        IncompatibleSpeculation: it is none of match and rejection.
+    """
+    here = own.composition
+    wanted = here if asked is None else wanted_of(asked, own) or here
+    assert wanted is not None
+    if wanted.rule not in ("match", "rejection"):
+        raise IncompatibleSpeculation(
+            f"prediction: rule {wanted.rule} needs the law that drafts were sampled from, and an"
+            " expected text has none: ask for rule match, or leave prediction out"
+        )
+
+
 def _known(name: DrafterName, own: DrafterName) -> DrafterName:
     """A drafter as it is called here: the engine's own may lie anywhere."""
     if name.parts:
