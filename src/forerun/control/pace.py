@@ -1,141 +1,231 @@
-"""How many tokens to draft next: as many as pay, by measured cost and measured acceptance.
+"""How many tokens to draft next for each row: as many as pay, by measured cost and acceptance.
 
-Knows rounds only as numbers: drafted, accepted, seconds. Any length gives the same tokens, so a
+Knows rounds only as numbers: rows, drafted, kept, seconds. Any lengths give the same tokens, so a
 wrong guess costs time and nothing else. `shape=auto` uses it; an explicit shape is left alone.
+
+    plain        nothing is known of a pass of so many rows: see what it costs
+    look         a few rows draft a little: what does drafting cost, is it kept?
+    plan         of all nodes of all rows take the likeliest, as long as tokens a second rise
+    refresh      drafting pays: now and then one plain round all the same
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from forerun.control.curve import Curve
 from forerun.stats import RoundStats
 
-_COST_WEIGHT = 0.2  # of a new time in the running mean of its length
-_OUTLIER = 3.0  # a time beyond so many means was the machine's, and counts as this
+Kept: TypeAlias = tuple[int, int, int]  # a row's id, how many tokens it drafted, how many it kept
+
 _MEMORY = 0.94  # of past acceptance a round keeps: about the last sixteen
-_GAIN = 1.03  # drafting must win by so much: a tie is decided for the smaller power bill
+_OWN = 4.0  # drafted tokens of a row that count as much as what all rows keep
+_SURE = 0.97  # no chain is taken to be likelier than this a token
+_GAIN = 1.015  # drafting must win by so much: a tie is decided for the smaller power bill
 _FIRST_PROBE, _LAST_PROBE = 32, 512  # plain rounds between two looks whether drafting pays again
-_PROBE_ROUNDS = 4  # of drafting in such a look; the first only lets the drafter catch up
+_LOOK_ROUNDS = 4  # of drafting in such a look; the first only lets the drafter catch up
+_LOOK_ROWS = 16  # one row of so many drafts in a look …
+_BLIND_ROWS = 4  # … and one of so many where nothing is known of larger passes
 _REFRESH = 64  # drafting rounds between two looks at what a plain one costs
-_PROBE_LEN = 2
+_LOOK_LEN = 2
+_STEP = 2.0  # no pass is planned that is larger by more than this than any that was seen
+_OFTEN = 8  # rounds that a plan of many rows is kept for; making it costs time too
 
 
-class Pace:
-    """Chooses the chain length of the next round, 0 to `longest`.
+@dataclass(slots=True)
+class _Acceptance:
+    """How often a drafted token was kept, given that all before it were; fading sums."""
 
-    Yield: each drafted token is accepted with the running probability p, so a chain of n gives
-    1 + p + … + p^n tokens. Cost: a running mean of round seconds a length, a straight line
-    between and past the lengths seen. The length with the most tokens a second is chosen, once as
-    many lengths as `probes` were seen: a drafter whose first token is the dear one needs two.
+    hits: float = 0.0
+    trials: float = 0.0
+
+    def add(self, hits: float, trials: float) -> None:
+        self.hits = _MEMORY * self.hits + hits
+        self.trials = _MEMORY * self.trials + trials
+
+
+class _Turns:
+    """When to look and when to refresh: by counting rounds."""
+
+    def __init__(self) -> None:
+        self.is_refreshing = False
+        self.looks_left = 0
+        self._num_drafting, self._num_plain = 0, 0
+        self._look_after = _FIRST_PROBE
+
+    def turn(self, *, is_drafting: bool) -> None:
+        """A round has ended in which something was asked for, or nothing."""
+        if self.is_refreshing:
+            self.is_refreshing = False
+        elif self.looks_left:
+            self.looks_left -= 1
+        elif is_drafting:
+            self._look_after, self._num_plain = _FIRST_PROBE, 0
+            self._num_drafting += 1
+            if self._num_drafting >= _REFRESH:
+                self.is_refreshing, self._num_drafting = True, 0
+        else:
+            self._num_plain += 1
+            if self._num_plain >= self._look_after:
+                self.looks_left, self._num_plain = _LOOK_ROUNDS, 0
+                self._look_after = min(2 * self._look_after, _LAST_PROBE)
+
+
+class Paces:
+    """Chooses the chain length of every row of the next round, 0 to `longest`.
+
+    Yield: each drafted token of a row is kept with the row's running probability p, so the n-th
+    adds p^n tokens; a row of which little is known is taken for an average one. Cost: a target's
+    pass by its nodes, a drafter's by its rows, each a curve of measured times that rounds of any
+    number of rows share, so that what thirty drafting rows would cost is told from what three did.
+    Before lengths are compared each of `probes` is looked at: a drafter whose first token is the
+    dear one needs two.
     """
 
-    def __init__(self, longest: int, probes: tuple[int, ...] = (_PROBE_LEN,)) -> None:
-        self.length = min(_PROBE_LEN, longest)
+    def __init__(self, longest: int, probes: tuple[int, ...] = (_LOOK_LEN,)) -> None:
         self._longest = longest
-        self._probes = tuple(dict.fromkeys(min(probe, longest) for probe in probes))
-        self._seconds: dict[int, float] = {}
-        self._hits, self._trials = 1.2, 2.0
-        self._since_probe = 0
-        self._probe_after = _FIRST_PROBE
-        self._probes_left = 0
-        self._was_plain = True
+        self._to_look = list(dict.fromkeys(min(probe, longest) for probe in probes))
+        self._verify, self._draft, self._rest = Curve(), Curve(), Curve()
+        self._all = _Acceptance(1.2, 2.0)
+        self._rows: dict[int, _Acceptance] = {}
+        self._is_stepwise = False  # whether it needs a pass a token
+        self._turns = _Turns()
+        self._asked: dict[int, int] = {}
+        self._asked_before: frozenset[int] = frozenset()
+        self._plan: list[int] = []
+        self._planned_for: tuple[int, tuple[int, ...]] = (0, ())
+        self._age = 0
 
     @property
     def acceptance(self) -> float:
         """Probability that the next drafted token is kept, given that all before it were."""
-        return self._hits / self._trials
+        return self._all.hits / self._all.trials
 
-    def learn(self, round_stats: RoundStats) -> None:
-        """Take in a decoding round and choose the length of the next."""
-        rows, drafted = round_stats.num_rows, round_stats.num_drafted
-        if not drafted or not self._was_plain:
-            # The first draft after plain rounds also reads what the drafter missed: no price of it.
-            self._take_time(round(drafted / rows), round_stats.round_s)
-        self._was_plain = not drafted
-        if drafted:
-            accepted = round_stats.num_accepted
-            # A row's chain ends in one rejection, or in none when all of it was kept.
-            ended = min(rows, drafted - accepted)
-            self._hits = _MEMORY * self._hits + accepted / rows
-            self._trials = _MEMORY * self._trials + (accepted + ended) / rows
-        self.length = self._choose()
+    @property
+    def is_drafting(self) -> bool:
+        """Whether drafting paid when lengths were last compared; True before the first time."""
+        return not self._planned_for[0] or any(self._plan)
 
-    def _take_time(self, length: int, seconds: float) -> None:
-        known = self._seconds.get(length)
-        if known is None:
-            self._seconds[length] = seconds
-            return
-        self._seconds[length] = known + _COST_WEIGHT * (min(seconds, _OUTLIER * known) - known)
-
-    def _choose(self) -> int:
-        if 0 not in self._seconds:
-            return 0
-        if len(self._seconds) <= len(self._probes):
-            return self._probes[len(self._seconds) - 1]
-        best = max(range(self._longest + 1), key=self._rate)
-        if best and self._rate(best) < _GAIN * self._rate(0):
-            best = 0
-        return self._refreshed(best) if best else self._probed()
-
-    def _refreshed(self, best: int) -> int:
-        """Drafting pays: now and then look at what a plain round costs."""
-        self._probe_after, self._probes_left = _FIRST_PROBE, 0
-        self._since_probe += 1
-        if self._since_probe < _REFRESH:
-            return best
-        self._since_probe = 0
-        return 0
-
-    def _probed(self) -> int:
-        """Drafting does not pay: now and then draft a little, or what is known grows stale."""
-        if self._probes_left:
-            self._probes_left -= 1
-            return min(_PROBE_LEN, self._longest)
-        self._since_probe += 1
-        if self._since_probe < self._probe_after:
-            return 0
-        self._since_probe = 0
-        self._probe_after = min(2 * self._probe_after, _LAST_PROBE)
-        self._probes_left = _PROBE_ROUNDS - 1
-        return min(_PROBE_LEN, self._longest)
-
-    def _rate(self, length: int) -> float:
-        """Expected tokens a second of a row that drafts so many."""
-        p = self.acceptance
-        expected = sum(p**at for at in range(length + 1))
-        return expected / self._cost(length)
-
-    def _cost(self, length: int) -> float:
-        seen = self._seconds
-        if length in seen:
-            return seen[length]
-        below = max((n for n in seen if n < length), default=None)
-        above = min((n for n in seen if n > length), default=None)
-        if below is None or above is None:
-            # Past the ends: the slope between the outermost two.
-            outer = sorted(seen)
-            below, above = (outer[-2], outer[-1]) if above is None else (outer[0], outer[1])
-        slope = (seen[above] - seen[below]) / (above - below)
-        return max(seen[below] + slope * (length - below), 1e-9)
-
-
-class Paces:
-    """A pace for each number of rows that share a round, in powers of two: what a drafted token
-    costs beside thirty others is learned beside thirty others."""
-
-    def __init__(self, longest: int, probes: tuple[int, ...] = (_PROBE_LEN,)) -> None:
-        self._longest = longest
-        self._probes = probes
-        self._paces: dict[int, Pace] = {}
+    def lengths_for(self, row_ids: Sequence[int], num_rows: int) -> list[int]:
+        """Most tokens to draft for each of these rows, in a round of `num_rows` in all."""
+        lengths = self._lengths(tuple(row_ids), num_rows)
+        self._asked = {row: num for row, num in zip(row_ids, lengths, strict=True) if num}
+        return lengths
 
     def length_for(self, num_rows: int) -> int:
-        """Most tokens to draft for each of so many rows."""
-        return self._of(num_rows).length
+        """Most tokens to draft for a row of average luck, beside others drafted for elsewhere."""
+        if self._draft.is_empty or not self._verify.knows(num_rows):
+            return min(_LOOK_LEN, self._longest)
+        return max(self._allotted([min(self.acceptance, _SURE)] * num_rows, num_rows))
 
-    def learn(self, round_stats: RoundStats) -> None:
-        """Take in a decoding round."""
-        self._of(round_stats.num_rows).learn(round_stats)
+    def learn(self, stats: RoundStats, kept: Sequence[Kept], *, is_steady: bool = True) -> None:
+        """Take in a decoding round, and what each row that drafted kept; only a steady one, with
+        nothing in it but decoding, says what rounds cost."""
+        if is_steady:
+            self._learn_costs(stats)
+        drafted = [one for one in kept if one[1] and one[0] in self._asked]
+        if drafted:
+            self._learn_kept(drafted)
+        self._turns.turn(is_drafting=bool(self._asked))
+        self._asked_before = frozenset(self._asked)
+        self._age += 1
 
-    def _of(self, num_rows: int) -> Pace:
-        size = (num_rows - 1).bit_length()
-        if size not in self._paces:
-            self._paces[size] = Pace(self._longest, self._probes)
-        return self._paces[size]
+    def forget(self, row_id: int) -> None:
+        """A row has ended."""
+        self._rows.pop(row_id, None)
+
+    # --- what is known ---------------------------------------------------------------------------
+
+    def _learn_costs(self, stats: RoundStats) -> None:
+        self._verify.take(stats.num_rows + stats.num_drafted, stats.verify_s)
+        rest_s = stats.round_s - stats.verify_s
+        if self._asked:
+            rest_s -= stats.draft_s
+            # A row that did not draft the round before also reads what the drafter missed.
+            if self._asked.keys() <= self._asked_before:
+                self._learn_draft(stats)
+        self._rest.take(stats.num_rows, max(0.0, rest_s))
+
+    def _learn_draft(self, stats: RoundStats) -> None:
+        passes = max(1, stats.num_draft_passes)
+        self._is_stepwise = self._is_stepwise or passes > 1
+        self._draft.take(len(self._asked), stats.draft_s / passes)
+        if self._to_look and self._to_look[0] in self._asked.values():
+            self._to_look.pop(0)
+
+    def _learn_kept(self, kept: Sequence[Kept]) -> None:
+        hits = trials = 0
+        for row, num_drafted, num_kept in kept:
+            # A row's chain ends in one rejection, or in none when all of it was kept.
+            num_tried = min(num_kept + 1, num_drafted)
+            self._rows.setdefault(row, _Acceptance()).add(num_kept, num_tried)
+            hits, trials = hits + num_kept, trials + num_tried
+        self._all.add(hits / len(kept), trials / len(kept))
+
+    def _chance(self, row: int) -> float:
+        average, own = self.acceptance, self._rows.get(row)
+        if own is not None:
+            average = (own.hits + _OWN * average) / (own.trials + _OWN)
+        return min(average, _SURE)
+
+    # --- what to do ------------------------------------------------------------------------------
+
+    def _lengths(self, row_ids: tuple[int, ...], num_rows: int) -> list[int]:
+        if self._turns.is_refreshing or not self._verify.knows(num_rows):
+            return [0] * len(row_ids)
+        if self._to_look or self._turns.looks_left:
+            return self._look(row_ids)
+        now = num_rows, row_ids
+        if now != self._planned_for or self._age >= min(num_rows, _OFTEN):
+            self._plan = self._allotted([self._chance(row) for row in row_ids], num_rows)
+            self._planned_for, self._age = now, 0
+        return self._plan
+
+    def _look(self, row_ids: tuple[int, ...]) -> list[int]:
+        """Few rows draft: those that did so last, for their drafter has read their text."""
+        share = _LOOK_ROWS if self._verify.has_slope else _BLIND_ROWS
+        ready = sorted(row_ids, key=lambda row: row not in self._asked_before)
+        chosen = frozenset(ready[: max(1, len(row_ids) // share)])
+        length = self._to_look[0] if self._to_look else min(_LOOK_LEN, self._longest)
+        return [length if row in chosen else 0 for row in row_ids]
+
+    def _allotted(self, chances: Sequence[float], num_rows: int) -> list[int]:
+        """The lengths with the most expected tokens a second; none where drafting does not win."""
+        steps = sorted(
+            ((-(p**depth), depth, at) for at, p in enumerate(chances)
+             for depth in range(1, self._longest + 1))
+        )  # fmt: skip
+        most = _STEP * max(self._verify.largest, num_rows)
+        nodes, tokens, num_drafting, deepest = float(num_rows), float(num_rows), 0, 0
+        plain = tokens / self._seconds(nodes, num_rows, 0, 0)
+        best, num_best = _GAIN * plain, 0
+        for num, (value, depth, _) in enumerate(steps, start=1):
+            nodes, tokens = nodes + 1.0, tokens - value
+            if nodes > most:
+                break
+            num_drafting, deepest = num_drafting + (depth == 1), max(deepest, depth)
+            rate = tokens / self._seconds(nodes, num_rows, num_drafting, deepest)
+            if rate > best:
+                best, num_best = rate, num
+        lengths = [0] * len(chances)
+        for _, depth, at in steps[:num_best]:
+            lengths[at] = depth
+        return lengths
+
+    def _seconds(self, num_nodes: float, num_rows: int, num_drafting: int, deepest: int) -> float:
+        """What a round is expected to take."""
+        seconds = self._verify.at(num_nodes) + self._rest.at(num_rows)
+        if num_drafting:
+            num_passes = deepest if self._is_stepwise else 1
+            seconds += num_passes * self._draft_s(num_drafting)
+        return max(seconds, 1e-9)
+
+    def _draft_s(self, num_rows: int) -> float:
+        """One pass of the drafter; beyond what was seen it grows as the target's passes do."""
+        most = self._draft.largest
+        if num_rows <= most:
+            return self._draft.at(num_rows)
+        grown = self._verify.at(num_rows) / max(self._verify.at(most), 1e-9)
+        return self._draft.at(most) * max(1.0, grown)
