@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.draft import Commit, Draft
+from forerun.drafters.late import ReadsLate
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.router import Router
 from forerun.errors import CapacityError, DrafterError
@@ -37,6 +38,7 @@ class Guard:
         self._failed: set[int] = set()
         self._reader = drafter if isinstance(drafter, ReadsFeatures) else None
         self._ahead = drafter if isinstance(drafter, Anticipates) else None
+        self._late = drafter if isinstance(drafter, ReadsLate) else None
         self.num_failures = 0
         self._num_faults = 0
 
@@ -66,11 +68,12 @@ class Guard:
         return () if self._reader is None or self.is_disabled else self._reader.tap_layers
 
     def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
-        """Admit a sequence, or draft nothing for it."""
+        """Admit a sequence, or draft nothing for it; `read` has its text read where that waits."""
         if self.is_disabled:
             return
         try:
-            self._drafter.admit(sequence_id, prompt)
+            begin = self._drafter.admit if self._late is None else self._late.begin
+            begin(sequence_id, prompt)
             self._admitted.add(sequence_id)
         except CapacityError as error:
             _log.info("sequence %d is decoded plainly: %s", sequence_id, error)
@@ -78,6 +81,23 @@ class Guard:
         except Exception as error:  # noqa: BLE001  a drafter may raise anything
             self._fail("admit", error)
             self._forget(sequence_id)
+
+    def num_unread(self, sequence_id: int, num_tokens: int) -> int:
+        """Tokens of a sequence's first so many that a drafter which reads text has not read."""
+        if self._late is None or sequence_id not in self._admitted or self.is_disabled:
+            return 0
+        return self._late.num_unread(sequence_id, num_tokens)
+
+    def read(self, sequence_id: int, tokens: Sequence[int], most: int) -> int:
+        """Let such a drafter read some of them; a row it fails for decodes plainly."""
+        if self._late is None or sequence_id not in self._admitted or self.is_disabled:
+            return 0
+        try:
+            return self._late.read(sequence_id, tokens, most)
+        except Exception as error:  # noqa: BLE001  a drafter may raise anything
+            self._fail("read", error)
+            self._forget(sequence_id)
+            return 0
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
         """One draft a row, each within `max_drafted` and the target's vocabulary."""

@@ -115,12 +115,37 @@ class LM:
         Raises:
             CapacityError: the prompt does not fit the small model's context or K/V memory.
         """
+        self.begin(sequence_id, prompt)
+        self.read(sequence_id, prompt, len(prompt))
+
+    def begin(self, sequence_id: int, prompt: Sequence[int]) -> None:
+        """Own room for the prompt and read nothing: the first proposal reads what is left.
+
+        Raises:
+            CapacityError: as `admit`.
+        """
         limit = self._backend.spec.max_position
         if len(prompt) >= limit:
             raise CapacityError(f"{len(prompt)} tokens of prompt, the drafter's limit is {limit}")
         progress = _Progress(self._reserve(sequence_id, len(prompt) + self._num_steps))
         self._progress[sequence_id] = progress
-        self._read(sequence_id, progress, prompt, len(prompt) - 1)
+
+    def num_unread(self, sequence_id: int, num_tokens: int) -> int:
+        """How many of a sequence's first tokens, the pending one apart, are not read."""
+        progress = self._progress.get(sequence_id)
+        return 0 if progress is None else max(0, num_tokens - 1 - progress.committed)
+
+    def read(self, sequence_id: int, tokens: Sequence[int], most: int) -> int:
+        """Read at most so many of the next tokens, the last of all never: how many it were."""
+        progress = self._progress.get(sequence_id)
+        if progress is None:
+            return 0
+        start = progress.committed
+        until = min(start + most, len(tokens) - 1)
+        if until <= start:
+            return 0
+        self._read(sequence_id, progress, tokens, until)
+        return until - start
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
         """One chain a row; nothing for rows without room, in one backend call for all others."""
