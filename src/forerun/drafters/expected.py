@@ -6,12 +6,14 @@ Knows tokens only; where the text stands in the expected one is found as `predic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from forerun.draft import Draft
 from forerun.drafters.prediction import Follower, RunIndex
 from forerun.protocols import DraftRow
 
 LONGEST = 16  # a pass of more nodes is bound by arithmetic on processors without a matrix unit
+NAME = "prediction"  # who drafted what is proposed
 _FIRST = 4  # tokens proposed before any agreed; each that agrees lets two more be proposed
 
 
@@ -25,32 +27,35 @@ class Expected:
         self._follower = Follower(index, prompt)
         self._num_drafted = self._num_accepted = 0
         self._num_seen = 0
-        self._num_pending = 0  # of the proposal whose verdict is not known; 0 where others drafted
+        self._pending: list[int] = []  # the last proposal; empty where others drafted
 
     @property
     def is_pending(self) -> bool:
         """Whether the last proposal for the request was this text's."""
-        return self._num_pending > 0
+        return bool(self._pending)
 
     def propose(self, row: DraftRow) -> Draft | None:
         """What comes next in the expected text, no more than agreement so far is worth; None where
         it has nothing to say."""
         most = min(LONGEST, _FIRST + 2 * self._follower.num_agreed, row.max_drafted, row.max_depth)
         draft = self._follower.propose(row.tokens[-1], most) if most > 0 else None
-        self._num_pending = 0 if draft is None else draft.num_drafted
-        return draft
+        self._pending = [] if draft is None else draft.tree.tokens[1:].tolist()
+        return None if draft is None else replace(draft, source=NAME)
 
     def observe(self, tokens: Sequence[int]) -> None:
         """Follow what a round kept: accepted tokens, then the target's own."""
         self._follower.follow(tokens)
         self._num_seen += len(tokens)
-        if self._num_pending:
-            self._num_drafted += self._num_pending
-            self._num_accepted += len(tokens) - 1
+        kept = tokens[:-1]  # of somebody else's draft where a grammar had its own
+        self._num_drafted += len(self._pending)
+        for ours, token in zip(self._pending, kept, strict=False):
+            if ours != token:
+                break
+            self._num_accepted += 1
 
     def brought(self, num_generated: int) -> tuple[int, int]:
         """Of an answer of so many tokens: how many proposed ones are part of it, and how many are
         not. Where its last round was cut, the target's own token went first."""
-        cut = max(0, self._num_seen - num_generated - 1) if self._num_pending else 0
+        cut = max(0, self._num_seen - num_generated - 1) if self._pending else 0
         num_accepted = max(0, self._num_accepted - cut)
         return num_accepted, self._num_drafted - num_accepted

@@ -22,6 +22,7 @@ from forerun.drafters.mixed import Mixed, Seat, Widest
 from forerun.engine.parts import Parts
 from forerun.engine.sequence import Sequence
 from forerun.protocols import Rule
+from forerun.shapes.chain import Chain
 from forerun.stats import RoundMeter
 
 Run: TypeAlias = Callable[[Rows[Sequence], Parts, RoundMeter], list[Commit | None]]
@@ -77,12 +78,21 @@ def _parts(rows: list[Sequence], own: Parts, taps: tuple[int, ...]) -> Parts:
     first = rows[0].parts or own
     if one_way(rows, own) is first:
         return replace(first, witness=own.witness)
-    seats = {row.id: _seat(row, row.parts or own, len(rows)) for row in rows}
-    return _mixed(seats, own, first.rule, taps)
+    return _mixed(_seats(rows, own), own, first.rule, taps)
 
 
-def _seat(row: Sequence, parts: Parts, num_rows: int) -> Seat:
-    return Seat(parts.drafter, parts.shape, parts.most_drafted(num_rows), row.expected)
+def _seats(rows: list[Sequence], own: Parts) -> dict[int, Seat]:
+    """Every row's own guard, and how much that may propose."""
+    ways: dict[int, list[Sequence]] = {}
+    for row in rows:
+        ways.setdefault(id(row.parts), []).append(row)
+    seats = {row.id: Seat((row.parts or own).drafter, Chain(1), 0, row.expected) for row in rows}
+    for members in ways.values():
+        parts = members[0].parts or own
+        asking = [row.id for row in members if row.speculates]
+        for at, most in zip(asking, parts.lengths_for(asking, len(rows)), strict=True):
+            seats[at] = replace(seats[at], shape=parts.shape, most=most)
+    return seats
 
 
 def _mixed(seats: dict[int, Seat], own: Parts, rule: Rule, taps: tuple[int, ...]) -> Parts:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,9 +47,11 @@ class Parts:
     drafter_name: str = ""  # of the one that was built: never `auto`
     composition: Composition | None = None  # what was built, by name: nothing in it is `auto`
 
-    def most_drafted(self, num_rows: int) -> int:
-        """Most nodes to draft for each of so many rows of a round."""
-        return self.shape.max_drafted if self.pace is None else self.pace.length_for(num_rows)
+    def lengths_for(self, sequence_ids: Rows[int], num_rows: int) -> list[int]:
+        """Most nodes to draft for each of these rows, of so many in a round."""
+        if self.pace is None:
+            return [self.shape.max_drafted] * len(sequence_ids)
+        return self.pace.lengths_for(sequence_ids, num_rows)
 
 
 def build_parts(

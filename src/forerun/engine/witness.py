@@ -113,8 +113,6 @@ class Watch:
         return Seen(one.known, draft, one.drafter, one.verdict, kept, p, q, stats)
 
     def _source(self, row: Sequence) -> str:
-        if row.expected is not None and row.expected.is_pending:
-            return "prediction"
         parts = row.parts or self._parts
         return parts.drafter.chosen(row.id) or parts.drafter_name
 
