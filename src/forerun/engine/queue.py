@@ -240,14 +240,27 @@ class Queue:
                     raise
                 row.fail(own_error(error))
                 ended.append(row)
+        ended += self._only_read()
         self._join(room)
         return num_read
+
+    def _only_read(self) -> list[Sequence]:
+        """End rows of which nothing is wanted but what their prompts are like."""
+        done = [
+            row
+            for row in self._reading
+            if row.limit <= row.prompt_len and self._reader.num_unread(row) is not None
+        ]
+        for row in done:
+            self._reading.remove(row)
+            row.finish("length")
+        return done
 
     def _join(self, room: int) -> int:
         """Let rows run whose unread tokens fit into `room`; how much of it is left."""
         for row in list(self._reading):
-            unread = len(row.tokens) - row.committed_len
-            if unread <= room:
+            unread = self._reader.num_unread(row)
+            if unread is not None and unread <= room and row.limit > row.prompt_len:
                 room -= unread
                 self._reading.remove(row)
                 self._running.append(row)

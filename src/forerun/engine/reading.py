@@ -13,6 +13,8 @@ from forerun.backends.slots import blocks_for
 from forerun.draft import Commit
 from forerun.engine.parts import Parts
 from forerun.engine.prefixes import Prefix, Prefixes
+from forerun.engine.scoring import CHUNK as SCORED
+from forerun.engine.scoring import has_scores, read_and_score
 from forerun.engine.sequence import Sequence
 from forerun.protocols import Reads
 from forerun.stats import Span
@@ -61,12 +63,21 @@ class Reader:
         with span:
             table, tokens = parts.slots.table([row.id]), row.tokens[start:end]
             taps = self._of(row).drafter.tap_layers
-            features = prefill(parts.target, table, tokens, start, taps)
+            if not has_scores(row):
+                end = min(end, start + SCORED)
+                features = read_and_score(row, end, parts.target, table, taps)
+            else:
+                features = prefill(parts.target, table, tokens, start, taps)
             self._take(row, features)
         row.committed_len = end
         row.tally.prefill_s += span.seconds
         self._keep(row)
         return end - start
+
+    def num_unread(self, row: Sequence) -> int | None:
+        """Tokens that a round would have to read of a row; None where it must not, for they are to
+        be scored."""
+        return len(row.tokens) - row.committed_len if has_scores(row) else None
 
     def note(self, row: Sequence, commit: Commit) -> None:
         """Note the features of what a round kept."""
@@ -109,7 +120,7 @@ class Reader:
 
     def _prefix(self, row: Sequence) -> Prefix:
         is_other = self._reads_features(row) and not self._keeps_features(row)
-        if self._prefixes is None or is_other:
+        if self._prefixes is None or is_other or not has_scores(row):
             return Prefix()
         return self._prefixes.find(
             row.partition, row.tokens, with_features=self._reads_features(row)

@@ -20,6 +20,7 @@ from forerun.engine.engine import Engine
 from forerun.engine.isolation import own_error
 from forerun.engine.prefixes import Prefixes
 from forerun.engine.queue import Queue, Step
+from forerun.engine.scoring import has_scores
 from forerun.engine.sequence import Sequence
 from forerun.engine.service_totals import Totals
 from forerun.engine.service_values import (
@@ -29,6 +30,7 @@ from forerun.engine.service_values import (
     Gained,
     Job,
     Load,
+    Scored,
     ServiceLimits,
 )
 from forerun.engine.ways import Ways, refuse_unjudged
@@ -36,7 +38,8 @@ from forerun.errors import BackendError, EngineClosed, ForerunError, QueueFull
 from forerun.stats import Span
 
 __all__ = [
-    "Began", "Ended", "Event", "Gained", "Handle", "Job", "Load", "Service", "ServiceLimits",
+    "Began", "Ended", "Event", "Gained", "Handle", "Job", "Load", "Scored", "Service",
+    "ServiceLimits",
 ]  # fmt: skip
 
 _BLOCKED_S = 0.005  # between two looks whether others gave back K/V memory
@@ -51,6 +54,7 @@ class _Request:
 
     row: Sequence
     listener: Callable[[Event], None] | None
+    has_scores: bool = False  # whether it was told those of its prompt
 
 
 class Handle:
@@ -181,6 +185,8 @@ class Service:
         row = self._inside.admission.sequence(0, job.prompt, job.params)
         row.speculates, row.partition = job.speculates, job.partition
         row.is_watched = job.is_watched
+        row.scores_prompt = job.scores_prompt
+        row.limit = row.limit if job.generates else row.prompt_len
         if job.grammar is not None:
             row.bind(job.grammar)
         if job.speculates and job.expected is not None:
@@ -282,11 +288,21 @@ class Service:
             self._say(row, Began(row.num_cached))
 
     def _tell(self, step: Step) -> None:
+        for row in (*(gain.row for gain in step.gains), *step.ended):
+            self._say_scores(row)
         for gain in step.gains:
             if gain.piece.token_ids:
                 self._say(gain.row, Gained(gain.piece, gain.logprobs, gain.seen))
         for row in step.ended:
             self._end(row)
+
+    def _say_scores(self, row: Sequence) -> None:
+        """Tell a prompt's log-probabilities, once, as soon as all are known."""
+        request = self._requests.get(row.id)
+        is_due = row.scores_prompt and row.error is None and has_scores(row)
+        if request is not None and is_due and not request.has_scores:
+            request.has_scores = True
+            self._say(row, Scored(tuple(row.prompt_logprobs)))
 
     def _say(self, row: Sequence, event: Event) -> None:
         """Tell a listener; one that raises is not told more, and its request is cancelled."""

@@ -23,6 +23,8 @@ class Job:
     whose it leaves behind. `is_watched`: its events tell how each round came about. `grammar`: what
     its text must be; it ends where that ends. `speculation`: how it is drafted for, None for as the
     engine does. `expected`: text that it may come to; it is proposed while it agrees.
+    `scores_prompt`: the log-probabilities of its prompt are wanted too, as many a token as of what
+    is generated. `generates=False`: nothing is, the prompt is all.
     """
 
     prompt: tuple[int, ...]
@@ -33,6 +35,8 @@ class Job:
     grammar: Grammar | None = None
     speculation: Speculation | None = None
     expected: RunIndex | None = None
+    scores_prompt: bool = False
+    generates: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,13 @@ class Began:
     """It has its K/V memory; `num_cached` tokens of its prompt need not be read."""
 
     num_cached: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Log-probabilities of its prompt, of all tokens but the first; before anything is gained."""
+
+    logprobs: tuple[TokenLogprobs, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +70,7 @@ class Ended:
     completion: Completion
 
 
-Event: TypeAlias = Began | Gained | Ended
+Event: TypeAlias = Began | Scored | Gained | Ended
 
 
 @dataclass(frozen=True, slots=True)
