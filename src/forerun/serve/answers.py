@@ -11,7 +11,7 @@ from typing import Any
 
 from forerun.engine.results import Completion
 from forerun.engine.sequence import TokenLogprobs
-from forerun.engine.service import Began, Ended, Event, Gained
+from forerun.engine.service import Began, Ended, Event, Gained, Scored
 
 
 @dataclass(slots=True)
@@ -21,6 +21,7 @@ class Choice:
     index: int
     text: str = ""
     num_cached: int = 0
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # of each token with log-probabilities
     rounds: list[dict[str, Any]] = field(default_factory=list)  # how it came about, if asked for
@@ -31,6 +32,8 @@ class Choice:
         match event:
             case Began(num_cached):
                 self.num_cached = num_cached
+            case Scored(logprobs):
+                self.prompt_logprobs = logprobs
             case Gained(piece, logprobs):
                 self.text += piece.text
                 self.logprobs += logprobs
@@ -48,11 +51,22 @@ def usage_of(choices: Sequence[Choice], num_prompt_tokens: int) -> dict[str, Any
     """OpenAI's `usage`: what was read, what was written, what did not have to be read again."""
     ended = [one.completion for one in choices if one.completion is not None]
     num_generated = sum(len(one.token_ids) for one in ended)
+    predicted = [one.prediction for one in ended if one.prediction is not None]
+    details = {} if not predicted else {"completion_tokens_details": _details(predicted)}
     return {
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": num_generated,
         "total_tokens": num_prompt_tokens + num_generated,
         "prompt_tokens_details": {"cached_tokens": sum(one.num_cached for one in choices)},
+        **details,
+    }
+
+
+def _details(predicted: Sequence[tuple[int, int]]) -> dict[str, int]:
+    """What became of an expected text: its tokens that were proposed, kept and not."""
+    return {
+        "accepted_prediction_tokens": sum(accepted for accepted, _ in predicted),
+        "rejected_prediction_tokens": sum(rejected for _, rejected in predicted),
     }
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from forerun.errors import CapacityError, EngineClosed, OptionError
+from forerun.errors import CapacityError, EngineClosed, IncompatibleSpeculation, OptionError
 
 INVALID = "invalid_request_error"
 _PARAMS = frozenset(
     {
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty",
         "frequency_penalty", "logit_bias", "max_tokens", "stop", "stop_token_ids", "seed",
-        "logprobs", "prompt",
+        "logprobs", "prompt", "speculation", "prediction",
     }
 )  # fmt: skip
 
@@ -99,5 +99,6 @@ def is_ours(error: BaseException) -> bool:
 
 
 def _param_of(error: OptionError) -> str | None:
+    own = "speculation" if isinstance(error, IncompatibleSpeculation) else None
     word = str(error).split(" ", 1)[0].split("[", 1)[0].rstrip(":")
-    return word if word in _PARAMS else None
+    return word if word in _PARAMS else own
