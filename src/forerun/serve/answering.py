@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from forerun.engine.results import Completion
-from forerun.engine.service import Ended, Gained
+from forerun.engine.service import Ended, Gained, Scored
 from forerun.serve.answers import Choice, figures_of, usage_of
 from forerun.serve.asking import Asked
 from forerun.serve.feed import Feed, Submits
@@ -143,8 +143,8 @@ class Answer:
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         choices = self._choices()
         try:
-            for one, echo in zip(choices, self.begun.asked.echoes, strict=True):
-                opening = self.form.opening(one.index, echo)
+            for one in choices:
+                opening = self.form.opening(one)
                 if opening is not None:
                     yield self._chunk(opening)
             async for data in self._steps(choices):
@@ -168,6 +168,8 @@ class Answer:
             choice.hear(told)
             self.begun.timing.hear(told)
             refuse_failed(told, self.begun.feed)
+            if isinstance(told, Scored) and (opening := self.form.opening(choice)) is not None:
+                yield self._chunk(opening, len(choice.echo))
             if isinstance(told, Gained) and (told.piece.text or told.logprobs or told.seen):
                 step = Step(choice.index, told.piece.text, told.piece.texts, told.logprobs, offset)
                 found = {} if told.seen is None else traced(told, self.form.tokenizer)
@@ -185,7 +187,11 @@ class Answer:
             yield event(self._envelope(self.form.chunk_name) | {"choices": []} | figures)
 
     def _choices(self) -> list[Choice]:
-        return [Choice(index, echo) for index, echo in enumerate(self.begun.asked.echoes)]
+        asked = self.begun.asked
+        return [
+            Choice(at, echo, echo, job.prompt if job.scores_prompt else ())
+            for at, (job, echo) in enumerate(zip(asked.jobs, asked.echoes, strict=True))
+        ]
 
     def _chunk(
         self, choice: dict[str, Any], num_chars: int = 0, figures: dict[str, Any] | None = None

@@ -16,10 +16,14 @@ from forerun.engine.service import Began, Ended, Event, Gained, Scored
 
 @dataclass(slots=True)
 class Choice:
-    """One answer as it grows; `text` begins with the prompt where it is echoed."""
+    """One answer as it grows; `text` begins with the prompt where it is echoed. `prompt`: its
+    tokens where their log-probabilities are asked for, else none."""
 
     index: int
     text: str = ""
+    echo: str = ""
+    prompt: tuple[int, ...] = ()
+    has_scores: bool = False  # whether those of the prompt are known
     num_cached: int = 0
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -33,13 +37,18 @@ class Choice:
             case Began(num_cached):
                 self.num_cached = num_cached
             case Scored(logprobs):
-                self.prompt_logprobs = logprobs
+                self.prompt_logprobs, self.has_scores = logprobs, True
             case Gained(piece, logprobs):
                 self.text += piece.text
                 self.logprobs += logprobs
                 self.texts += piece.texts
             case Ended(completion):
                 self.completion = completion
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether log-probabilities of its prompt are asked for."""
+        return bool(self.prompt)
 
     @property
     def finish_reason(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from forerun.engine.sequence import TokenLogprobs
 from forerun.models.tokenizer import Tokenizer
 from forerun.serve.answers import Choice
+from forerun.serve.echoing import joined, with_prompt
 
 _LEAST_LOGPROB = -9999.0  # JSON has no infinity; peers write this
 
@@ -48,8 +49,8 @@ class Form(Protocol):
     def id_prefix(self) -> str:
         """What its ids begin with."""
 
-    def opening(self, index: int, echo: str) -> dict[str, Any] | None:
-        """What comes before any text, if something does."""
+    def opening(self, choice: Choice) -> dict[str, Any] | None:
+        """What comes before any text, if something does and can be written yet."""
 
     def step(self, step: Step) -> dict[str, Any]:
         """Text that was added."""
@@ -71,9 +72,9 @@ class ChatForm:
     chunk_name: str = "chat.completion.chunk"
     id_prefix: str = "chatcmpl-"
 
-    def opening(self, index: int, echo: str) -> dict[str, Any] | None:  # noqa: ARG002
+    def opening(self, choice: Choice) -> dict[str, Any] | None:
         """The role."""
-        return self._delta(index, {"role": "assistant", "content": ""}, None, None)
+        return self._delta(choice.index, {"role": "assistant", "content": ""}, None, None)
 
     def step(self, step: Step) -> dict[str, Any]:
         """Text that was added."""
@@ -123,9 +124,11 @@ class TextForm:
     chunk_name: str = "text_completion"
     id_prefix: str = "cmpl-"
 
-    def opening(self, index: int, echo: str) -> dict[str, Any] | None:
-        """The echoed prompt."""
-        return self._choice(index, echo, None, None) if echo else None
+    def opening(self, choice: Choice) -> dict[str, Any] | None:
+        """The echoed prompt, once what is asked of it is known."""
+        if not choice.echo or (choice.is_scored and not choice.has_scores):
+            return None
+        return self._choice(choice.index, choice.echo, self._scores(choice), None)
 
     def step(self, step: Step) -> dict[str, Any]:
         """Text that was added."""
@@ -138,8 +141,16 @@ class TextForm:
 
     def whole(self, choice: Choice, echo_len: int) -> dict[str, Any]:
         """All of it."""
-        logprobs = self._logprobs(choice.logprobs, choice.texts, echo_len)
+        own = self._logprobs(choice.logprobs, choice.texts, echo_len)
+        logprobs = joined(self._scores(choice), own)
         return self._choice(choice.index, choice.text, logprobs, choice.finish_reason)
+
+    def _scores(self, choice: Choice) -> dict[str, Any] | None:
+        """Log-probabilities of the prompt, where they were asked for."""
+        if not choice.is_scored:
+            return None
+        prompt, rows = choice.prompt, choice.prompt_logprobs
+        return with_prompt(prompt, rows, self.tokenizer, self._logprobs)
 
     def _choice(
         self, index: int, text: str, logprobs: dict[str, Any] | None, reason: str | None
