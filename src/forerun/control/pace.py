@@ -94,6 +94,7 @@ class Paces:
         self._turns = _Turns()
         self._asked: dict[int, int] = {}
         self._asked_before: frozenset[int] = frozenset()
+        self._looked_at: frozenset[int] = frozenset()
         self._plan: list[int] = []
         self._planned_for: tuple[int, tuple[int, ...]] = (0, ())
         self._age = 0
@@ -124,7 +125,7 @@ class Paces:
         """Take in a decoding round, and what each row that drafted kept; only a steady one, with
         nothing in it but decoding, says what rounds cost."""
         if is_steady:
-            self._learn_costs(stats)
+            self._learn_costs(stats, {row for row, num_drafted, _ in kept if num_drafted})
         drafted = [one for one in kept if one[1] and one[0] in self._asked]
         if drafted:
             self._learn_kept(drafted)
@@ -138,13 +139,15 @@ class Paces:
 
     # --- what is known ---------------------------------------------------------------------------
 
-    def _learn_costs(self, stats: RoundStats) -> None:
+    def _learn_costs(self, stats: RoundStats, drafted: set[int]) -> None:
         self._verify.take(stats.num_rows + stats.num_drafted, stats.verify_s)
         rest_s = stats.round_s - stats.verify_s
         if self._asked:
             rest_s -= stats.draft_s
-            # A row that did not draft the round before also reads what the drafter missed.
-            if self._asked.keys() <= self._asked_before:
+            # A row that did not draft the round before also reads what a model missed, and one
+            # that does not draft now still reads.
+            is_idle = stats.num_draft_passes > 0 and not self._asked.keys() <= drafted
+            if self._asked.keys() <= self._asked_before and not is_idle:
                 self._learn_draft(stats)
         self._rest.take(stats.num_rows, max(0.0, rest_s))
 
@@ -184,10 +187,10 @@ class Paces:
         return self._plan
 
     def _look(self, row_ids: tuple[int, ...]) -> list[int]:
-        """Few rows draft: those that did so last, for their drafter has read their text."""
+        """Few rows draft: those of the last look, for the drafter has read their text."""
         share = _LOOK_ROWS if self._verify.has_slope else _BLIND_ROWS
-        ready = sorted(row_ids, key=lambda row: row not in self._asked_before)
-        chosen = frozenset(ready[: max(1, len(row_ids) // share)])
+        ready = sorted(row_ids, key=lambda row: row not in self._looked_at)
+        chosen = self._looked_at = frozenset(ready[: max(1, len(row_ids) // share)])
         length = self._to_look[0] if self._to_look else min(_LOOK_LEN, self._longest)
         return [length if row in chosen else 0 for row in row_ids]
 

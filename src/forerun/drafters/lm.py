@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from forerun.backends.prefill import prefill
+from forerun.backends.prefill import CHUNK, prefill
 from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.asking import foresee_by_asking
@@ -46,6 +46,7 @@ _COUPLED = Draw.COUPLED  # looked up once: an enum's member is found by a slow c
 _CHAIN = Growth(_COUPLED)  # grown level by level: the same tokens as a chain proposed at once
 
 LONGEST_CATCH_UP = 32  # unseen tokens a proposal reads itself; more are read in chunks before it
+MOST_READ = CHUNK  # tokens of all rows' texts that are so read for a round: others wait meanwhile
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,6 +104,7 @@ class LM:
         self._margins = Margins()
         self._slots = Slots(backend.num_blocks)
         self._progress: dict[int, _Progress] = {}
+        self._room_to_read = MOST_READ
 
     @property
     def backend(self) -> Backend:
@@ -150,6 +152,7 @@ class LM:
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
         """One chain a row; nothing for rows without room, in one backend call for all others."""
         is_paused = self._prices is not None and self._prices.is_paused
+        self._room_to_read = MOST_READ
         drafting = [] if is_paused else [row for row in rows if self._prepare(row)]
         if not drafting:
             return [plain_draft(row.tokens[-1]) for row in rows]
@@ -167,6 +170,7 @@ class LM:
         growth = self._growth or _CHAIN
         if growth.draw.is_sampled or not isinstance(self._backend, ForeseesText):
             return foresee_by_asking(self, rows, drafts, outlook)
+        self._room_to_read = MOST_READ
         ready = [
             at
             for at, (row, draft) in enumerate(zip(rows, drafts, strict=True))
@@ -224,7 +228,7 @@ class LM:
 
     def _prepare(self, row: DraftRow, num_more: int = 0) -> bool:
         """Whether the row can draft, with `num_more` levels in between; if so it has blocks, and
-        few tokens are unread."""
+        few tokens are unread. One with many reads some, and drafts once it has read them."""
         progress = self._progress.get(row.sequence_id)
         if row.max_drafted < 1 or progress is None:
             return False
@@ -239,8 +243,8 @@ class LM:
         progress.settle(row.tokens)
         progress.committed = min(progress.committed, len(row.tokens) - 1)
         if len(row.tokens) - progress.committed > LONGEST_CATCH_UP:
-            self._read(row.sequence_id, progress, row.tokens, len(row.tokens) - 1)
-        return True
+            self._room_to_read -= self.read(row.sequence_id, row.tokens, self._room_to_read)
+        return len(row.tokens) - progress.committed <= LONGEST_CATCH_UP
 
     def _reserve(self, sequence_id: int, num_positions: int) -> int:
         """Own whole blocks for so many positions; how many they hold within the model's context."""

@@ -47,12 +47,13 @@ class Gain:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """What one step brought: what rows gained, rows that ended, and how many prompt tokens were
-    read apart from the round."""
+    """What one step brought: what rows gained, rows that ended, how many prompt tokens were read
+    apart from the round, and how many rows gave their memory back for now."""
 
     gains: list[Gain]
     ended: list[Sequence]
     num_read: int
+    num_preempted: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -65,9 +66,10 @@ class Queue:
 
     `isolates`: an error while computing ends the row it belongs to, and waiting for memory that
     others hold is no error; else either is raised. `prefixes`: where texts are kept, if they are.
+    `overcommit`: how many times the K/V memory may be promised (`room.py`).
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  options by name
         self,
         sequences: Iterable[Sequence],
         parts: Parts,
@@ -76,6 +78,7 @@ class Queue:
         max_rows: int = MAX_ROWS,
         isolates: bool = False,
         prefixes: Prefixes | None = None,
+        overcommit: float = 1.0,
     ) -> None:
         self._waiting = deque(sequences)
         self._reading: deque[Sequence] = deque()
@@ -84,7 +87,7 @@ class Queue:
         self._meter = meter
         self._max_rows = max_rows
         self._isolates = isolates
-        self._reader = Reader(parts, prefixes)
+        self._reader = Reader(parts, prefixes, overcommit)
 
     @property
     def is_done(self) -> bool:
@@ -125,7 +128,7 @@ class Queue:
         self._reader.end(row)
 
     def admit(self) -> list[Sequence]:
-        """Begin as many waiting requests as have room for their longest outcome, in order.
+        """Begin as many waiting requests as have room, in order: those that had not begun before.
 
         Raises:
             CapacityError: nothing runs, and others hold the blocks that the first one needs.
@@ -136,7 +139,8 @@ class Queue:
                 break
             row = self._waiting.popleft()
             self._reading.append(row)
-            fresh.append(row)
+            if not row.num_preempted:
+                fresh.append(row)
         if self._waiting and not self.num_active and not self._isolates:
             raise CapacityError(
                 f"{self._waiting[0].limit} positions of K/V are needed, other requests of this"
@@ -160,22 +164,46 @@ class Queue:
         ended: list[Sequence] = []
         num_before = len(self._running)
         num_read = self._read(ended) if self._reading else 0
-        gains = []
+        is_steady, gains = num_before == len(self._running), []
+        num_preempted = self._make_room()
         if self._running:
-            gains = self._round(is_steady=num_before == len(self._running))
+            gains = self._round(is_steady=is_steady)
             ended += [gain.row for gain in gains if gain.row.finish_reason is not None]
             self._running = [row for row in self._running if row.finish_reason is None]
         for row in ended:
             self._reader.end(row)
-        return Step(gains, ended, num_read)
+        return Step(gains, ended, num_read, num_preempted)
 
     def release(self) -> None:
         """Give back what unfinished requests hold."""
-        for row in (*self._reading, *self._running):
+        for row in self._owners():
             self._reader.end(row)
         self._reading.clear()
         self._running = []
         self._waiting.clear()
+
+    def _make_room(self) -> int:
+        """Give every running row what its next round may need; where that is too little, the
+        youngest give way, so the oldest goes on. How many did."""
+        num_preempted = 0
+        if not self._reader.is_overcommitted:
+            return num_preempted
+        for row in sorted(self._running, key=_age):
+            while row.status is Status.RUNNING and not self._reader.extend(row):
+                self._preempt(max(filter(self._reader.may_leave, self._owners()), key=_age))
+                num_preempted += 1
+        return num_preempted
+
+    def _owners(self) -> list[Sequence]:
+        return [*self._reading, *self._running]
+
+    def _preempt(self, row: Sequence) -> None:
+        """Take a row's memory: it waits before all others, and nothing of it is lost."""
+        self._reader.leave(row)
+        (self._reading if row in self._reading else self._running).remove(row)
+        row.status, row.committed_len = Status.WAITING, 0
+        row.num_preempted += 1
+        self._waiting.appendleft(row)
 
     def _round(self, *, is_steady: bool) -> list[Gain]:
         """One round of all running rows; a steady one, without new rows, is learned from."""
@@ -265,7 +293,12 @@ class Queue:
                 self._reading.remove(row)
                 self._running.append(row)
                 row.status = Status.RUNNING
+                self._reader.join(row)
         return room
+
+
+def _age(row: Sequence) -> int:
+    return row.id
 
 
 def _settle(row: Sequence, commit: Commit | None) -> Piece:

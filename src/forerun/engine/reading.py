@@ -9,56 +9,75 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.backends.prefill import CHUNK, prefill
-from forerun.backends.slots import blocks_for
 from forerun.draft import Commit
 from forerun.engine.parts import Parts
 from forerun.engine.prefixes import Prefix, Prefixes
+from forerun.engine.room import Room
 from forerun.engine.scoring import CHUNK as SCORED
 from forerun.engine.scoring import has_scores, read_and_score
 from forerun.engine.sequence import Sequence
-from forerun.protocols import Reads
 from forerun.stats import Span
 
 
 class Reader:
     """Gives rows their K/V blocks and reads their prompts, for target and drafter."""
 
-    def __init__(self, parts: Parts, prefixes: Prefixes | None = None) -> None:
+    def __init__(
+        self, parts: Parts, prefixes: Prefixes | None = None, overcommit: float = 1.0
+    ) -> None:
         self._parts = parts
         self._prefixes = prefixes
+        # Where a text that is read again may give other tokens, nobody is interrupted.
+        is_exact = parts.target.exactness != "law"
+        self._room = Room(parts.slots, overcommit if is_exact else 1.0)
         # Of rows with a drafter that reads features: those of their first tokens, for the prefixes.
         self._tapped: dict[int, list[NDArray[np.float32]]] = {}
-        self._longest: dict[int, int] = {}  # of rows under sampled rules: most tokens they may have
 
     def begin(self, row: Sequence) -> bool:
-        """Give a row blocks for its longest outcome and let the drafter know of it; False, and
-        nothing done, where there are too few."""
-        prefix, slots = self._prefix(row), self._parts.slots
-        if not self._has_room(row, prefix):
+        """Give a row blocks and let the drafter know of it; False, and nothing done, where there
+        are too few."""
+        prefix, slots, parts = self._prefix(row), self._parts.slots, self._of(row)
+        if not self._room.has(row, parts, prefix.blocks):
             return False
-        if self._of(row).rule.reads is Reads.LAWS:
-            self._longest[row.id] = row.limit
         span = Span()
         with span:
             if prefix.blocks:
                 slots.share(row.id, prefix.blocks)
-            slots.reserve(row.id, row.limit - 1)
+            self._room.begin(row, parts)
             if row.speculates:
-                self._of(row).drafter.admit(row.id, row.tokens)
+                parts.drafter.admit(row.id, row.tokens)
             if self._prefixes is not None and self._keeps_features(row):
                 self._tapped[row.id] = []
             self._skip(row, prefix)
-        row.num_cached = row.committed_len
+        if not row.num_preempted:
+            row.num_cached = row.committed_len
         row.tally.prefill_s += span.seconds
         return True
+
+    def num_unread(self, row: Sequence) -> int | None:
+        """Tokens that a round would have to read of a row, the pending one included, or as many as
+        its drafter has to; None where it must not, for they are to be scored."""
+        if not has_scores(row):
+            return None
+        unread = len(row.tokens) - row.committed_len
+        if not self._is_drafted_for(row):
+            return unread
+        return max(unread, 1 + self._of(row).drafter.num_unread(row.id, len(row.tokens)))
+
+    def join(self, row: Sequence) -> None:
+        """Let a row's first round find its drafter ready; what is left to the target, that round
+        reads itself."""
+        if self._is_drafted_for(row):
+            self._draft_reads(row, len(row.tokens))
 
     def read(self, row: Sequence, most: int) -> int:
         """Read at most so many of a row's next tokens, the pending one never: how many it were."""
         self._find_more(row)
+        num_drafter = self._draft_reads(row, min(most, CHUNK)) if self._is_drafted_for(row) else 0
         parts, start = self._parts, row.committed_len
         end = min(start + min(most, CHUNK), len(row.tokens) - 1)
         if end <= start:
-            return 0
+            return num_drafter
         span = Span()
         with span:
             table, tokens = parts.slots.table([row.id]), row.tokens[start:end]
@@ -74,11 +93,6 @@ class Reader:
         self._keep(row)
         return end - start
 
-    def num_unread(self, row: Sequence) -> int | None:
-        """Tokens that a round would have to read of a row; None where it must not, for they are to
-        be scored."""
-        return len(row.tokens) - row.committed_len if has_scores(row) else None
-
     def note(self, row: Sequence, commit: Commit) -> None:
         """Note the features of what a round kept."""
         tapped = self._tapped.get(row.id)
@@ -87,28 +101,46 @@ class Reader:
 
     def end(self, row: Sequence) -> None:
         """Keep what a row leaves behind, and give back its blocks."""
+        parts = self._of(row)
+        if parts.pace is not None:
+            parts.pace.forget(row.id)
+        self.leave(row)
+
+    def leave(self, row: Sequence) -> None:
+        """Give back a row's blocks: it may begin again, and reads its text once more then, but for
+        what is kept until then."""
         if row.error is None:
             self._keep(row)
         self._tapped.pop(row.id, None)
-        self._longest.pop(row.id, None)
         self._of(row).drafter.release(row.id)
-        self._parts.slots.release(row.id)
+        self._room.end(row)
+
+    @property
+    def is_overcommitted(self) -> bool:
+        """Whether a row that runs may find no memory for its next round."""
+        return self._room.is_overcommitted
+
+    def may_leave(self, row: Sequence) -> bool:
+        """Whether a row may be interrupted without another token."""
+        return self._room.may_leave(self._of(row))
+
+    def extend(self, row: Sequence) -> bool:
+        """Own what a row's next round may need; False where others own too much."""
+        return self._room.extend(row, self._of(row))
 
     def _of(self, row: Sequence) -> Parts:
         return row.parts or self._parts
 
-    def _has_room(self, row: Sequence, prefix: Prefix) -> bool:
-        slots = self._parts.slots
-        # The last token of a request is never read, so it needs no place.
-        missing = blocks_for(row.limit - 1) - len(prefix.blocks)
-        if missing > slots.num_free - sum(not slots.is_used(block) for block in prefix.blocks):
-            return False
-        if self._of(row).rule.reads is Reads.CHOICES or not self._longest:
-            return True
-        # What a sampled rule draws depends on drafts, so no drafter may run out of memory because
-        # of company; drafters share no blocks, and have drafts beyond the text.
-        limits = [*self._longest.values(), row.limit]
-        return sum(blocks_for(limit) + 1 for limit in limits) <= slots.num_blocks
+    def _is_drafted_for(self, row: Sequence) -> bool:
+        pace = self._of(row).pace
+        return row.speculates and (pace is None or pace.is_drafting)
+
+    def _draft_reads(self, row: Sequence, most: int) -> int:
+        span = Span()
+        with span:
+            num_read = self._of(row).drafter.read(row.id, row.tokens, most)
+        row.tally.prefill_s += span.seconds
+        return num_read
 
     def _reads_features(self, row: Sequence) -> bool:
         return row.speculates and bool(self._of(row).drafter.tap_layers)

@@ -51,6 +51,7 @@ class Sequence:
 
     `speculates`: False if it is decoded plainly, whatever drafts for others. `partition`: whose
     kept prefixes it may begin with; of its prompt `num_cached` tokens came from there.
+    `num_preempted`: how often it gave its K/V memory back and read its text again later.
     `is_watched`: whether who asked wants to see every round (`witness.Seen`). `parts`: how it is
     decoded, None for as the engine is; `expected`: the text that it may come to, if somebody said.
     `scores_prompt`: whether the log-probabilities of its prompt are asked for. `constraint`: what a
@@ -69,6 +70,7 @@ class Sequence:
     speculates: bool = True
     partition: str = ""
     num_cached: int = 0
+    num_preempted: int = 0
     is_watched: bool = False
     constraint: Constraint | None = None
     parts: Parts | None = None

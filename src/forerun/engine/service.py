@@ -89,7 +89,7 @@ class Service:
         self._prefixes = None if parts.target.exactness == "law" else Prefixes(parts.slots)
         self._queue = Queue(
             (), parts, self._inside.meter, max_rows=limits.max_rows, isolates=True,
-            prefixes=self._prefixes,
+            prefixes=self._prefixes, overcommit=limits.overcommit,
         )  # fmt: skip
         self._ways = Ways(parts, self._inside.beside, limits.max_compositions)
         self._totals = Totals()
@@ -150,6 +150,7 @@ class Service:
                 num_draft_tokens=totals.num_draft_tokens,
                 num_accepted_tokens=totals.num_accepted_tokens,
                 num_accepted_by_position=tuple(totals.accepted_by_position),
+                num_preemptions=totals.num_preemptions,
                 num_compositions=self._ways.num_built,
             )
 

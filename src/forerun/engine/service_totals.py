@@ -20,6 +20,7 @@ class Totals:
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
         self.num_generated_tokens = 0
+        self.num_preemptions = 0
         self.num_rounds = 0
         self.num_drafts = 0
         self.num_draft_tokens = 0
@@ -37,6 +38,7 @@ class Totals:
         num_generated = sum(len(gain.piece.token_ids) for gain in step.gains)
         self.num_generated_tokens += num_generated
         self.num_rounds += bool(step.gains)
+        self.num_preemptions += step.num_preempted
         for gain in step.gains:
             self._learn_draft(gain.num_drafted, gain.num_accepted)
         self._tokens = _MEMORY * self._tokens + num_generated + step.num_read

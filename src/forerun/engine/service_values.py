@@ -78,6 +78,10 @@ class ServiceLimits:
     """How much may wait, in requests and in prompt tokens, how many rows share a round, and how
     many compositions requests may have built beside the engine's own; none may be.
 
+    `overcommit`: how many times the K/V memory may be promised to requests that run. At 1 the
+    longest outcome of each is owned from its beginning on; above, the youngest gives way when
+    memory is short, and reads its text again later, to the same tokens.
+
     Raises:
         OptionError: another limit below one.
     """
@@ -86,10 +90,11 @@ class ServiceLimits:
     max_waiting_tokens: int = 1 << 20
     max_rows: int = 32
     max_compositions: int = 8
+    overcommit: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("max_waiting", "max_waiting_tokens", "max_rows"):
-            if getattr(self, name) < 1:
+        for name in ("max_waiting", "max_waiting_tokens", "max_rows", "overcommit"):
+            if not getattr(self, name) >= 1:
                 raise OptionError(f"{name} must be at least 1, found {getattr(self, name)!r}")
         if self.max_compositions < 0:
             raise OptionError(f"max_compositions must not be negative: {self.max_compositions!r}")
@@ -104,6 +109,7 @@ class Load:
     that began, `num_cached_tokens` of them were not read again. `num_compositions` are held beside
     the engine's own. A draft is one row's of one round;
     `num_accepted_by_position[i]` counts drafts of which more than i tokens were kept.
+    `num_preemptions`: how often a row gave its K/V memory back before its end.
     """
 
     num_waiting: int
@@ -122,3 +128,4 @@ class Load:
     num_accepted_tokens: int
     num_accepted_by_position: tuple[int, ...]
     num_compositions: int = 0
+    num_preemptions: int = 0

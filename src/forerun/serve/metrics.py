@@ -59,6 +59,7 @@ class LoadCollector(Collector):
             ("vllm:spec_decode_num_drafts", "Drafts verified.", load.num_drafts),
             ("vllm:spec_decode_num_draft_tokens", "Tokens drafted.", load.num_draft_tokens),
             ("vllm:spec_decode_num_accepted_tokens", "Tokens kept.", load.num_accepted_tokens),
+            ("vllm:num_preemptions", "Rows that gave memory back.", load.num_preemptions),
             ("forerun:rounds", "Rounds of all running requests.", load.num_rounds),
         ):
             counter = CounterMetricFamily(name, text, labels=list(self._labels))

@@ -30,6 +30,7 @@ class Operation:
     name: str | None
     max_waiting: int
     max_rows: int
+    overcommit: float
     request_s: float
     drain_s: float
     allows_faults: bool = False
@@ -72,7 +73,11 @@ def run(
         ForerunError: options, a model or an address that cannot be used.
     """
     settings = operation.settings(model)
-    limits = ServiceLimits(max_waiting=operation.max_waiting, max_rows=operation.max_rows)
+    limits = ServiceLimits(
+        max_waiting=operation.max_waiting,
+        max_rows=operation.max_rows,
+        overcommit=operation.overcommit,
+    )
     try:
         from forerun.serve.command import run as serve
     except ModuleNotFoundError as error:
