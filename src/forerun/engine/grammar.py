@@ -20,10 +20,10 @@ from forerun.errors import GrammarError
 from forerun.models.tokenizer import Tokenizer
 from forerun.tree import TokenTree
 
-MOST_CHARS = 1 << 16  # of a grammar as it is written
+MOST_CHARS = 1 << 18  # of a grammar as it is written
 # Whitespace that a model may write between two parts of JSON: a blank, or a line's end and its
 # indentation. Without a bound some models never come to the next part.
-_BLANKS = r"( |\n[ ]{0,40}|\n\t{0,10})"
+JSON_BLANKS = r"( |\n[ ]{0,40}|\n\t{0,10})"
 _MOST_SYMBOLS = 100_000
 _MOST_LEXER_STATES = 32_768  # of one request: about 2 kB each
 
@@ -229,7 +229,7 @@ def _written(matcher: Any, pattern: Pattern) -> str:
     text: str
     match pattern.kind:
         case "json_schema":
-            options = {"whitespace_pattern": _BLANKS, "lenient": pattern.is_lenient}
+            options = {"whitespace_pattern": JSON_BLANKS, "lenient": pattern.is_lenient}
             text = matcher.grammar_from_json_schema(pattern.text, overrides=options)
         case "regex":
             text = matcher.grammar_from_regex(pattern.text)

@@ -45,9 +45,12 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 
 def render(
-    template: str, messages: Sequence[Mapping[str, str]], specials: Mapping[str, str]
+    template: str,
+    messages: Sequence[Mapping[str, Any]],
+    specials: Mapping[str, str],
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """The prompt for the assistant's next answer.
+    """The prompt for the assistant's next answer, who is told of `tools` if there are some.
 
     Raises:
         ModelError: a template that is too large, fails, or writes too much.
@@ -58,6 +61,8 @@ def render(
             " read"
         )
     values = {"messages": messages, "add_generation_prompt": True, **specials}
+    if tools:
+        values["tools"] = tools
     pieces: list[str] = []
     num_chars = 0
     try:

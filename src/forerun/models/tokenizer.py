@@ -54,8 +54,11 @@ class Tokenizer:
         """The text of several tokens; bytes that are not UTF-8 become U+FFFD."""
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt the model's chat template makes of `messages`, ready for the next answer.
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+    ) -> str:
+        """The prompt the model's chat template makes of `messages`, and of `tools` if it knows of
+        such, ready for the next answer.
 
         Raises:
             ModelError: the model has no chat template, or the template failed.
@@ -67,7 +70,7 @@ class Tokenizer:
                 "this model has no chat template (tokenizer_config.json or chat_template.jinja):"
                 " it was not made for chat, use `forerun generate`"
             )
-        return render(self.template, messages, self.specials)
+        return render(self.template, messages, self.specials, tools)
 
     def _byte_level(self, token: str) -> bytes:
         alphabet = self._alphabet

@@ -165,15 +165,17 @@ class Answer:
                 continue
             choice, told = choices[heard[0]], heard[1]
             offset = len(choice.text)
-            choice.hear(told)
+            said = choice.hear(told)
             self.begun.timing.hear(told)
             refuse_failed(told, self.begun.feed)
             if isinstance(told, Scored) and (opening := self.form.opening(choice)) is not None:
                 yield self._chunk(opening, len(choice.echo))
-            if isinstance(told, Gained) and (told.piece.text or told.logprobs or told.seen):
-                step = Step(choice.index, told.piece.text, told.piece.texts, told.logprobs, offset)
+            if isinstance(told, Gained) and (said or told.logprobs or told.seen):
+                step = Step(choice.index, said, told.piece.texts, told.logprobs, offset)
                 found = {} if told.seen is None else traced(told, self.form.tokenizer)
                 yield self._chunk(self.form.step(step), len(told.piece.text), found)
+            elif said:
+                yield self._chunk(self.form.step(Step(choice.index, said, (), (), offset)))
             if isinstance(told, Ended):
                 num_open -= 1
                 if not num_open:
@@ -188,8 +190,9 @@ class Answer:
 
     def _choices(self) -> list[Choice]:
         asked = self.begun.asked
+        reader = asked.calls.reader if asked.calls is not None else lambda: None
         return [
-            Choice(at, echo, echo, job.prompt if job.scores_prompt else ())
+            Choice(at, echo, echo, job.prompt if job.scores_prompt else (), reader())
             for at, (job, echo) in enumerate(zip(asked.jobs, asked.echoes, strict=True))
         ]
 

@@ -12,17 +12,30 @@ from typing import Any
 from forerun.engine.results import Completion
 from forerun.engine.sequence import TokenLogprobs
 from forerun.engine.service import Began, Ended, Event, Gained, Scored
+from forerun.serve.calling import CallReader, Said
+
+
+@dataclass(slots=True)
+class Call:
+    """A call as it grows; `arguments` is the text of a JSON object, whole unless it was cut."""
+
+    id: str
+    name: str
+    arguments: str = ""
 
 
 @dataclass(slots=True)
 class Choice:
     """One answer as it grows; `text` begins with the prompt where it is echoed. `prompt`: its
-    tokens where their log-probabilities are asked for, else none."""
+    tokens where their log-probabilities are asked for, else none. `reader` finds the calls of
+    tools in it, which then are no part of the text."""
 
     index: int
     text: str = ""
     echo: str = ""
     prompt: tuple[int, ...] = ()
+    reader: CallReader | None = None
+    calls: list[Call] = field(default_factory=list)
     has_scores: bool = False  # whether those of the prompt are known
     num_cached: int = 0
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
@@ -31,19 +44,27 @@ class Choice:
     rounds: list[dict[str, Any]] = field(default_factory=list)  # how it came about, if asked for
     completion: Completion | None = None
 
-    def hear(self, event: Event) -> None:
-        """Take in an event."""
+    def hear(self, event: Event) -> Said:
+        """Take in an event: what it adds to the text and to calls."""
+        said, reader = Said(), self.reader
         match event:
             case Began(num_cached):
                 self.num_cached = num_cached
             case Scored(logprobs):
                 self.prompt_logprobs, self.has_scores = logprobs, True
             case Gained(piece, logprobs):
-                self.text += piece.text
+                said = Said(piece.text) if reader is None else reader.push(piece.text)
                 self.logprobs += logprobs
                 self.texts += piece.texts
             case Ended(completion):
                 self.completion = completion
+                said = said if reader is None else reader.finish()
+        self.text += said.text
+        for part in said.calls:
+            if part.id is not None:
+                self.calls.append(Call(part.id, part.name or ""))
+            self.calls[part.index].arguments += part.arguments
+        return said
 
     @property
     def is_scored(self) -> bool:
@@ -52,8 +73,9 @@ class Choice:
 
     @property
     def finish_reason(self) -> str:
-        """`stop`, `length`, `cancelled` or `error`."""
-        return "error" if self.completion is None else self.completion.finish_reason
+        """`stop`, `tool_calls`, `length`, `cancelled` or `error`."""
+        reason = "error" if self.completion is None else self.completion.finish_reason
+        return "tool_calls" if self.calls and reason == "stop" else reason
 
 
 def usage_of(choices: Sequence[Choice], num_prompt_tokens: int) -> dict[str, Any]:

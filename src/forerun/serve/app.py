@@ -34,6 +34,7 @@ from forerun.serve.fields import (
 )
 from forerun.serve.forms import ChatForm, Form, TextForm
 from forerun.serve.gate import PARTITION, REQUEST_ID, Gate, Life
+from forerun.serve.grammars import Grammars
 from forerun.serve.metrics import CONTENT_TYPE, LoadCollector, exposition
 from forerun.serve.page_routes import PageFacts, add_page
 from forerun.serve.refusals import Refusal, is_ours, refusal_of
@@ -98,6 +99,8 @@ def _add_generation(app: FastAPI, parts: Parts) -> None:
         response = await _answer(parts, form, body, request, partial(ask_chat, body))
         if not parts.model.has_template:
             response.headers["x-forerun-chat"] = "this model has no chat template; text continued"
+        if body.tools and not parts.model.knows_tools:
+            response.headers["x-forerun-tools"] = "this model is told of no tools; calls are forced"
         return response
 
     @app.post("/v1/responses")
@@ -157,6 +160,7 @@ def _add_models(app: FastAPI, parts: Parts) -> None:
         "owned_by": "forerun",
         "max_model_len": model.context_len,
         "has_chat_template": model.has_template,
+        "has_tool_template": model.knows_tools,
     }
 
     @app.get("/v1/models")
@@ -222,6 +226,7 @@ def _model(engine: Engine, settings: ServeSettings) -> Model:
         most_chars=context_len * longest,
         vocab=spec.vocab,
         default_tokens=settings.default_tokens,
+        grammars=Grammars(tokenizer, spec.vocab, frozenset({*spec.eos_ids, *tokenizer.eos_ids})),
     )
 
 

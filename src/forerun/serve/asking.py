@@ -5,16 +5,23 @@ Tokenizing and templates take time, so all of this runs off the event loop.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
+from forerun.drafters.prediction import RunIndex
+from forerun.engine.constraints import Grammar
 from forerun.engine.service import Job
 from forerun.errors import ModelError
 from forerun.models.tokenizer import Tokenizer
 from forerun.options import SamplingParams
-from forerun.serve.fields import MAX_CHOICES, ChatBody, CompletionBody, Message, SamplingBody
+from forerun.serve.calling import CallPlan, knows_tools, plan_of
+from forerun.serve.fields import MAX_CHOICES, ChatBody, CompletionBody, SamplingBody
+from forerun.serve.grammars import Grammars, wanted
 from forerun.serve.refusals import Refusal
+from forerun.serve.speculating import drafts, speculation_of
 
 _SEED_BITS = 64
 
@@ -33,20 +40,28 @@ class Model:
     vocab: int
     default_tokens: int
     most_chars: int
+    grammars: Grammars
 
     @property
     def has_template(self) -> bool:
         """Whether the model was made for chat; else a conversation is one text to continue."""
         return self.tokenizer.template is not None
 
+    @property
+    def knows_tools(self) -> bool:
+        """Whether its template tells it of tools; else it calls one only where it is made to."""
+        return knows_tools(self.tokenizer.template)
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request's jobs, in the order of its choices; `echoes` is put before each one's text."""
+    """A request's jobs, in the order of its choices; `echoes` is put before each one's text, and
+    `calls` says how tools are called in it, if they are."""
 
     jobs: tuple[Job, ...]
     echoes: tuple[str, ...]
     num_prompt_tokens: int
+    calls: CallPlan | None = None
 
 
 def ask_completion(body: CompletionBody, model: Model, partition: str) -> Asked:
@@ -55,12 +70,8 @@ def ask_completion(body: CompletionBody, model: Model, partition: str) -> Asked:
     Raises:
         Refusal: a prompt that is empty or too long, too many choices, a field that cannot be.
     """
-    if body.echo and body.logprobs is not None:
-        raise Refusal(
-            400,
-            "echo with logprobs is not supported: only generated tokens have log-probabilities",
-            param="echo",
-        )
+    if not body.max_tokens and not body.echo:
+        raise Refusal(400, "max_tokens: 0 leaves nothing to answer but an echo", param="max_tokens")
     prompts = _prompts(body.prompt)
     if len(prompts) * body.n > MAX_CHOICES:
         raise Refusal(400, f"prompts times n must be at most {MAX_CHOICES}", param="n")
@@ -68,10 +79,17 @@ def ask_completion(body: CompletionBody, model: Model, partition: str) -> Asked:
     ids = [_ids(one, model, "prompt") if isinstance(one, str) else tuple(one) for one in prompts]
     texts = [one if isinstance(one, str) else tokenizer.decode(one) for one in prompts]
     jobs: list[Job] = []
+    expected = _expected(body, model)
     for prompt in ids:
         num_tokens = _room(prompt, body.max_tokens, model, "prompt")
-        jobs += _choices(body, prompt, _params(body, model, num_tokens, body.logprobs), partition)
+        params = _params(body, model, max(num_tokens, 1), body.logprobs)
+        jobs += _choices(body, prompt, params, partition, expected)
+    scores_prompt = body.echo and body.logprobs is not None
+    is_whole = not body.max_tokens
+    jobs = [replace(job, scores_prompt=scores_prompt, generates=not is_whole) for job in jobs]
     echoes = [text if body.echo else "" for text in texts for _ in range(body.n)]
+    grammar = _grammar(body, None, model, partition)
+    jobs = [replace(job, grammar=grammar) for job in jobs]
     return Asked(tuple(jobs), tuple(echoes), sum(map(len, ids)))
 
 
@@ -83,21 +101,45 @@ def ask_chat(body: ChatBody, model: Model, partition: str) -> Asked:
     """
     if body.top_logprobs is not None and not body.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    prompt = chat_ids([(one.role, one.text) for one in body.messages], model)
+    plan = plan_of(body, model.tokenizer.template)
+    is_told = body.tools and body.tool_choice != "none"
+    tools = [one.function.told for one in body.tools or ()] if is_told else []
+    prompt = chat_ids([one.told for one in body.messages], model, tools)
     most = body.max_completion_tokens or body.max_tokens
     num_tokens = _room(prompt, most, model, "messages")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    jobs = _choices(body, prompt, _params(body, model, num_tokens, logprobs), partition)
-    return Asked(tuple(jobs), ("",) * body.n, len(prompt))
+    params = _params(body, model, num_tokens, logprobs)
+    jobs = _choices(body, prompt, params, partition, _expected(body, model))
+    grammar = _grammar(body, plan, model, partition)
+    bound = tuple(replace(job, grammar=grammar) for job in jobs)
+    return Asked(bound, ("",) * body.n, len(prompt), plan)
 
 
-def messages_of(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """Roles and texts."""
-    return [(one.role, one.text) for one in messages]
+def _grammar(
+    body: SamplingBody, plan: CallPlan | None, model: Model, partition: str
+) -> Grammar | None:
+    """What binds the answers, if something does.
+
+    Raises:
+        Refusal: a grammar that cannot be had, two of them, or none that may end.
+    """
+    asked = wanted(body)
+    if plan is None:
+        return None if asked is None else model.grammars.asked(asked[1], partition, asked[0])
+    if asked is not None:
+        raise Refusal(
+            400, f"{asked[0]}: not beside tools that may be called; send tool_choice: none",
+            param=asked[0],
+        )  # fmt: skip
+    if body.ignore_eos:
+        raise Refusal(400, "ignore_eos: an answer ends behind its calls", param="ignore_eos")
+    return model.grammars.asked(plan.pattern, partition, "tools")
 
 
-def chat_ids(messages: Sequence[tuple[str, str]], model: Model) -> tuple[int, ...]:
-    """The prompt that a conversation is, by the model's template.
+def chat_ids(
+    messages: Sequence[Mapping[str, Any]], model: Model, tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[int, ...]:
+    """The prompt that a conversation is, by the model's template, which is told of `tools`.
 
     A model without one was not made for chat: it continues the messages as one text, in which what
     was asked begins and ends its own lines.
@@ -108,12 +150,8 @@ def chat_ids(messages: Sequence[tuple[str, str]], model: Model) -> tuple[int, ..
     tokenizer = model.tokenizer
     if not model.has_template:
         return _ids(_plain_text(messages), model, "messages")
-    roles = [
-        {"role": "system" if role == "developer" else role, "content": text}
-        for role, text in messages
-    ]
     try:
-        text = tokenizer.render_chat(roles)
+        text = tokenizer.render_chat(messages, tools)
     except ModelError as error:
         raise Refusal(
             400,
@@ -140,15 +178,21 @@ def encoded(text: str, model: Model, param: str, *, add_special_tokens: bool = T
     return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
 
-def _plain_text(messages: Sequence[tuple[str, str]]) -> str:
+def _plain_text(messages: Sequence[Mapping[str, Any]]) -> str:
     text = ""
-    for role, content in messages:
-        if role == "assistant":
-            text += content
+    for one in messages:
+        line_end = "" if text.endswith("\n") or not text else "\n"
+        if one["role"] == "assistant":
+            text += one["content"]
         else:
-            line_end = "" if text.endswith("\n") or not text else "\n"
-            text += f"{line_end}{content}\n"
+            text += f"{line_end}{one['content']}\n"
+        text += "".join(f"{_plain_call(call)}\n" for call in one.get("tool_calls", ()))
     return text
+
+
+def _plain_call(call: Mapping[str, Any]) -> str:
+    """A call as a model without a template is made to write it."""
+    return json.dumps(call["function"], ensure_ascii=False)
 
 
 def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:
@@ -215,17 +259,32 @@ def _biases(body: SamplingBody, model: Model) -> Mapping[int, float]:
     return MappingProxyType(biases)
 
 
+def _expected(body: SamplingBody, model: Model) -> RunIndex | None:
+    """The text that the answer is said to come to, ready to be followed."""
+    if body.prediction is None:
+        return None
+    text, name = body.prediction.text, "prediction"
+    return RunIndex(encoded(text, model, name, add_special_tokens=False))
+
+
 def _choices(
-    body: SamplingBody, prompt: tuple[int, ...], params: SamplingParams, partition: str
+    body: SamplingBody,
+    prompt: tuple[int, ...],
+    params: SamplingParams,
+    partition: str,
+    expected: RunIndex | None,
 ) -> list[Job]:
     """One job a choice: the same seed, and noise of its own."""
+    speculation = speculation_of(body.speculation)
     return [
         Job(
             prompt,
             replace(params, choice=choice),
-            body.speculation == "auto",
+            drafts(body.speculation),
             partition,
             is_watched=body.forerun.trace,
+            speculation=speculation,
+            expected=expected,
         )
         for choice in range(body.n)
     ]

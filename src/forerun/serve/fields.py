@@ -6,100 +6,37 @@ in full. `docs/server.md` has the table of these classes, and a test compares th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from forerun.options import MAX_LOGPROBS
-
-MAX_MESSAGES, MAX_PROMPTS, MAX_CHOICES, MAX_STOPS, MAX_BIASES = 1024, 16, 16, 4, 1024
-_MAX_TOKENS = 2**31 - 1
-_NO_TOOLS = "tools are not built yet"
-_NO_GRAMMAR = "structured output is not built yet"
-_STATELESS = "nothing is kept between requests"
-_TEXT_ONLY = "this server reads and writes text only"
-
-# Fields of OpenAI's and its peers' APIs that are known and not honoured: why, and which values
-# change nothing and may be sent nevertheless.
-REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = MappingProxyType(
-    {
-        "tools": (_NO_TOOLS, ([],)),
-        "tool_calls": (_NO_TOOLS, ([],)),
-        "tool_choice": (_NO_TOOLS, ("none", "auto")),
-        "parallel_tool_calls": (_NO_TOOLS, (True, False)),
-        "functions": (_NO_TOOLS, ([],)),
-        "function_call": (_NO_TOOLS, ("none", "auto")),
-        "response_format": (_NO_GRAMMAR, ({"type": "text"},)),
-        "structured_outputs": (_NO_GRAMMAR, ()),
-        "guided_json": (_NO_GRAMMAR, ()),
-        "guided_regex": (_NO_GRAMMAR, ()),
-        "guided_choice": (_NO_GRAMMAR, ()),
-        "guided_grammar": (_NO_GRAMMAR, ()),
-        "grammar": (_NO_GRAMMAR, ()),
-        "json_schema": (_NO_GRAMMAR, ()),
-        "prediction": ("predicted outputs are not built yet", ()),
-        "suffix": ("text is continued, not filled in", ("",)),
-        "best_of": ("all `n` completions are returned", (1,)),
-        "annotations": (_TEXT_ONLY, ([],)),
-        "audio": (_TEXT_ONLY, ()),
-        "modalities": (_TEXT_ONLY, (["text"],)),
-        "web_search_options": ("this server fetches nothing", ()),
-        "reasoning_effort": ("it has no meaning for this model", ("none",)),
-        "verbosity": ("it has no meaning for this model", ("medium",)),
-        "chat_template": ("templates come with the model only", ()),
-        "chat_template_kwargs": ("templates come with the model only", ({},)),
-        "prompt_logprobs": ("only generated tokens have log-probabilities", (0,)),
-        "previous_response_id": (_STATELESS, ()),
-        "conversation": (_STATELESS, ()),
-        "background": (_STATELESS, (False,)),
-        "reasoning": ("it has no meaning for this model", ({},)),
-        "text": (_NO_GRAMMAR, ({}, {"format": {"type": "text"}})),
-        "truncation": ("what does not fit is refused", ("disabled",)),
-        "max_tool_calls": (_NO_TOOLS, ()),
-        "use_beam_search": ("there is no beam search", (False,)),
-    }
+from forerun.serve.body import MAX_ENTRIES, MOST, REFUSED, Body, Stop, Text, TokenId
+from forerun.serve.grammar_fields import (
+    Choices,
+    GrammarText,
+    Regex,
+    ResponseFormat,
+    Schema,
+    StructuredOutputs,
 )
+from forerun.serve.speculating import PredictionBody, SpeculationField
+from forerun.serve.tool_fields import MadeCalls, NamedTool, ToolChoice, Tools
 
+__all__ = [
+    "REFUSED",
+    "Body",
+    "ChatBody",
+    "CompletionBody",
+    "DetokenizeBody",
+    "Message",
+    "SamplingBody",
+    "Text",
+    "TokenizeBody",
+]
 
-class Body(BaseModel):
-    """What every body has in common: no coercion, no unknown fields, no infinities."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _given(cls, body: Any) -> Any:
-        if not isinstance(body, dict):
-            return body
-        _refuse_crowds(body)
-        given = {name: value for name, value in body.items() if value is not None}
-        for name in REFUSED.keys() & given.keys() - cls.model_fields.keys():
-            why, harmless = REFUSED[name]
-            if not any(given[name] == one and type(given[name]) is type(one) for one in harmless):
-                raise PydanticCustomError(
-                    "refused", "{field} is not supported: {why}", {"field": name, "why": why}
-                )
-            del given[name]
-        return given
-
-
-def _readable(text: str) -> str:
-    """JSON can spell halves of characters, which no text has."""
-    if any("\ud800" <= char <= "\udfff" for char in text):
-        raise PydanticCustomError("unreadable", "half a character (a lone surrogate) is no text")
-    return text
-
-
-def _refuse_crowds(body: dict[Any, Any]) -> None:
-    """Before each entry could become an error of its own, a million of them in one body."""
-    tables = [body, *(value for value in body.values() if isinstance(value, dict))]
-    if any(len(table) > MAX_BIASES for table in tables):
-        raise PydanticCustomError(
-            "crowded", "an object has more than {most} entries", {"most": MAX_BIASES}
-        )
+MAX_MESSAGES, MAX_PROMPTS, MAX_CHOICES, MAX_STOPS = 1024, 16, 16, 4
 
 
 class StreamOptions(Body):
@@ -115,11 +52,6 @@ class Extras(Body):
     trace: bool = False  # how each round came about: docs/page.md
 
 
-TokenId = Annotated[int, Field(ge=0, lt=_MAX_TOKENS)]
-Text = Annotated[str, AfterValidator(_readable)]
-Stop = Annotated[str, Field(min_length=1, max_length=1024), AfterValidator(_readable)]
-
-
 class SamplingBody(Body):
     """Fields of completions and chat alike."""
 
@@ -129,7 +61,7 @@ class SamplingBody(Body):
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] = 1
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, le=_MAX_TOKENS)] = 0
+    top_k: Annotated[int, Field(ge=-1, le=MOST)] = 0
     min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] | None = None
@@ -141,15 +73,23 @@ class SamplingBody(Body):
                 Annotated[str, Field(pattern=r"^[0-9]{1,10}$")],
                 Annotated[float, Field(ge=-100, le=100)],
             ],
-            Field(max_length=MAX_BIASES),
+            Field(max_length=MAX_ENTRIES),
         ]
         | None
     ) = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
-    speculation: Literal["auto", "off"] = "auto"
+    speculation: SpeculationField = "auto"
+    prediction: PredictionBody | None = None
     forerun: Extras = Extras()
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: Schema | Text | None = None
+    guided_regex: Regex | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: GrammarText | None = None
+    json_schema: Schema | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
     metadata: Annotated[dict[str, str], Field(max_length=64)] | None = None
     store: bool = False
@@ -175,7 +115,7 @@ class CompletionBody(SamplingBody):
         | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
         | Annotated[list[Tokens], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     )
-    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = 16
+    max_tokens: Annotated[int, Field(ge=0, le=MOST)] = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool = False
 
@@ -193,26 +133,78 @@ Parts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES, f
 class Message(Body):
     """One message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Parts
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     name: Annotated[str, Field(max_length=64)] | None = None
+    tool_calls: MadeCalls | None = None
+    tool_call_id: Annotated[str, Field(max_length=128)] | None = None
+    content: Text | Parts | None = Field(default=None, validate_default=True)
+
+    @field_validator("content", mode="after")
+    @classmethod
+    def _said(cls, content: Any, info: ValidationInfo) -> Any:
+        if content is None and not info.data.get("tool_calls"):
+            raise PydanticCustomError("missing", "a message needs a content")
+        return content
+
+    @field_validator("tool_calls", mode="after")
+    @classmethod
+    def _called(cls, calls: Any, info: ValidationInfo) -> Any:
+        if calls and info.data.get("role") != "assistant":
+            raise PydanticCustomError("stray", "calls are made by the assistant")
+        return calls
 
     @property
     def text(self) -> str:
         """The content as one text."""
-        if isinstance(self.content, str):
-            return self.content
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
         return "".join(part.text for part in self.content)
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a chat template reads."""
+        told: dict[str, Any] = {
+            "role": "system" if self.role == "developer" else self.role,
+            "content": self.text,
+        }
+        if self.tool_calls:
+            told["tool_calls"] = [call.told for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            told["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            told["name"] = self.name
+        return told
 
 
 class ChatBody(SamplingBody):
     """`POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-    max_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MOST)] | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+
+    @field_validator("tools", mode="after")
+    @classmethod
+    def _named_apart(cls, tools: Tools | None) -> Tools | None:
+        names = [tool.function.name for tool in tools or ()]
+        if len(set(names)) < len(names):
+            raise PydanticCustomError("twice", "two functions have one name")
+        return tools
+
+    @field_validator("tool_choice", mode="after")
+    @classmethod
+    def _is_there(cls, choice: ToolChoice, info: ValidationInfo) -> ToolChoice:
+        names = [tool.function.name for tool in info.data.get("tools") or ()]
+        if choice == "required" and not names:
+            raise PydanticCustomError("no_tools", "there are no tools that could be called")
+        if isinstance(choice, NamedTool) and choice.function.name not in names:
+            raise PydanticCustomError("no_such_tool", "no function has this name")
+        return choice
 
 
 class TokenizeBody(Body):

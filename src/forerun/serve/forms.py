@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 from forerun.engine.sequence import TokenLogprobs
 from forerun.models.tokenizer import Tokenizer
-from forerun.serve.answers import Choice
+from forerun.serve.answers import Call, Choice
+from forerun.serve.calling import CallPart, Said
 from forerun.serve.echoing import joined, with_prompt
 
 _LEAST_LOGPROB = -9999.0  # JSON has no infinity; peers write this
@@ -21,10 +22,11 @@ _LEAST_LOGPROB = -9999.0  # JSON has no infinity; peers write this
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a chunk brings to one choice: text from `offset` on, and tokens with their scores."""
+    """What a chunk brings to one choice: text from `offset` on, parts of calls, and tokens with
+    their scores."""
 
     index: int
-    text: str
+    said: Said
     texts: Sequence[str]
     logprobs: Sequence[TokenLogprobs]
     offset: int
@@ -73,12 +75,18 @@ class ChatForm:
     id_prefix: str = "chatcmpl-"
 
     def opening(self, choice: Choice) -> dict[str, Any] | None:
-        """The role."""
-        return self._delta(choice.index, {"role": "assistant", "content": ""}, None, None)
+        """The role; no text where only calls may come."""
+        content = "" if choice.reader is None or choice.reader.has_text else None
+        return self._delta(choice.index, {"role": "assistant", "content": content}, None, None)
 
     def step(self, step: Step) -> dict[str, Any]:
         """Text that was added."""
-        return self._delta(step.index, {"content": step.text}, self._logprobs(step.logprobs), None)
+        delta: dict[str, Any] = {}
+        if step.said.calls:
+            delta["tool_calls"] = [_part_of_call(one) for one in step.said.calls]
+        if step.said.text or not delta:
+            delta["content"] = step.said.text
+        return self._delta(step.index, delta, self._logprobs(step.logprobs), None)
 
     def closing(self, index: int, reason: str) -> dict[str, Any]:
         """Why it ended."""
@@ -86,9 +94,13 @@ class ChatForm:
 
     def whole(self, choice: Choice, echo_len: int) -> dict[str, Any]:  # noqa: ARG002
         """All of it."""
+        content = choice.text or None if choice.calls else choice.text
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if choice.calls:
+            message["tool_calls"] = [_call(one) for one in choice.calls]
         return {
             "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(choice.logprobs),
             "finish_reason": choice.finish_reason,
         }
@@ -133,7 +145,7 @@ class TextForm:
     def step(self, step: Step) -> dict[str, Any]:
         """Text that was added."""
         logprobs = self._logprobs(step.logprobs, step.texts, step.offset)
-        return self._choice(step.index, step.text, logprobs, None)
+        return self._choice(step.index, step.said.text, logprobs, None)
 
     def closing(self, index: int, reason: str) -> dict[str, Any]:
         """Why it ended."""
@@ -182,6 +194,19 @@ class TextForm:
             return data.decode("utf-8")
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _call(call: Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _part_of_call(part: CallPart) -> dict[str, Any]:
+    """The first part of a call names it; all others only add to its arguments."""
+    if part.id is None:
+        return {"index": part.index, "function": {"arguments": part.arguments}}
+    function = {"name": part.name, "arguments": part.arguments}
+    return {"index": part.index, "id": part.id, "type": "function", "function": function}
 
 
 def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:
