@@ -38,8 +38,9 @@ from forerun.serve.grammars import Grammars
 from forerun.serve.metrics import CONTENT_TYPE, LoadCollector, exposition
 from forerun.serve.page_routes import PageFacts, add_page
 from forerun.serve.refusals import Refusal, is_ours, refusal_of
-from forerun.serve.responses import ResponsesAnswer, ResponsesForm
+from forerun.serve.responses import ResponsesAnswer
 from forerun.serve.responses_fields import ResponsesBody
+from forerun.serve.responses_form import ResponsesForm
 from forerun.serve.settings import ServeSettings
 from forerun.serve.timings import Clock
 from forerun.serve.wire import json_response, refusal_response

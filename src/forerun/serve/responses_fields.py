@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from forerun.options import MAX_LOGPROBS
-from forerun.serve.fields import (
-    MAX_MESSAGES,
-    Body,
-    ChatBody,
-    Message,
-    Text,
+from forerun.serve.body import Body, Text
+from forerun.serve.fields import MAX_MESSAGES, ChatBody, Message
+from forerun.serve.grammar_fields import ResponseFormat, TextWish
+from forerun.serve.tool_fields import (
+    MAX_TOOLS,
+    Function,
+    MadeCall,
+    MadeFunction,
+    NamedFunction,
+    NamedTool,
+    Tool,
+    ToolChoice,
 )
 
 LOGPROBS = "message.output_text.logprobs"
@@ -48,6 +54,48 @@ class InputItem(Body):
         return Message(role=self.role, content="".join(part.text for part in self.content))
 
 
+class CallItem(MadeFunction):
+    """A call, as an earlier response gave it."""
+
+    type: Literal["function_call"]
+    call_id: Annotated[str, Field(max_length=128)]
+    id: Annotated[str, Field(max_length=128)] | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+    @property
+    def message(self) -> Message:
+        """The same as chat writes it."""
+        made = MadeFunction(name=self.name, arguments=self.arguments)
+        return Message(role="assistant", tool_calls=[MadeCall(id=self.call_id, function=made)])
+
+
+class CallOutputItem(Body):
+    """What came of a call."""
+
+    type: Literal["function_call_output"]
+    call_id: Annotated[str, Field(max_length=128)]
+    output: Text
+    id: Annotated[str, Field(max_length=128)] | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+    @property
+    def message(self) -> Message:
+        """The same as chat writes it."""
+        return Message(role="tool", tool_call_id=self.call_id, content=self.output)
+
+
+class ResponseTool(Function):
+    """A function, with its kind beside its name."""
+
+    type: Literal["function"]
+
+
+class NamedResponseTool(NamedFunction):
+    """The one function to be called."""
+
+    type: Literal["function"]
+
+
 class ResponseStreamOptions(Body):
     """How a stream is written."""
 
@@ -60,7 +108,10 @@ class ResponsesBody(Body):
     model: Annotated[str, Field(max_length=200)] | None = None
     input: (
         Text
-        | Annotated[list[InputItem], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
+        | Annotated[
+            list[InputItem | CallItem | CallOutputItem],
+            Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+        ]
     )
     instructions: Text | None = None
     max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
@@ -70,6 +121,12 @@ class ResponsesBody(Body):
     include: Annotated[
         list[Literal["message.output_text.logprobs"]], Field(max_length=8, default_factory=list)
     ]
+    text: TextWish = TextWish()
+    tools: Annotated[
+        list[ResponseTool], Field(max_length=MAX_TOOLS, fail_fast=True, default_factory=list)
+    ]
+    tool_choice: Literal["none", "auto", "required"] | NamedResponseTool = "auto"
+    parallel_tool_calls: bool = True
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     speculation: Literal["auto", "off"] = "auto"
     stream: bool = False
@@ -91,13 +148,54 @@ class ResponsesBody(Body):
             top_p=self.top_p,
             logprobs=wants_logprobs,
             top_logprobs=self.top_logprobs if wants_logprobs else None,
+            response_format=self._format(),
+            tools=[Tool(type="function", function=_function(tool)) for tool in self.tools],
+            tool_choice=self._choice(),
+            parallel_tool_calls=self.parallel_tool_calls,
             seed=self.seed,
             speculation=self.speculation,
         )
+
+    @model_validator(mode="after")
+    def _fits(self) -> ResponsesBody:
+        self.as_chat()  # what chat would refuse is refused before it is asked for
+        return self
+
+    def _format(self) -> ResponseFormat:
+        asked = self.text.format
+        told: dict[str, Any] = {"type": asked.type}
+        if asked.content is not None:
+            named = {"name": asked.name or "answer", "schema": asked.content}
+            told["json_schema"] = named | {"strict": asked.strict}
+        return ResponseFormat.model_validate(told)
+
+    def _choice(self) -> ToolChoice:
+        if isinstance(self.tool_choice, str):
+            return self.tool_choice
+        return NamedTool(type="function", function=NamedFunction(name=self.tool_choice.name))
 
     def _messages(self) -> list[Message]:
         told = [] if self.instructions is None else [self.instructions]
         first = [Message(role="system", content=text) for text in told]
         if isinstance(self.input, str):
             return [*first, Message(role="user", content=self.input)]
-        return [*first, *(item.message for item in self.input)]
+        return [*first, *_joined([item.message for item in self.input])]
+
+
+def _function(tool: ResponseTool) -> Function:
+    return Function(
+        name=tool.name, description=tool.description, parameters=tool.parameters, strict=tool.strict
+    )
+
+
+def _joined(messages: list[Message]) -> list[Message]:
+    """Calls behind words of the assistant, or behind other calls, are of the same message."""
+    joined: list[Message] = []
+    for one in messages:
+        last = joined[-1] if joined else None
+        if one.tool_calls and last is not None and last.role == "assistant":
+            calls = [*(last.tool_calls or ()), *one.tool_calls]
+            joined[-1] = last.model_copy(update={"tool_calls": calls})
+        else:
+            joined.append(one)
+    return joined
