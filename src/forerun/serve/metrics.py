@@ -39,6 +39,7 @@ class LoadCollector(Collector):
             ("forerun:waiting_tokens", "Prompt tokens that wait.", load.num_waiting_tokens),
             ("forerun:kv_blocks", "K/V blocks there are.", load.num_blocks),
             ("forerun:kv_blocks_free", "K/V blocks that are free.", load.num_free_blocks),
+            ("forerun:compositions", "Ways of requests that are held.", load.num_compositions),
         ):
             gauge = GaugeMetricFamily(name, text, labels=list(self._labels))
             gauge.add_metric(list(self._labels.values()), value)

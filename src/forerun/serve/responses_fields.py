@@ -10,6 +10,7 @@ from forerun.options import MAX_LOGPROBS
 from forerun.serve.body import Body, Text
 from forerun.serve.fields import MAX_MESSAGES, ChatBody, Message
 from forerun.serve.grammar_fields import ResponseFormat, TextWish
+from forerun.serve.speculating import SpeculationField
 from forerun.serve.tool_fields import (
     MAX_TOOLS,
     Function,
@@ -128,7 +129,7 @@ class ResponsesBody(Body):
     tool_choice: Literal["none", "auto", "required"] | NamedResponseTool = "auto"
     parallel_tool_calls: bool = True
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    speculation: Literal["auto", "off"] = "auto"
+    speculation: SpeculationField = "auto"
     stream: bool = False
     stream_options: ResponseStreamOptions = ResponseStreamOptions()
     store: bool = False

@@ -31,6 +31,7 @@ class Operation:
     max_waiting: int
     max_rows: int
     overcommit: float
+    max_compositions: int
     request_s: float
     drain_s: float
     allows_faults: bool = False
@@ -76,6 +77,7 @@ def run(
     limits = ServiceLimits(
         max_waiting=operation.max_waiting,
         max_rows=operation.max_rows,
+        max_compositions=operation.max_compositions,
         overcommit=operation.overcommit,
     )
     try:

@@ -258,6 +258,7 @@ def serve(
     max_waiting: Annotated[int, typer.Option(help="Requests that may wait for their turn.")] = 256,
     max_rows: Annotated[int, typer.Option(help="Requests that run at a time.")] = 32,
     overcommit: Annotated[float, typer.Option(help="Times that K/V memory is promised.")] = 1.0,
+    max_compositions: Annotated[int, typer.Option(help="Held for requests that name one.")] = 8,
     request_s: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 600.0,
     drain_s: Annotated[float, typer.Option(help="Seconds for running ones at SIGTERM.")] = 30.0,
     allow_faults: Annotated[
@@ -281,8 +282,8 @@ def serve(
     from forerun.serve.start import Operation, run
 
     operation = Operation(
-        host, port, api_key_file, name, max_waiting, max_rows, overcommit, request_s, drain_s,
-        allow_faults,
+        host, port, api_key_file, name, max_waiting, max_rows, overcommit, max_compositions,
+        request_s, drain_s, allow_faults,
     )  # fmt: skip
     return run(operation, engine.model, engine.open, typer.echo, as_json=as_json)
 
