@@ -281,7 +281,11 @@ function walkRounds(event) {
 
 // --- wiring --------------------------------------------------------------------------------------
 
-const named = (letter, speculation) => [`${letter}: speculation ${speculation}`, speculation];
+// A composition as it was written, `auto` where nothing was.
+const named = (letter, written) => {
+  const speculation = written.trim() || "auto";
+  return [`${letter}: speculation ${speculation}`, speculation];
+};
 
 at("ask").addEventListener("submit", (event) => {
   event.preventDefault();
