@@ -55,7 +55,7 @@ def draft_of(tokens, parents):
 
 
 def assembled(rows, drafts, parts):
-    draft_rows = round_module._draft_rows(rows, 8, parts)
+    draft_rows = round_module._draft_rows(rows, [8] * len(rows), parts)
     return Assembled(*round_module._assemble(rows, draft_rows, drafts, parts))
 
 
