@@ -21,11 +21,12 @@ from forerun.models.tokenizer import Tokenizer
 from forerun.tree import TokenTree
 
 MOST_CHARS = 1 << 18  # of a grammar as it is written
-# Whitespace that a model may write between two parts of JSON: a blank, or a line's end and its
-# indentation. Without a bound some models never come to the next part.
-JSON_BLANKS = r"( |\n[ ]{0,40}|\n\t{0,10})"
+# JSON on one line, with a blank behind a comma or a colon if the model likes. Where blanks are free
+# some models never come to the next part, and little of what must come is certain.
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _MOST_SYMBOLS = 100_000
 _MOST_LEXER_STATES = 32_768  # of one request: about 2 kB each
+_MOST_FUEL = 100_000  # of one mask: about 10 ms
 
 Kind = Literal["json_schema", "regex", "choice", "lark"]
 
@@ -77,6 +78,7 @@ class Compiler:
                 limits = self._library.LLParserLimits(
                     max_grammar_size=_MOST_SYMBOLS,
                     max_lexer_states=_MOST_LEXER_STATES,
+                    step_lexer_fuel=_MOST_FUEL,
                     verbose_errors=False,
                 )
                 matcher = self._library.LLMatcher(self._tokens, text, log_level=0, limits=limits)
@@ -229,7 +231,7 @@ def _written(matcher: Any, pattern: Pattern) -> str:
     text: str
     match pattern.kind:
         case "json_schema":
-            options = {"whitespace_pattern": JSON_BLANKS, "lenient": pattern.is_lenient}
+            options = {**JSON_STYLE, "lenient": pattern.is_lenient}
             text = matcher.grammar_from_json_schema(pattern.text, overrides=options)
         case "regex":
             text = matcher.grammar_from_regex(pattern.text)

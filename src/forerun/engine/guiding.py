@@ -67,7 +67,9 @@ def guided(
             own, allowed = draft, np.ones((len(draft.tree), vocab), np.bool_)
         else:
             text = row.tokens[row.prompt_len :]
-            offered = _forced(row, text, draft, asked.max_depth) if edits else draft
+            is_plain = not row.speculates or (row.parts or parts).drafter_name == "none"
+            room = 0 if is_plain or not edits else min(asked.max_depth, MOST_FORCED)
+            offered = _forced(row, text, draft, room)
             allowed = row.constraint.allowed(text, offered.tree)
             own, allowed = _legal(offered, allowed) if edits else (offered, allowed)
         kept.append(own)
@@ -81,10 +83,9 @@ def _forced(row: Sequence, text: Rows[int], draft: Draft, room: int) -> Draft:
     """Forced tokens as a chain, unless the draft has them all and something below, or comes from
     the text that the row is expected to come to, which counts what becomes of it."""
     is_expected = row.expected is not None and row.expected.is_pending
-    most = 0 if is_expected or not row.speculates else min(room, MOST_FORCED)
-    if row.constraint is None or most < 1:
+    if row.constraint is None or is_expected or room < 1:
         return draft
-    tokens = row.constraint.forced(text, most)
+    tokens = row.constraint.forced(text, room)
     if not tokens or _reaches_beyond(draft.tree, tokens):
         return draft
     chain = TokenTree.made_chain([int(draft.tree.tokens[0]), *tokens])
@@ -102,11 +103,13 @@ def _reaches_beyond(tree: TokenTree, tokens: Rows[int]) -> bool:
 
 
 def _legal(draft: Draft, allowed: Masks) -> tuple[Draft, Masks]:
-    """The nodes that their own paths allow, and the masks of those."""
+    """The nodes that their own paths allow and that something may follow, with their masks."""
     tokens, parents = draft.tree.tokens.tolist(), draft.tree.parents.tolist()
     nodes, found = [0], {0}
     for node in range(1, len(tokens)):
-        if parents[node] in found and allowed[parents[node], tokens[node]]:
+        if parents[node] not in found or not allowed[parents[node], tokens[node]]:
+            continue
+        if allowed[node].any():
             nodes.append(node)
             found.add(node)
     if len(nodes) == len(tokens):

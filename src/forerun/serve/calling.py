@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forerun.engine.grammar import JSON_BLANKS, Pattern
+from forerun.engine.grammar import JSON_STYLE, Pattern
 from forerun.serve.fields import ChatBody
 from forerun.serve.tool_fields import Function, NamedTool
 
@@ -71,7 +71,7 @@ def _pattern(lines: list[str], functions: Sequence[Function], form: CallForm) ->
     lines = [*lines, f"any: {' | '.join(names)}"]
     for name, function in zip(names, functions, strict=True):
         head = _literal(f'{{"name": "{function.name}", "arguments": ')
-        options = {"whitespace_pattern": JSON_BLANKS, "lenient": not function.strict}
+        options = {**JSON_STYLE, "lenient": not function.strict}
         schema = json.dumps({**function.parameters, "x-guidance": options})
         lines += [
             f"{name}: {head} {name}_arguments {_literal('}' + form.closing)}",
