@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 
@@ -147,13 +148,13 @@ def test_given_a_request_that_is_refused_or_leaves_then_its_composition_is_given
     target = around(engine, Held)
     limits = ServiceLimits(max_compositions=1, max_waiting=1, max_rows=1)
     with Service(engine, limits) as service:
-        listeners = [Listener() for _ in range(2)]
-        handles = [service.submit(job("chain:2"), one) for one in listeners]
-        for _ in range(3):
-            try:
-                handles.append(service.submit(job("chain:2"), Listener()))
-            except QueueFull:
-                continue
+        listeners, handles = [], []
+        for _ in range(5):  # one runs, one waits, the others are refused
+            listener = Listener()
+            with contextlib.suppress(QueueFull):
+                handles.append(service.submit(job("chain:2"), listener))
+                listeners.append(listener)
+        assert len(handles) < 5
         for handle in handles:
             handle.cancel()
         target.gate.set()

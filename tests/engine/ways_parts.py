@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from engine.feature_drafters import write_feature_drafters
-from engine.service_parts import Listener, jobs, outcome
+from engine.service_parts import Held, Listener, around, jobs, outcome
 from forerun import Speculation
 from forerun.drafters.prediction import RunIndex
 from forerun.engine.service import Service, ServiceLimits
@@ -23,12 +23,12 @@ ASKED = (
     "lm + tree:3x2x1",
     "lm + chain:4 + rejection",
     "lm + tree:6 + traversal",
-    "exit:1 + chain:3",
+    "exit:1 + chain:3 + match",
     "dspark + chain:4",
     "eagle3 + tree:3x2x1",
     "router(lm,lookup) + chain:4",
     "lm + chain:3 + kseq",
-    "nested(lookup,chain:3,match) + chain:4",
+    "nested(lookup,chain:3,match) + chain:4 + match",
     "lookup + chain:6 + rejection",
     "dspark + tree:5 + traversal",
 )
@@ -80,12 +80,19 @@ def one_by_one(engine, asked, limits=LIMITS):
 
 
 def together(engine, asked, limits=LIMITS):
-    """What they come to when all are there at once."""
+    """What they come to when all are there at once: no pass is made before the last has come."""
+    target = around(engine, Held)
     listeners = [Listener() for _ in asked]
     with Service(engine, limits) as service:
         for job, listener in zip(asked, listeners, strict=True):
             service.submit(job, listener)
+        target.gate.set()
         return [listener.completion for listener in listeners]
+
+
+def most_rows(completions):
+    """Rows of the largest round."""
+    return max(one.num_rows for done in completions for one in done.stats.rounds)
 
 
 def outcomes(completions):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import string
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,11 +140,12 @@ def test_given_what_cannot_be_then_400_names_the_field_and_tells_no_path(
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_given_a_prediction_then_usage_tells_what_became_of_it(
-    client: openai.OpenAI, streams: bool
+    client: openai.OpenAI, http: httpx2.Client, streams: bool
 ) -> None:
+    letters = http.post("/tokenize", json={"prompt": string.ascii_letters}).json()["tokens"]
     asked: Any = {
         "model": MODEL, "messages": MESSAGES, "max_tokens": 40, "temperature": 0, "seed": 1,
-        "extra_body": {"ignore_eos": True},
+        "logit_bias": {str(token): 100 for token in letters}, "extra_body": {"ignore_eos": True},
     }  # fmt: skip
     text = client.chat.completions.create(**asked).choices[0].message.content
     half = [{"type": "text", "text": text[:12]}, {"type": "text", "text": "#" + text[13:]}]

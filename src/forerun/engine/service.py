@@ -184,16 +184,17 @@ class Service:
     def _row_of(self, job: Job) -> Sequence:
         """A job as a row; what it wants built is built now, while rounds go on."""
         row = self._inside.admission.sequence(0, job.prompt, job.params)
-        row.speculates, row.partition = job.speculates, job.partition
+        row.speculates = job.speculates and job.generates
+        row.partition = job.partition
         row.is_watched = job.is_watched
         row.scores_prompt = job.scores_prompt
         row.limit = row.limit if job.generates else row.prompt_len
         if job.grammar is not None:
             row.bind(job.grammar)
-        if job.speculates and job.expected is not None:
+        if row.speculates and job.expected is not None:
             refuse_unjudged(job.speculation, self._inside.parts)
             row.expected = Expected(job.expected, row.tokens)
-        if job.speculates and job.speculation is not None:
+        if row.speculates and job.speculation is not None:
             row.parts = self._ways.take(job.speculation)
         return row
 
