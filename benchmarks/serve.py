@@ -1,17 +1,22 @@
 """Does speculation pay in a server under load? The bars of the server, measured and judged.
 
-    python benchmarks/serve.py --model 260M-matched --out serve-260M.json
-    python benchmarks/serve.py --peer vllm.json --model 260M-matched --out serve-260M.json
+    python benchmarks/serve.py --model build/260M-matched --repeat 2 --out serve-260M.json
+    python benchmarks/serve.py --model build/260M-matched --repeat 2 --out serve-260M.json \
+      --peer-command 'env OMP_NUM_THREADS=2 KMP_BLOCKTIME=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+        VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind PEERS/vllm/bin/vllm serve {model}
+        --port {port} --dtype bfloat16 --max-model-len 4096 --max-num-seqs 32'
 
 Three servers of one model, one that never speculates, one with a fixed chain and one left to itself
 (`auto`), each a process of its own. They are loaded in turns, one at a time, at every concurrency,
-the order rotating, so that a slow minute of the machine hits all; who is not loaded sleeps. Every
-prompt is then answered once more at that concurrency by each: all texts of a prompt must be one.
+the order rotating, so that a slow minute of the machine hits all; who is not loaded sleeps. Some
+prompts are then answered once more at that concurrency by each: all texts of a prompt must be one.
+As it is, with a repetition, a run takes about twelve minutes.
 
 Bars: tokens/s of `auto` at every concurrency at least 0.97 of the better of the other two; against
-vLLM on the same machine (a file of `forerun bench serve --json`, else figures noted for a random
-model of 260M, where this one is as large) at least 4, 3.5 and 2 times at 1, 4 and 32. Exit status 1
-if a text differs; bars are told.
+vLLM on the same machine at least 4, 3.5 and 2 times at 1, 4 and 32: its server is started by
+`--peer-command` or found at `--peer-url`, and takes its turns among ours at those loads; else
+`--peer` is a file of `forerun bench serve --json`; else figures noted for a random model of 260M
+count, where this one is as large. Exit status 1 if a text differs; bars are told.
 """
 
 from __future__ import annotations
@@ -24,14 +29,17 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
+
+from serve_peer import Peer, command_of, free_port, started
 
 from forerun.models.resolve import resolve_model
 from forerun.models.spec import read_spec
@@ -51,6 +59,9 @@ LEAST_OF_PEER = {1: 4.0, 4: 3.5, 32: 2.0}
 # tokens/s of vLLM 0.32 on two cores, random weights of this size, by requests at a time.
 NOTED_PEER = {1: 19.6, 4: 68.5, 8: 135.0, 16: 246.0, 32: 375.0}
 NOTED_SIZE = (220e6, 300e6)  # parameters of models that it may be compared with
+PEER = "peer"
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +71,7 @@ class Server:
     name: str
     process: int
     plan: Plan
+    peer: Peer | None = None  # where it is another engine's
 
     def busy_s(self) -> float:
         """Seconds that it kept cores busy since it began; 0 where the system does not say."""
@@ -79,7 +91,8 @@ def main() -> int:
             stack.enter_context(serving(name, options, arguments))
             for name, options in compositions(arguments).items()
         ]
-        runs, heard = asyncio.run(sweep(servers, arguments))
+        with peer_serving(arguments) as peer:
+            runs, heard = asyncio.run(sweep(servers, peer, arguments))
     num_parameters = read_spec(resolve_model(arguments.model)).num_parameters
     report = {
         "what": "serve",
@@ -89,12 +102,13 @@ def main() -> int:
         "cores": machine.num_cores(),
         "parameters": num_parameters,
         "compositions": compositions(arguments),
+        "peer": arguments.peer_command or arguments.peer_url or str(arguments.peer or ""),
         "num_prompts": len(servers[0].plan.texts),
         **{name: getattr(arguments, name) for name in ("max_tokens", "temperature", "duration_s")},
         "runs": runs,
         "check": sameness(heard),
         "errors": first_errors(one for outcomes in heard.values() for one in outcomes),
-        "bars": judged(rates_of(runs), peer_of(arguments.peer, num_parameters)),
+        "bars": judged(rates_of(runs), {} if peer else peer_of(arguments.peer, num_parameters)),
     }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     _print(report)
@@ -108,16 +122,20 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--chain", type=int, default=4, help="tokens of the fixed chain")
     parser.add_argument("--threads", type=int, help="cores of each server; all if not given")
     parser.add_argument("--concurrency", default="1,2,4,8,16,32")
-    parser.add_argument("--duration-s", type=float, default=20.0, help="seconds at each point")
+    parser.add_argument("--duration-s", type=float, default=8.0, help="seconds at each point")
     parser.add_argument("--repeat", type=int, default=1, help="turns at each concurrency")
     parser.add_argument("--prompts", type=Path, help="JSONL with a prompt key, not the suite")
     parser.add_argument("--suite", default="all", help="categories of the suite, by commas")
     parser.add_argument("--contexts", default="64", help="its lengths: 64,1k,4k")
     parser.add_argument("--limit", type=int, default=48, help="prompts, spread over them")
+    parser.add_argument("--check-limit", type=int, default=8, help="prompts answered once more")
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--peer", type=Path, help="a file of `forerun bench serve --json`")
+    parser.add_argument("--peer-url", help="base URL of the peer's server, as http://host:port/v1")
+    parser.add_argument("--peer-command", help="starts it; {model} and {port} are filled in")
+    parser.add_argument("--peer-start-s", type=float, default=300.0, help="seconds to wait for it")
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
 
@@ -176,36 +194,78 @@ def _texts(arguments: argparse.Namespace) -> tuple[str, ...]:
     return tuple(text for one in rounds for text in one)
 
 
+@contextmanager
+def peer_serving(arguments: argparse.Namespace) -> Iterator[Server | None]:
+    """The other engine's server, at rest, where there is one."""
+    if arguments.peer_command:
+        model, port = resolve_model(arguments.model).resolve(), free_port()
+        command = command_of(arguments.peer_command, model, port)
+        log = arguments.out.with_suffix(".peer.log")
+        begun: AbstractContextManager[Peer] = started(command, port, arguments.peer_start_s, log)
+    elif arguments.peer_url:
+        begun = nullcontext(Peer(arguments.peer_url))
+    else:
+        yield None
+        return
+    with begun as peer:
+        server = Server(PEER, peer.process_id or 0, _plan(peer.url, arguments), peer)
+        peer.rest()
+        yield server
+
+
 async def sweep(
-    servers: Sequence[Server], arguments: argparse.Namespace
+    servers: Sequence[Server], peer: Server | None, arguments: argparse.Namespace
 ) -> tuple[list[dict[str, Any]], dict[str, list[Outcome]]]:
-    """All points, servers in turns: a row each, and what was answered, by server and load."""
+    """All points, servers in turns: a row each, and what was answered, by server and load; nothing
+    of a peer's answers, whose arithmetic is another."""
     runs: list[dict[str, Any]] = []
     heard: dict[str, list[Outcome]] = defaultdict(list)
     for server in servers:  # so that no first request is measured
         await closed_loop(server.plan.send, 2, 60.0, num_requests=2)
+    if peer is not None:
+        await _beside(peer, lambda: closed_loop(peer.plan.send, 4, 120.0, num_requests=8))
     for number, point in enumerate(servers[0].plan.points):
         for turn in range(arguments.repeat):
             first = (number + turn) % len(servers)
             for server in (*servers[first:], *servers[:first]):
                 progress(f"{point.name} at a time, {server.name}, turn {turn + 1}")
                 row, outcomes = await _turn(server, point)
+                if turn == 0:
+                    outcomes += await _once_more(server, point, arguments.check_limit)
                 runs.append({"composition": server.name, "turn": turn, **row})
                 heard[f"{server.name} at {point.name}"] += outcomes
+            if peer is not None and int(point.value) in LEAST_OF_PEER:
+                progress(f"{point.name} at a time, the peer, turn {turn + 1}")
+                row, _ = await _beside(peer, partial(_turn, peer, point))
+                runs.append({"composition": PEER, "turn": turn, **row})
     progress("")
     return runs, heard
 
 
 async def _turn(server: Server, point: Point) -> tuple[dict[str, Any], list[Outcome]]:
-    """One server at one load: measured, then every prompt once more for the comparison."""
+    """One server at one load, measured."""
     others = OtherWork(os.sched_getaffinity(0))
     began_s, busy_s = perf_counter(), server.busy_s()
     row, outcomes = await measure_point(server.plan, point)
     cores = (server.busy_s() - busy_s) / (perf_counter() - began_s)
     row |= {"server": {"cores": cores}, "others": {"cores": max(0.0, others.num_cores() - cores)}}
-    num = len(server.plan.texts)
-    outcomes += await closed_loop(server.plan.send, int(point.value), 3600.0, num_requests=num)
     return row, outcomes
+
+
+async def _once_more(server: Server, point: Point, most: int) -> list[Outcome]:
+    """Some prompts in the company of that load, for the comparison."""
+    num = min(most, len(server.plan.texts))
+    return await closed_loop(server.plan.send, int(point.value), 3600.0, num_requests=num)
+
+
+async def _beside(peer: Server, work: Callable[[], Awaitable[_Result]]) -> _Result:
+    """What is done while the peer is awake."""
+    assert peer.peer is not None
+    peer.peer.wake()
+    try:
+        return await work()
+    finally:
+        peer.peer.rest()
 
 
 def rates_of(runs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
@@ -234,7 +294,8 @@ def judged(
     for load, own in rates.items():
         best = max(own["off"], own["fixed"])
         of_best = own["auto"] / best if best else None
-        of_peer = own["auto"] / peer[load] if peer.get(load) else None
+        other = own.get(PEER) or peer.get(load)
+        of_peer = own["auto"] / other if other else None
         least = LEAST_OF_PEER.get(load) if of_peer is not None else None
         rows.append(
             {

@@ -21,6 +21,7 @@ def bars() -> ModuleType:
     assert spec.loader is not None
     module = module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FILE.parent)
         patch.setitem(sys.modules, spec.name, module)  # dataclasses look there
         spec.loader.exec_module(module)
     return module
@@ -54,6 +55,19 @@ def test_given_a_peer_then_each_load_has_its_bar(
     rates = {load: {"off": 1.0, "fixed": 1.0, "auto": least * 10.0}}
     (row,) = bars.judged(rates, {load: 10.0})
     assert row["peer_is_met"] is is_met
+
+
+def test_given_a_peer_that_was_measured_beside_then_it_is_the_one_that_counts(
+    bars: ModuleType,
+) -> None:
+    rates = {1: {"off": 1.0, "fixed": 1.0, "auto": 30.0, "peer": 10.0}}
+    (row,) = bars.judged(rates, {1: 1.0})
+    assert (row["of_peer"], row["peer_is_met"]) == (3.0, False)
+
+
+def test_given_a_command_then_its_words_are_filled_in(bars: ModuleType, tmp_path: Path) -> None:
+    words = bars.command_of("env A=1 serve {model}\n  --port {port} --name 'a b'", tmp_path, 81)
+    assert words == ["env", "A=1", "serve", str(tmp_path), "--port", "81", "--name", "a b"]
 
 
 def test_given_a_load_without_bar_or_peer_then_it_is_not_judged(bars: ModuleType) -> None:

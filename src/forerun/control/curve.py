@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-_WEIGHT = 0.2  # of a new time in the running mean of its size
-_OUTLIER = 3.0  # a time beyond so many means was the machine's, and counts as this
+_MEMORY = 0.8  # of the running mean of a size that a new time of it keeps …
+_FADING = 0.99  # … and so much less of it for each time of another size since the last
+_OUTLIER = 1.5  # a time beyond so many means was the machine's, and counts as this
 _FIRST_OUTLIER = 1.5  # the same of the first time of its size, by what others lead to expect
 _EXACT = 16  # sizes below have a mean each; above, sizes within an eighth share one
 _NEAR = 0.25  # a size is known if one was measured that differs by no more than this part of it
@@ -22,12 +23,14 @@ class Curve:
     are taken to be there at any size.
     """
 
-    __slots__ = ("_keys", "_seconds", "_sizes")
+    __slots__ = ("_keys", "_num_taken", "_seconds", "_sizes", "_taken_at")
 
     def __init__(self) -> None:
         self._keys: list[int] = []
         self._sizes: list[float] = []  # the mean of those that share a place
         self._seconds: list[float] = []
+        self._taken_at: list[int] = []
+        self._num_taken = 0
 
     @property
     def is_empty(self) -> bool:
@@ -54,15 +57,19 @@ class Curve:
         """Take in a time."""
         key = _key(size)
         at = bisect_left(self._keys, key)
+        self._num_taken += 1
         if at < len(self._keys) and self._keys[at] == key:
             known = self._seconds[at]
             bounded = min(seconds, _OUTLIER * known) if known else seconds
-            self._seconds[at] = known + _WEIGHT * (bounded - known)
-            self._sizes[at] += _WEIGHT * (size - self._sizes[at])
+            weight = 1.0 - _MEMORY * _FADING ** (self._num_taken - 1 - self._taken_at[at])
+            self._seconds[at] = known + weight * (bounded - known)
+            self._sizes[at] += weight * (size - self._sizes[at])
+            self._taken_at[at] = self._num_taken
             return
         self._keys.insert(at, key)
         self._seconds.insert(at, self._bounded(size, seconds))
         self._sizes.insert(at, float(size))
+        self._taken_at.insert(at, self._num_taken)
 
     def at(self, size: float) -> float:
         """Seconds that a size is expected to take; 0 if nothing was seen."""

@@ -6,11 +6,12 @@ wrong guess costs time and nothing else. `shape=auto` uses it; an explicit shape
     plain        nothing is known of a pass of so many rows: see what it costs
     look         a few rows draft a little: what does drafting cost, is it kept?
     plan         of all nodes of all rows take the likeliest, as long as tokens a second rise
-    refresh      drafting pays: now and then one plain round all the same
+    refresh      drafting pays: now and then a plain round all the same, or longer drafts
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -20,15 +21,17 @@ from forerun.stats import RoundStats
 
 Kept: TypeAlias = tuple[int, int, int]  # a row's id, how many tokens it drafted, how many it kept
 
-_MEMORY = 0.94  # of past acceptance a round keeps: about the last sixteen
-_OWN = 4.0  # drafted tokens of a row that count as much as what all rows keep
+_MEMORY = 0.97  # of past acceptance a round keeps: about the last thirty
+_OTHERS = 3.0  # of tokens at one depth: so many count as much as those of all depths
+_LEAST = 1e-4  # no chance is taken to be smaller
+_OWN = 6.0  # drafted tokens of a row that count as much as what all rows keep
 _SURE = 0.97  # no chain is taken to be likelier than this a token
 _GAIN = 1.015  # drafting must win by so much: a tie is decided for the smaller power bill
 _FIRST_PROBE, _LAST_PROBE = 32, 512  # plain rounds between two looks whether drafting pays again
 _LOOK_ROUNDS = 4  # of drafting in such a look; the first only lets the drafter catch up
 _LOOK_ROWS = 16  # one row of so many drafts in a look …
 _BLIND_ROWS = 4  # … and one of so many where nothing is known of larger passes
-_REFRESH = 64  # drafting rounds between two looks at what a plain one costs
+_REFRESH = 32  # drafting rounds between two looks at what a plain one costs, or longer drafts
 _LOOK_LEN = 2
 _STEP = 2.0  # no pass is planned that is larger by more than this than any that was seen
 _OFTEN = 8  # rounds that a plan of many rows is kept for; making it costs time too
@@ -50,22 +53,22 @@ class _Turns:
     """When to look and when to refresh: by counting rounds."""
 
     def __init__(self) -> None:
-        self.is_refreshing = False
+        self.is_resting, self.is_stretching = False, False
         self.looks_left = 0
         self._num_drafting, self._num_plain = 0, 0
         self._look_after = _FIRST_PROBE
 
     def turn(self, *, is_drafting: bool) -> None:
         """A round has ended in which something was asked for, or nothing."""
-        if self.is_refreshing:
-            self.is_refreshing = False
+        if self.is_resting or self.is_stretching:
+            self.is_resting = self.is_stretching = False
         elif self.looks_left:
             self.looks_left -= 1
         elif is_drafting:
             self._look_after, self._num_plain = _FIRST_PROBE, 0
             self._num_drafting += 1
-            if self._num_drafting >= _REFRESH:
-                self.is_refreshing, self._num_drafting = True, 0
+            self.is_resting = self._num_drafting % (2 * _REFRESH) == 0
+            self.is_stretching = self._num_drafting % (2 * _REFRESH) == _REFRESH
         else:
             self._num_plain += 1
             if self._num_plain >= self._look_after:
@@ -76,10 +79,11 @@ class _Turns:
 class Paces:
     """Chooses the chain length of every row of the next round, 0 to `longest`.
 
-    Yield: each drafted token of a row is kept with the row's running probability p, so the n-th
-    adds p^n tokens; a row of which little is known is taken for an average one. Cost: a target's
-    pass by its nodes, a drafter's by its rows, each a curve of measured times that rounds of any
-    number of rows share, so that what thirty drafting rows would cost is told from what three did.
+    Yield: what the n-th drafted token adds is how often chains were kept so far, to the power by
+    which the row's luck differs from all rows'; one of which little is known is average.
+    Cost: a target's pass by its nodes, a drafter's by its rows, each a curve of measured times that
+    rounds of any number of rows share, so that what thirty drafting rows would cost is told from
+    what three did.
     Before lengths are compared each of `probes` is looked at: a drafter whose first token is the
     dear one needs two.
     """
@@ -89,6 +93,7 @@ class Paces:
         self._to_look = list(dict.fromkeys(min(probe, longest) for probe in probes))
         self._verify, self._draft, self._rest = Curve(), Curve(), Curve()
         self._all = _Acceptance(1.2, 2.0)
+        self._depths = [_Acceptance() for _ in range(longest)]
         self._rows: dict[int, _Acceptance] = {}
         self._is_stepwise = False  # whether it needs a pass a token
         self._turns = _Turns()
@@ -114,12 +119,6 @@ class Paces:
         lengths = self._lengths(tuple(row_ids), num_rows)
         self._asked = {row: num for row, num in zip(row_ids, lengths, strict=True) if num}
         return lengths
-
-    def length_for(self, num_rows: int) -> int:
-        """Most tokens to draft for a row of average luck, beside others drafted for elsewhere."""
-        if self._draft.is_empty or not self._verify.knows(num_rows):
-            return min(_LOOK_LEN, self._longest)
-        return max(self._allotted([min(self.acceptance, _SURE)] * num_rows, num_rows))
 
     def learn(self, stats: RoundStats, kept: Sequence[Kept], *, is_steady: bool = True) -> None:
         """Take in a decoding round, and what each row that drafted kept; only a steady one, with
@@ -166,24 +165,41 @@ class Paces:
             self._rows.setdefault(row, _Acceptance()).add(num_kept, num_tried)
             hits, trials = hits + num_kept, trials + num_tried
         self._all.add(hits / len(kept), trials / len(kept))
+        for depth, known in enumerate(self._depths, start=1):
+            num_tried = sum(one[1] >= depth and one[2] >= depth - 1 for one in kept)
+            if num_tried:
+                num_kept = sum(one[2] >= depth for one in kept)
+                known.add(num_kept / len(kept), num_tried / len(kept))
 
-    def _chance(self, row: int) -> float:
-        average, own = self.acceptance, self._rows.get(row)
-        if own is not None:
-            average = (own.hits + _OWN * average) / (own.trials + _OWN)
-        return min(average, _SURE)
+    def _reach(self) -> list[float]:
+        """How often an average row keeps a chain of 1, 2, … tokens."""
+        average, reached, chances = self.acceptance, 1.0, []
+        for one in self._depths:
+            reached *= min((one.hits + _OTHERS * average) / (one.trials + _OTHERS), _SURE)
+            chances.append(max(reached, _LEAST))
+        return chances
+
+    def _luck(self, row: int) -> float:
+        """The power of average chances that are a row's own."""
+        average, own = min(self.acceptance, _SURE), self._rows.get(row)
+        if own is None or average <= _LEAST:
+            return 1.0
+        chance = (own.hits + _OWN * average) / (own.trials + _OWN)
+        return math.log(min(max(chance, _LEAST), _SURE)) / math.log(average)
 
     # --- what to do ------------------------------------------------------------------------------
 
     def _lengths(self, row_ids: tuple[int, ...], num_rows: int) -> list[int]:
-        if self._turns.is_refreshing or not self._verify.knows(num_rows):
+        if self._turns.is_resting or not self._verify.knows(num_rows):
             return [0] * len(row_ids)
         if self._to_look or self._turns.looks_left:
             return self._look(row_ids)
         now = num_rows, row_ids
         if now != self._planned_for or self._age >= min(num_rows, _OFTEN):
-            self._plan = self._allotted([self._chance(row) for row in row_ids], num_rows)
+            self._plan = self._allotted([self._luck(row) for row in row_ids], num_rows)
             self._planned_for, self._age = now, 0
+        if self._turns.is_stretching:
+            return [min(2 * length, self._longest) for length in self._plan]
         return self._plan
 
     def _look(self, row_ids: tuple[int, ...]) -> list[int]:
@@ -194,11 +210,12 @@ class Paces:
         length = self._to_look[0] if self._to_look else min(_LOOK_LEN, self._longest)
         return [length if row in chosen else 0 for row in row_ids]
 
-    def _allotted(self, chances: Sequence[float], num_rows: int) -> list[int]:
+    def _allotted(self, lucks: Sequence[float], num_rows: int) -> list[int]:
         """The lengths with the most expected tokens a second; none where drafting does not win."""
+        reach = self._reach()
         steps = sorted(
-            ((-(p**depth), depth, at) for at, p in enumerate(chances)
-             for depth in range(1, self._longest + 1))
+            (-(chance**luck), depth, at) for at, luck in enumerate(lucks)
+            for depth, chance in enumerate(reach, start=1)
         )  # fmt: skip
         most = _STEP * max(self._verify.largest, num_rows)
         nodes, tokens, num_drafting, deepest = float(num_rows), float(num_rows), 0, 0
@@ -212,7 +229,7 @@ class Paces:
             rate = tokens / self._seconds(nodes, num_rows, num_drafting, deepest)
             if rate > best:
                 best, num_best = rate, num
-        lengths = [0] * len(chances)
+        lengths = [0] * len(lucks)
         for _, depth, at in steps[:num_best]:
             lengths[at] = depth
         return lengths
