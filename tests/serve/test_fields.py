@@ -259,7 +259,7 @@ def test_given_a_field_that_is_not_built_then_400_names_it_unless_it_asks_for_no
         ([{"role": "robot", "content": "x"}], "messages[0].role"),
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content"),
-        ([{"role": "user", "content": "x", "tool_calls": [1]}], "messages[0].tool_calls"),
+        ([{"role": "user", "content": "x", "tool_calls": [1]}], "messages[0].tool_calls[0]"),
     ],
 )
 def test_given_messages_that_are_none_then_400_says_which(

@@ -34,7 +34,7 @@ class Guided:
     where no grammar binds a row. `free` are the rows that none binds: what may follow the drafts of
     the others is not worth a guess."""
 
-    drafts: Rows[Draft]
+    drafts: list[Draft]
     allowed: Masks | None
     free: tuple[Rows[DraftRow], Rows[Draft]]
 
@@ -50,7 +50,7 @@ class Guided:
 
 
 def guided(
-    rows: Rows[Sequence], draft_rows: Rows[DraftRow], drafts: Rows[Draft], parts: Parts
+    rows: Rows[Sequence], draft_rows: Rows[DraftRow], drafts: list[Draft], parts: Parts
 ) -> Guided:
     """The drafts of a round in which a grammar binds some rows; the others keep theirs.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Sequence
 
 from forerun.engine.constraints import Grammar
 from forerun.engine.grammar import Compiler, Pattern
@@ -68,7 +69,7 @@ def wanted(body: SamplingBody) -> tuple[str, Pattern] | None:
     Raises:
         Refusal: two fields ask for one, or the text is to go on behind its end.
     """
-    by_field = {
+    by_field: dict[str, Sequence[Pattern | None]] = {
         "response_format": [body.response_format.pattern] if body.response_format else [],
         "structured_outputs": body.structured_outputs.patterns if body.structured_outputs else [],
         "guided_json": patterns_of(body.guided_json, None, None, None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +113,7 @@ class ResponsesForm:
         logprobs = self.logprobs(rows)
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
-    def logprobs(self, rows: list[TokenLogprobs] | tuple[TokenLogprobs, ...]) -> list[Any]:
+    def logprobs(self, rows: Sequence[TokenLogprobs]) -> list[Any]:
         """Scores of tokens, none where they were not asked for."""
         if LOGPROBS not in self.body.include:
             return []
