@@ -136,6 +136,23 @@ def test_given_frozen_copies_then_deepspec_skips_them_and_speculators_shows_them
     np.testing.assert_array_equal(shown.tensor("lm_head.weight").array, table)
 
 
+def test_given_the_targets_table_and_head_then_files_of_deepspec_have_them(tmp_path: Path) -> None:
+    table = np.ones((BODY.vocab, BODY.hidden), np.uint16)
+    copies = {"embed_tokens.weight": table, "lm_head.weight": table + 1}
+    tensors = random_tensors(DSPARK)
+    write_drafter(tmp_path / "a", DSPARK, tensors | copies, layout="deepspec")
+
+    stored = stored_tensors(tmp_path / "a" / SINGLE_NAME)
+    assert set(stored) == set(drafter_tensors(DSPARK)) | set(copies)
+    np.testing.assert_array_equal(stored["lm_head.weight"], table + 1)
+    assert not open_drafter(tmp_path / "a").own_head
+    half = tensors | {"embed_tokens.weight": table}
+    with pytest.raises(ModelError, match=r"missing are \['lm_head\.weight'\]"):
+        write_drafter(tmp_path / "b", DSPARK, half, layout="deepspec")
+    with pytest.raises(ModelError, match=r"without a place \['embed_tokens\.weight'"):
+        write_drafter(tmp_path / "b", DFLASH, random_tensors(DFLASH) | copies, layout="z-lab")
+
+
 def test_given_a_confidence_head_that_sees_no_token_then_it_is_left_out(tmp_path: Path) -> None:
     def blind(config: dict[str, Any]) -> None:
         config["confidence_head_with_markov"] = False

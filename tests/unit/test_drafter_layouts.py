@@ -112,6 +112,24 @@ def test_given_the_original_eagle3_name_then_its_small_head_tells(tmp_path: Path
     assert (drafter.layout, drafter.spec) == ("eagle3", MAPPED)
 
 
+@pytest.mark.parametrize(
+    ("windows", "is_causal", "is_said"),
+    [
+        ((0, 0), (False, False), True),
+        ((16, 16), (False, False), True),
+        ((16, 16), (True, True), False),
+        ((0, 16), (False, True), False),
+    ],
+)
+def test_given_speculators_then_a_reader_that_asks_no_windows_hears_whether_layers_look_ahead(
+    windows: tuple[int, ...], is_causal: tuple[bool, ...], is_said: bool
+) -> None:
+    spec = replace(DFLASH, windows=windows, is_causal=is_causal)
+    config = config_of(spec, "speculators")
+    assert config["sliding_window_non_causal"] is is_said
+    assert read_layout(config, "config")[1] == spec
+
+
 def edited(**changes: Any) -> Change:
     def change(config: dict[str, Any]) -> None:
         config.update(changes)

@@ -10,6 +10,8 @@
     <- {"ok": true, "forward_s": 0.02}   or   {"ok": false, "error": "..."}
     -> {"do": "floor", "context": 64}      forerun's driver only
     <- {"ok": true, "floor_s": 0.01}
+    -> {"do": "counts"}                    vLLM's only
+    <- {"ok": true, "num_drafts": 9, "num_accepted": 12, "num_by_slot": [6, 4, 2]}
 
 Runs in each engine's own environment, so it knows the standard library only. Engines print what
 they like: standard output is theirs no longer, and goes where standard error goes.
@@ -130,6 +132,8 @@ def _answer(driver: Driver, question: dict[str, Any]) -> Mapping[str, Any]:
             return {"forward_s": seconds[len(seconds) // 2]}
         case "floor" if hasattr(driver, "floor"):
             return {"floor_s": driver.floor(**question)}
+        case "counts" if hasattr(driver, "counts"):
+            return driver.counts()
         case other:
             raise ValueError(f"{other} is not a question")
 

@@ -16,11 +16,12 @@ METHODS = {
     "suffix": {"method": "suffix"},
     "draft model": {"method": "draft_model"},
     "dflash": {"method": "dflash"},
+    "dspark": {"method": "dspark"},
     "eagle3": {"method": "eagle3"},
 }
 
 
-READS_DRAFTER = ("draft model", "dflash", "eagle3")
+READS_DRAFTER = ("draft model", "dflash", "dspark", "eagle3")
 
 
 class VllmDriver:
@@ -38,12 +39,13 @@ class VllmDriver:
                 speculation["model"] = str(setting.drafter)
         self._engine = vllm.LLM(
             model=str(setting.model),
-            dtype="bfloat16",
+            dtype=setting.options.get("dtype", "bfloat16"),
+            enforce_eager=setting.options.get("is_eager", False),
             max_model_len=setting.context,
             max_num_seqs=1,
             enable_prefix_caching=False,
             speculative_config=speculation,
-            disable_log_stats=True,
+            disable_log_stats=not setting.options.get("counts", False),
         ).llm_engine
         self._count = 0
         versions = {"vllm": vllm.__version__, "torch": torch.__version__}
@@ -72,6 +74,16 @@ class VllmDriver:
                 if output.outputs[0].token_ids:
                     watch.add(output.outputs[0].token_ids)
         return watch.result(max_tokens)
+
+    def counts(self) -> Mapping[str, Any]:
+        """What vLLM itself has counted of its drafts; needs the option `counts` when it loads."""
+        start = "vllm:spec_decode_"
+        known = {one.name.removeprefix(start): one for one in self._engine.get_metrics()}
+        return {
+            "num_drafts": known["num_drafts"].value,
+            "num_accepted": known["num_accepted_tokens"].value,
+            "num_by_slot": list(known["num_accepted_tokens_per_pos"].values),
+        }
 
     def forward(self, num_tokens: int, context: int) -> float:
         raise NotImplementedError("vLLM has no call for one pass over a given number of tokens")

@@ -114,7 +114,8 @@ def _speculators_block(spec: BlockSpec, verifier: str | None) -> dict[str, Any]:
         "target_hidden_size": spec.target_hidden,
         "aux_hidden_state_layer_ids": [tap + 1 for tap in spec.tap_layers],
         "mask_token_id": spec.mask_id,
-        "sliding_window_non_causal": causal == {False},
+        # Without windows it says nothing, but vLLM takes it for every layer there is.
+        "sliding_window_non_causal": True not in causal,
         "sample_from_anchor": spec.is_shifted,
         **(_heads(spec) if kind == "dspark" else {}),
         "speculators_config": _speculators(kind, spec.max_drafted, verifier),

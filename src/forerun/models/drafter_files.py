@@ -167,9 +167,10 @@ def write_drafter(
     """Write a drafter so that `open_drafter` gives back its spec and tensors.
 
     `tensors` has the names of `drafter_tensors`, and `d2t` (int64 offsets) where there is a token
-    map; uint16 is taken for the bits of bf16. `tokenizer_from` is a directory whose tokenizer is
-    copied, `verifier` what other engines are told the target is called. Stop ids and `bos_id` of
-    the body are the target's and are not kept.
+    map; uint16 is taken for the bits of bf16. For the layout of DeepSpec it may have the target's
+    table and head too, which its readers elsewhere may insist on. `tokenizer_from` is a directory
+    whose tokenizer is copied, `verifier` what other engines are told the target is called. Stop ids
+    and `bos_id` of the body are the target's and are not kept.
 
     Raises:
         ModelError: the layout cannot say this drafter; a tensor is missing, of another shape, or
@@ -177,6 +178,8 @@ def write_drafter(
     """
     config = config_of(spec, layout, verifier)
     expected = drafter_tensors(spec)
+    if layout == DEEPSPEC and TABLE in tensors:
+        expected |= dict.fromkeys((TABLE, HEAD), (spec.body.vocab, spec.body.hidden))
     is_mapped = isinstance(spec, EagleSpec) and spec.has_token_map
     _refuse_unfit(tensors, expected | ({TOKEN_OFFSETS: (spec.body.vocab,)} if is_mapped else {}))
     written = {name: np.asarray(tensors[name]) for name in expected}
