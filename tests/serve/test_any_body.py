@@ -58,6 +58,13 @@ FAMILIAR: dict[str, st.SearchStrategy[Any]] = {
     "top_logprobs": st.integers(0, 20),
     "speculation": st.sampled_from(["auto", "off"]),
     "stop_token_ids": st.lists(st.integers(0, 271), max_size=3),
+    "response_format": st.sampled_from([{"type": "text"}, {"type": "json_object"}]),
+    "guided_regex": st.one_of(st.sampled_from(["[ab]{2}", "(", "a*"]), st.text(max_size=6)),
+    "guided_choice": st.lists(st.text(min_size=1, max_size=3), min_size=1, max_size=3),
+    "guided_json": st.one_of(VALUES, st.just({"type": "boolean"})),
+    "tools": st.just([{"type": "function", "function": {"name": "f"}}]),
+    "tool_choice": st.sampled_from(["none", "auto", "required"]),
+    "parallel_tool_calls": st.booleans(),
 }
 
 
