@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+from safetensors.torch import load_file  # noqa: E402
 
 from forerun.backends.torch.block import BlockDrafter  # noqa: E402  (needs the extra)
 from forerun.backends.torch.decoder import Decoder  # noqa: E402
 from forerun.errors import OptionError  # noqa: E402
+from forerun.models.resolve import resolve_model  # noqa: E402
+from forerun.models.weights import EMBEDDING, open_checkpoint  # noqa: E402
 from forerun.noise import Purpose, words  # noqa: E402
 from forerun.options import SamplingParams  # noqa: E402
 from forerun.protocols import Sampler  # noqa: E402
@@ -310,6 +313,14 @@ class TestFiles:
         assert read_back.spec.is_shifted == is_shifted
         for name, value in model.state_dict().items():
             assert torch.equal(read_back.state_dict()[name], value.bfloat16().float())
+
+    def test_the_targets_table_and_head_go_along_where_asked(self, tmp_path: Path) -> None:
+        whole = open_checkpoint(resolve_model("forerun-code"))
+        write_drafter(BlockDrafter(block_spec(whole.spec, **SIZES)), tmp_path, copied=whole)
+        tensors = load_file(tmp_path / "model.safetensors")
+        table = torch.from_numpy(whole.tensor(EMBEDDING).float32())
+        for name in ("embed_tokens.weight", "lm_head.weight"):  # this target's are one
+            assert torch.equal(tensors[name].float(), table)
 
     def test_text_of_several_files_is_one_text(self, tmp_path: Path) -> None:
         first, second = some_text(2, 9, seed=1), some_text(3, 9, seed=2)

@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from forerun.backends.torch.block import BlockDrafter  # noqa: E402  (needs the extra)
 from forerun.backends.torch.decoder import Decoder  # noqa: E402
-from forerun.errors import OptionError  # noqa: E402
+from forerun.errors import ModelError, OptionError  # noqa: E402
 from forerun.models.resolve import resolve_model  # noqa: E402
 from forerun.models.spec import read_spec  # noqa: E402
 from forerun.models.tokenizer import load_tokenizer  # noqa: E402
@@ -23,6 +23,7 @@ from forerun.train import drafters  # noqa: E402
 from forerun.train.arguments import (  # noqa: E402
     DraftArguments,
     Engine,
+    Layout,
     SourceArguments,
     SparkArguments,
     StepArguments,
@@ -46,9 +47,16 @@ def some_text(num_rows: int, length: int, seed: int = 0) -> Text:
 
 
 class TestCommand:
-    @pytest.mark.parametrize(("minutes", "max_steps"), [(0.01, 0), (60, 2)])
+    @pytest.mark.parametrize(
+        ("minutes", "max_steps", "export"), [(0.01, 0, Layout.SPECULATORS), (60, 2, None)]
+    )
     def test_the_command_leaves_a_drafter_its_figures_and_how_it_was_made(
-        self, minutes: float, max_steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self,
+        minutes: float,
+        max_steps: int,
+        export: Layout | None,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         # given: little held-out text, so that what is tested is not how long it takes
         little = Regeneration(0.0, 24, 16, (0.0, 1.0), seed=9, batch_rows=2)
@@ -61,7 +69,7 @@ class TestCommand:
         out = tmp_path / "out"
         source = SourceArguments(corpus=tmp_path, text=[tmp_path / "text"])
         step = StepArguments(rows=1, row_len=32, engine=Engine.EAGER)
-        draft = DraftArguments(anchors=2, dense_steps=1, max_steps=max_steps)
+        draft = DraftArguments(anchors=2, dense_steps=1, max_steps=max_steps, export=export)
         job = Job("dspark", out, minutes, source, draft, step)
         # when
         train_block(job, SparkArguments(layers=1), is_shifted=True, markov_rank=8)
@@ -78,6 +86,19 @@ class TestCommand:
         found = expect_drafter(out, source_of(tmp_path), num_rows=1, num_steps=5, threads=0)
         assert set(found) == {"T=0", "T=1"}
         assert found["T=0"]["num_tokens"] == 9
+        if export is not None:  # others are told whose drafter it is
+            config = json.loads((out / "config.json").read_text())
+            verifier = config["speculators_config"]["verifier"]["name_or_path"]
+            assert verifier == str(resolve_model("forerun-code").resolve())
+
+    def test_a_layout_that_cannot_say_the_drafter_is_refused_before_it_is_trained(
+        self, tmp_path: Path
+    ) -> None:
+        draft, step = DraftArguments(export=Layout.Z_LAB), StepArguments(engine=Engine.EAGER)
+        job = Job("dspark", tmp_path / "out", 60, source_of(tmp_path), draft, step)
+        with pytest.raises(ModelError, match="holds plain DFlash"):
+            train_block(job, SparkArguments(layers=1), is_shifted=True, markov_rank=8)
+        assert not (tmp_path / "out").exists()
 
 
 def source_of(corpus: Path) -> SourceArguments:

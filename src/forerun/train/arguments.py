@@ -85,6 +85,7 @@ class Layout(StrEnum):
     """Whose files are written."""
 
     Z_LAB = "z-lab"
+    DEEPSPEC = "deepspec"
     SPECULATORS = "speculators"
 
 

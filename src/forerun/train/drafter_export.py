@@ -17,6 +17,7 @@ from forerun.models import drafter_files
 from forerun.models.drafter_layouts import DEEPSPEC, EAGLE3, Z_LAB
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
 from forerun.models.spec import ModelSpec, Rope
+from forerun.models.weights import EMBEDDING, HEAD, Checkpoint
 from forerun.train.lm import load_checkpoint
 
 _OF_BLOCK = ("block_len", "markov_rank")
@@ -58,11 +59,15 @@ def write_drafter(
     *,
     layout: str | None = None,
     tokenizer_from: Path | None = None,
+    verifier: str | None = None,
+    copied: Checkpoint | None = None,
 ) -> None:
     """Write a module to `directory`, its weights rounded to bfloat16.
 
     Without a layout, in the one its kind was published in: z-lab for DFlash, DeepSpec for DSpark,
-    EAGLE-3's own.
+    EAGLE-3's own. `verifier` is what other engines load as its target where they are given the
+    drafter alone, as the layout of speculators lets them. `copied` is the target whose table and
+    head go along, as in published files of DeepSpec; forerun never reads them.
 
     Raises:
         ModelError: the layout cannot say what this drafter is.
@@ -74,12 +79,17 @@ def write_drafter(
             tensors[name] = rounded.view(torch.uint16).numpy()
         else:
             tensors[name] = value.cpu().numpy()
+    if copied is not None:
+        head = EMBEDDING if copied.spec.tied else HEAD
+        tensors[drafter_files.TABLE] = copied.tensor(EMBEDDING).array
+        tensors[drafter_files.HEAD] = copied.tensor(head).array
     drafter_files.write_drafter(
         directory,
         model.spec,
         tensors,
         layout=layout or _own_layout(model.spec),
         tokenizer_from=tokenizer_from,
+        verifier=verifier,
     )
 
 

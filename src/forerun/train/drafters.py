@@ -17,6 +17,8 @@ from torch import Tensor
 from forerun.backends.torch.block import BlockDrafter, initialise
 from forerun.backends.torch.decoder import Decoder
 from forerun.backends.torch.eagle import EagleDrafter
+from forerun.models.drafter_configs import config_of
+from forerun.models.drafter_layouts import DEEPSPEC
 from forerun.models.resolve import resolve_model
 from forerun.models.spec import read_spec
 from forerun.models.weights import open_checkpoint
@@ -81,7 +83,7 @@ def train_block(
 
     Raises:
         OptionError: sizes or sources that do not fit together, or files that are not there.
-        ModelError: a target that cannot be used.
+        ModelError: a target that cannot be used, a layout that cannot say such a drafter.
     """
     directory = resolve_model(job.source.model)
     target = load_target(directory, job.step.device)
@@ -177,6 +179,8 @@ def load_target(directory: Path, device: str = "cpu") -> Decoder:
 
 def _train(job: Job, model: Drafter, drafting: Drafting, command: str, num_slots: int) -> None:
     step, run_directory = job.step, job.out / "run"
+    if job.draft.export is not None:
+        config_of(model.spec, job.draft.export.value)  # refused now, not when the time is up
     if step.threads:
         torch.set_num_threads(step.threads)
     directory, target = resolve_model(job.source.model), drafting.target
@@ -228,7 +232,20 @@ def _write(job: Job, run: Run[Any], changed: str) -> None:
     write_facts(run, command)
     layout = None if job.draft.export is None else job.draft.export.value
     source = resolve_model(job.source.model)
-    write_drafter(run.model, job.out, layout=layout, tokenizer_from=source)
+    write_drafter(
+        run.model,
+        job.out,
+        layout=layout,
+        tokenizer_from=source,
+        verifier=_name_elsewhere(job.source.model, source),
+        copied=open_checkpoint(source) if layout == DEEPSPEC else None,
+    )
+
+
+def _name_elsewhere(model: str, directory: Path) -> str:
+    """What other engines can open as this model: a repository's name, else its directory."""
+    is_repository = "/" in model and not Path(model).expanduser().is_dir()
+    return model if is_repository else str(directory.resolve())
 
 
 def _loss(draft: DraftArguments) -> DraftLoss:
