@@ -30,6 +30,13 @@ from forerun.engine.service import Service
 if not HAS_NATIVE:
     pytest.skip("the native core is not built", allow_module_level=True)
 
+OWN = [
+    ("lookup", "chain:4"),
+    ("lm", "tree:5"),
+    ("none",),
+    ("eagle3", "chain:3"),
+    ("lm", "chain:4", "match", "ahead:4"),
+]
 LONG = SamplingParams(temperature=0.8, seed=3, max_tokens=40, ignore_eos=True)
 
 
@@ -84,7 +91,7 @@ def test_given_a_way_of_its_own_then_a_request_that_is_judged_by_choices_comes_t
     assert all(num > 0 for num, text in zip(drafted, ASKED, strict=True) if text != "off")
 
 
-@pytest.mark.parametrize("own", [("lookup", "chain:4"), ("lm", "tree:5"), ("none",)], ids=str)
+@pytest.mark.parametrize("own", OWN, ids=" ".join)
 def test_given_ways_of_all_kinds_at_once_then_each_comes_out_as_if_alone(open_model, single, own):
     engine = open_model(*own)
 
@@ -220,7 +227,7 @@ def test_given_a_text_with_faults_then_the_engine_drafts_where_it_has_nothing_to
 
 
 @pytest.mark.parametrize(
-    "own", [("lookup", "chain:4"), ("lm", "tree:5"), ("lookup", "chain:4", "rejection")]
+    "own", [OWN[0], OWN[1], OWN[4], ("lookup", "chain:4", "rejection")], ids=" ".join
 )
 def test_given_predictions_among_others_then_nobody_comes_to_something_else(open_model, own):
     engine = open_model(*own)

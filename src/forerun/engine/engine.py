@@ -32,7 +32,7 @@ from forerun.models.resolve import EMBEDDED_NAME, resolve_model
 from forerun.models.tokenizer import Tokenizer, load_tokenizer
 from forerun.models.weights import open_checkpoint
 from forerun.options import EngineOptions, SamplingParams, Speculation
-from forerun.protocols import Backend, FeatureBackend, Reads
+from forerun.protocols import BLOCK_LEN, Backend, FeatureBackend, Reads
 from forerun.stats import RoundMeter
 
 __all__ = ["Completion", "Engine", "Piece", "Prompt"]
@@ -106,12 +106,12 @@ class Engine:
         target = open_backend(checkpoint, options, options.cores_of("target"))
         try:
             opens = _openers(options, directory)
-            place = directory, self._tokenizer, opens, self._meter
-            self._parts = replace(build_parts(speculate, target, *place), witness=witness)
+            parts = build_parts(speculate, target, directory, self._tokenizer, opens, self._meter)
+            self._parts = replace(parts, witness=witness)
         except BaseException:
             target.close()
             raise
-        self._beside = lambda wanted: build_beside(self._parts, wanted, *place)
+        self._options, self._directory = options, directory
         self._admission = Admission(self._parts, self._tokenizer)
         self._lock = threading.Lock()
         self._is_closed = False
@@ -198,6 +198,15 @@ class Engine:
             self._completion,
             self._beside,
         )
+
+    def _beside(self, wanted: Composition) -> Parts:
+        """Parts of another composition, whose models have K/V for no more text than the target: who
+        asks for them must not take what memory there is."""
+        num_positions = self._parts.slots.num_blocks * BLOCK_LEN
+        options = replace(self._options, kv_positions=num_positions)
+        opens = _openers(options, self._directory)
+        place = self._directory, self._tokenizer, opens, self._meter
+        return build_beside(self._parts, wanted, *place)
 
     def close(self) -> None:
         """Give back threads and memory; more than once is fine."""
