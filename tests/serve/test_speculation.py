@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from forerun import Engine, Speculation
+from forerun.errors import OptionError
 
 from .live import MODEL, Live, serving
 
@@ -87,6 +88,40 @@ def test_given_a_composition_then_the_text_is_that_of_plain_decoding(
     assert drafted["timings"]["draft_n"] > 0
 
 
+DRAFTERS = ("none", "lookup", "lm", "exit:1", "router(lm,lookup)", "nested(lookup,chain:2,match)")
+SHAPES = ("auto", "chain:3", "tree:5", "tree:auto", "tree:2x2", "tree:4:top", "tree:4:likeliest")
+RULES = ("match", "rejection", "block", "traversal", "kseq")
+SAMPLING: list[dict[str, Any]] = [
+    {"temperature": 0},
+    {"temperature": 1.2, "seed": 1, "top_p": 0.7, "logprobs": 2},
+    {"temperature": 0.9, "seed": 2, "top_k": 5, "presence_penalty": 1.0},
+    {"temperature": 1.0, "seed": 3, "min_p": 0.1, "repetition_penalty": 1.2, "stop": ["ab"]},
+    {"temperature": 0.7, "seed": 4, "frequency_penalty": 0.5, "n": 2},
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("drafter", DRAFTERS)
+def test_given_any_composition_and_sampling_then_it_works_or_400_names_the_field(
+    http: httpx2.Client, drafter: str, rule: str
+) -> None:
+    """What is refused is what `Speculation` refuses, and nothing else."""
+    for at, shape in enumerate(SHAPES):
+        names = {"drafter": drafter, "shape": shape, "rule": rule}
+        body = {**BODY, "max_tokens": 6, **SAMPLING[at % len(SAMPLING)]}
+        answer = http.post(COMPLETIONS, json={**body, "speculation": names})
+        try:
+            Speculation(**names)
+        except OptionError:
+            assert answer.status_code == 400, names
+            assert answer.json()["error"]["param"] == "speculation"
+            continue
+        assert answer.status_code == 200, answer.text
+        if rule == "match":
+            plain = answer_of(http, **body, speculation="off")
+            assert answer.json()["choices"] == plain["choices"], names
+
+
 def test_given_a_sampled_rule_then_its_law_is_the_same_and_its_text_repeats(
     http: httpx2.Client,
 ) -> None:
@@ -96,6 +131,31 @@ def test_given_a_sampled_rule_then_its_law_is_the_same_and_its_text_repeats(
     ]
 
     assert len(set(texts)) == 1
+
+
+def test_given_a_schema_then_a_composition_and_a_prediction_leave_the_answer_as_it_is(
+    http: httpx2.Client,
+) -> None:
+    pytest.importorskip("llguidance", reason="the extra `serve` is not installed")
+    schema = {
+        "type": "object",
+        "properties": {"city": {"enum": ["Paris", "Rome"]}, "days": {"enum": [1, 2, 30]}},
+        "required": ["city", "days"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "trip", "schema": schema}}
+    asked: dict[str, Any] = {
+        "messages": MESSAGES, "max_tokens": 60, "temperature": 0.8, "seed": 2,
+        "response_format": form,
+    }  # fmt: skip
+    plain = answer_of(http, CHAT, **asked, speculation="off")["choices"]
+    text = plain[0]["message"]["content"]
+
+    for way in ("auto", "lm + tree:6", "exit:1 + chain:4"):
+        for content in (text, "[" + text):
+            prediction = {"type": "content", "content": content}
+            answer = answer_of(http, CHAT, **asked, speculation=way, prediction=prediction)
+            assert answer["choices"] == plain
 
 
 REFUSALS: list[Any] = [
