@@ -187,6 +187,7 @@ def test_given_a_drafter_that_was_switched_off_then_the_next_request_gets_a_new_
         service.submit(dataclasses.replace(job("lm + chain:3"), params=params), listener)
         assert listener.completion.stats.num_failures == 3
         assert way.parts.drafter.is_disabled
+        assert listener.completion.drafter_state == "disabled"
         assert served(service, "lm + chain:3").stats.num_drafted > 0
         assert service.load().drafter == "healthy"
 

@@ -249,18 +249,19 @@ class Engine:
 
     def _completion(self, sequence: Sequence) -> Completion:
         wanted, num = sequence.params.logprobs is not None, sequence.num_generated
-        rule, expected = (sequence.parts or self._parts).rule, sequence.expected
+        parts, expected = sequence.parts or self._parts, sequence.expected
         return Completion(
             text=sequence.text,
             token_ids=tuple(sequence.tokens[sequence.prompt_len :]),
             finish_reason=sequence.finish_reason or "cancelled",
             seed=sequence.seed,
             numerics=self.numerics,
-            exactness="law" if rule.reads is Reads.LAWS else self._parts.target.exactness,
+            exactness="law" if parts.rule.reads is Reads.LAWS else self._parts.target.exactness,
             stats=sequence.tally.freeze(num),
             logprobs=tuple(sequence.logprobs[:num]) if wanted else None,
             error=sequence.error,
             prediction=None if expected is None else expected.brought(num),
+            drafter_state=parts.drafter.state,
         )
 
     def _refuse_closed(self) -> None:

@@ -43,7 +43,8 @@ class Completion:
     included; `text` ends before the stop string. `finish_reason` is `stop`, `length`, `cancelled`
     or `error` (then `error` says why). The same seed, numerics and request give the same tokens.
     `prediction`: of the text that was expected, how many proposed tokens are part of the answer,
-    and how many are not; None where none was.
+    and how many are not; None where none was. `drafter_state`: of its drafter, as it ended
+    (`Guard.state`).
     """
 
     text: str
@@ -56,3 +57,4 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None = None
     error: ForerunError | None = None
     prediction: tuple[int, int] | None = None
+    drafter_state: str = ""

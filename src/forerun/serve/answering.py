@@ -48,7 +48,6 @@ class Setting:
     ping_s: float
     clock: Clock
     note: Callable[[BaseException, str], None]
-    is_degraded: Callable[[], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +216,8 @@ class Answer:
 
     def _figures(self, choices: list[Choice]) -> dict[str, Any]:
         num_prompt_tokens = self.begun.asked.num_prompt_tokens
-        is_degraded = self.setting.is_degraded()
-        figures = figures_of(choices, num_prompt_tokens, is_degraded=is_degraded)
-        return {"usage": usage_of(choices, num_prompt_tokens)} | figures
+        usage = usage_of(choices, num_prompt_tokens)
+        return {"usage": usage} | figures_of(choices, num_prompt_tokens)
 
 
 def refuse_failed(told: object, feed: Feed) -> None:

@@ -101,9 +101,7 @@ def _details(predicted: Sequence[tuple[int, int]]) -> dict[str, int]:
     }
 
 
-def figures_of(
-    choices: Sequence[Choice], num_prompt_tokens: int, *, is_degraded: bool
-) -> dict[str, Any]:
+def figures_of(choices: Sequence[Choice], num_prompt_tokens: int) -> dict[str, Any]:
     """vLLM's `metrics.speculative_decoding` and llama.cpp's `timings`, of a single choice.
 
     With several choices both would be sums of unlike things, and are null.
@@ -121,7 +119,7 @@ def figures_of(
                 "num_spec_steps": rounds,
                 "num_draft_tokens": drafted,
                 "num_accepted_draft_tokens": accepted,
-                "degraded": is_degraded,
+                "degraded": completion.drafter_state not in ("", "healthy"),
             }
         },
         "timings": {

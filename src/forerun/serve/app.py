@@ -72,7 +72,6 @@ def build_app(engine: Engine, service: Service, settings: ServeSettings, life: L
         ping_s=settings.ping_s,
         clock=Clock(registry, model.name),
         note=_note,
-        is_degraded=lambda: service.load().drafter != "healthy",
     )
     app = FastAPI(title="forerun", docs_url=None, redoc_url=None)
     parts = Parts(service, model, setting, life, registry)

@@ -85,9 +85,7 @@ class ResponsesAnswer:
         return Choice(0, reader=None if plan is None else plan.reader())
 
     def _ended(self, choice: Choice) -> dict[str, Any]:
-        num_prompt_tokens = self.begun.asked.num_prompt_tokens
-        is_degraded = self.setting.is_degraded()
-        return self.form.ended(choice, num_prompt_tokens, is_degraded=is_degraded)
+        return self.form.ended(choice, self.begun.asked.num_prompt_tokens)
 
     def _event(self, kind: str, **values: Any) -> bytes:
         number = next(self._numbers)

@@ -58,12 +58,12 @@ class ResponsesForm:
             "usage": None,
         }
 
-    def ended(self, choice: Choice, num_prompt_tokens: int, *, is_degraded: bool) -> dict[str, Any]:
+    def ended(self, choice: Choice, num_prompt_tokens: int) -> dict[str, Any]:
         """The whole object of an answer that has ended."""
         usage = usage_of([choice], num_prompt_tokens)
         return (
             self.response(status_of(choice), self.items(choice))
-            | figures_of([choice], num_prompt_tokens, is_degraded=is_degraded)
+            | figures_of([choice], num_prompt_tokens)
             | {
                 "usage": {
                     "input_tokens": usage["prompt_tokens"],
