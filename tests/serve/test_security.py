@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,20 @@ def test_given_a_body_over_the_limit_then_413_however_it_is_sent(guarded: Live) 
 
     assert [told.status_code, untold.status_code, fits.status_code] == [413, 413, 200]
     assert told.json()["error"]["code"] == "body_too_large"
+
+
+def test_given_a_body_of_many_megabytes_then_its_client_still_hears_why(server: Live) -> None:
+    host, port = server.address.removeprefix("http://").split(":")
+    head = (
+        f"POST /tokenize HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n"
+        f"Content-Length: {9 << 20}\r\n\r\n"
+    )
+
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(head.encode() + b"x" * (9 << 20))
+        answer = connection.recv(1 << 16)
+
+    assert b" 413 " in answer
 
 
 DEEP = "[" * 100_000

@@ -10,6 +10,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -24,6 +25,7 @@ PARTITION = "forerun.partition"  # in a request's scope: whose caches it may use
 REQUEST_ID = "forerun.request_id"  # in a request's scope: what the log calls it
 _OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 _WHILE_DRAINING = _OPEN_PATHS | {"/metrics"}
+_HEARD_S, _HEARD_BODIES = 1.0, 4  # of a body that is too large: for so long, and so many limits
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
 
 
@@ -101,6 +103,7 @@ class Gate:
         most = self._settings.max_body_bytes
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 18 or int(length) > most:
+            await _hear_out(receive, most)
             raise _too_large(most)
         body, has_more = bytearray(), True
         try:
@@ -112,9 +115,13 @@ class Gate:
                     body += message.get("body", b"")
                     has_more = message.get("more_body", False)
                     if len(body) > most:
-                        raise _too_large(most)
+                        break
         except TimeoutError:
             raise Refusal(408, "the body of the request did not arrive in time") from None
+        if len(body) > most:
+            if has_more:
+                await _hear_out(receive, most)
+            raise _too_large(most)
         return _replay({"type": "http.request", "body": bytes(body), "more_body": False}, receive)
 
 
@@ -152,6 +159,18 @@ def _replay(message: Message, receive: Receive) -> Receive:
         return waiting.pop() if waiting else await receive()
 
     return replay
+
+
+async def _hear_out(receive: Receive, most: int) -> None:
+    """Read on for a moment where a body is refused: a connection that is closed with bytes unread
+    is reset, and its client does not hear why."""
+    num_bytes, has_more = 0, True
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_HEARD_S):
+            while has_more and num_bytes < _HEARD_BODIES * most:
+                message = await receive()
+                num_bytes += len(message.get("body", b""))
+                has_more = message.get("more_body", False)
 
 
 def _names_this_machine(host: bytes, own: str) -> bool:
