@@ -13,14 +13,16 @@ import sys
 from typing import NoReturn
 
 USAGE_ERROR, INTERRUPTED = 2, 130
+_AGAIN_S = 0.01  # until a Ctrl-C that nobody could hear is raised again
 
 
 def main() -> NoReturn:
     """Entry point of the console script."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
     try:
+        _raise_again_what_is_dropped()
+        for stream in (sys.stdin, sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="replace")
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -30,10 +32,29 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     # All is given back; a late Ctrl-C must not turn the interpreter's own exit into a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
     if code == INTERRUPTED:
         _restore_terminal()
     sys.exit(code)
+
+
+def _raise_again_what_is_dropped() -> None:
+    """Let no Ctrl-C get lost where the interpreter drops exceptions.
+
+    It does so in callbacks of weak references, of which importing makes one a module, and in
+    finalizers: a traceback would be printed, and the command would go on.
+    """
+    report = sys.unraisablehook
+
+    def hear(dropped: sys.UnraisableHookArgs) -> None:
+        if dropped.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        else:
+            report(dropped)
+
+    signal.signal(signal.SIGALRM, signal.default_int_handler)
+    sys.unraisablehook = hear
 
 
 def run(arguments: list[str]) -> int:

@@ -133,6 +133,20 @@ def test_given_two_texts_that_differ_then_the_comparison_names_the_place(tab: Ta
     assert found == [-1, 1, 1]
 
 
+def test_given_two_compositions_then_they_are_compared_and_a_wrong_one_is_told(tab: Tab) -> None:
+    tab.run("document.getElementById('a').value = 'lookup + chain:3'")
+    tab.run("document.getElementById('b').value = 'lm + tree:4'")
+    click(tab, "both")
+
+    assert ribbon(tab, 0) == ribbon(tab, 1)
+    assert "A: speculation lookup + chain:3" in tab.text("#results")
+    assert "B: speculation lm + tree:4" in tab.text("#results")
+    tab.run("document.getElementById('a').value = 'lm:/etc'")
+    click(tab, "run")
+    assert "names a place of files" in tab.text("#note")
+    tab.errors.clear()  # the browser notes every answer that is an error
+
+
 def test_given_a_and_b_then_both_are_shown_and_either_can_be_looked_into(tab: Tab) -> None:
     click(tab, "both")
 
