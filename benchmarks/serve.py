@@ -247,8 +247,14 @@ async def _turn(server: Server, point: Point) -> tuple[dict[str, Any], list[Outc
     others = OtherWork(os.sched_getaffinity(0))
     began_s, busy_s = perf_counter(), server.busy_s()
     row, outcomes = await measure_point(server.plan, point)
-    cores = (server.busy_s() - busy_s) / (perf_counter() - began_s)
-    row |= {"server": {"cores": cores}, "others": {"cores": max(0.0, others.num_cores() - cores)}}
+    busy_s = server.busy_s() - busy_s
+    cores = busy_s / (perf_counter() - began_s)
+    # Where others keep the machine busy, this says more than tokens a second do.
+    per_core_s = row["num_tokens"] / busy_s if busy_s else None
+    row |= {
+        "server": {"cores": cores, "tokens_per_core_s": per_core_s},
+        "others": {"cores": max(0.0, others.num_cores() - cores)},
+    }
     return row, outcomes
 
 

@@ -10,7 +10,7 @@ import pytest
 from engine.conftest import HAS_NATIVE
 from engine.service_parts import SAMPLING, Listener, alone, outcome, played, prompt_of
 from forerun import SamplingParams
-from forerun.engine.prefixes import Prefixes
+from forerun.backends.prefixes import Prefixes
 from forerun.engine.service import Began, Job, Service
 from forerun.protocols import BLOCK_LEN
 

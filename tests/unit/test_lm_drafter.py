@@ -169,3 +169,69 @@ def test_given_close_then_its_backend_is_closed():
     LM(backend, 4, Span()).close()
 
     assert backend.closed
+
+
+# --- reading late, and texts that are kept ------------------------------------------------------
+
+
+def read_of(drafter, sequence_id, tokens, partition):
+    """Begin a text and read it: how many tokens were read."""
+    drafter.begin(sequence_id, tokens, partition)
+    return drafter.read(sequence_id, tokens, len(tokens))
+
+
+def test_given_a_text_that_was_only_begun_then_it_is_read_before_it_is_drafted_from():
+    backend = Script()
+    drafter = LM(backend, 4, Span())
+    tokens = [7] * 100
+    drafter.begin(1, tokens)
+    assert (backend.memory >= 0).sum() == 0
+    assert drafter.num_unread(1, len(tokens)) == 99
+
+    assert drafter.read(1, tokens, 40) == 40
+    assert drafter.num_unread(1, len(tokens)) == 59
+    assert drafter.propose([row(tokens)])[0].tree.tokens.tolist() == expected(tokens, 4)
+
+
+def test_given_more_texts_than_a_round_may_read_then_some_draft_now_and_all_in_the_end():
+    drafter = LM(Script(num_blocks=40), 4, Span())
+    texts = {at: [at + 1] * 200 for at in range(4)}
+    for at, tokens in texts.items():
+        drafter.begin(at, tokens)
+
+    rows = [row(tokens, at) for at, tokens in texts.items()]
+    rounds = [[draft.num_drafted for draft in drafter.propose(rows)] for _ in range(4)]
+
+    assert rounds[0] == [4, 0, 0, 0]
+    assert rounds[-1] == [4, 4, 4, 4]
+    for draft, tokens in zip(drafter.propose(rows), texts.values(), strict=True):
+        assert draft.tree.tokens.tolist() == expected(tokens, 4)
+
+
+def test_given_a_text_like_an_earlier_one_of_the_same_owner_then_the_rest_of_it_is_read():
+    drafter = LM(Script(), 4, Span())
+    first = list(range(5, 90))
+    assert read_of(drafter, 1, first, "a") == 84
+    drafter.release(1)
+    second = [*first[:70], 91, 92, 93]
+
+    assert read_of(drafter, 2, second, "a") == 72 - 64
+    assert drafter.propose([row(second, 2)])[0].tree.tokens.tolist() == expected(second, 4)
+
+
+@pytest.mark.parametrize("partition", ["b", None])
+def test_given_a_text_like_that_of_another_then_all_of_it_is_read(partition):
+    drafter = LM(Script(), 4, Span())
+    text = list(range(5, 90))
+    read_of(drafter, 1, text, "a")
+    drafter.release(1)
+    assert read_of(drafter, 2, text, partition) == 84
+
+
+def test_given_texts_that_are_kept_then_their_memory_serves_whoever_needs_it():
+    drafter = LM(Script(num_blocks=5), 4, Span())
+    for at in range(6):
+        text = [at + 1] * 120
+        assert read_of(drafter, at, text, "a") == 119
+        assert drafter.propose([row(text, at)])[0].tree.tokens.tolist() == expected(text, 4)
+        drafter.release(at)

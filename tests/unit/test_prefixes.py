@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from forerun.backends.prefixes import Prefixes
 from forerun.backends.slots import Slots
-from forerun.engine.prefixes import Prefixes
 from forerun.errors import CapacityError, OptionError
 from forerun.protocols import BLOCK_LEN
 

@@ -67,13 +67,15 @@ class Guard:
         """Target layers that the drafter wants to read; none where it reads none, or is off."""
         return () if self._reader is None or self.is_disabled else self._reader.tap_layers
 
-    def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
+    def admit(self, sequence_id: int, prompt: Sequence[int], partition: str | None = None) -> None:
         """Admit a sequence, or draft nothing for it; `read` has its text read where that waits."""
         if self.is_disabled:
             return
         try:
-            begin = self._drafter.admit if self._late is None else self._late.begin
-            begin(sequence_id, prompt)
+            if self._late is None:
+                self._drafter.admit(sequence_id, prompt)
+            else:
+                self._late.begin(sequence_id, prompt, partition)
             self._admitted.add(sequence_id)
         except CapacityError as error:
             _log.info("sequence %d is decoded plainly: %s", sequence_id, error)

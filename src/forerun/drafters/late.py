@@ -18,8 +18,9 @@ from typing import Protocol, runtime_checkable
 class ReadsLate(Protocol):
     """A drafter whose `admit` is `begin` and a `read` of everything."""
 
-    def begin(self, sequence_id: int, prompt: Sequence[int]) -> None:
-        """Own room for a sequence, and read nothing. Raises CapacityError."""
+    def begin(self, sequence_id: int, prompt: Sequence[int], partition: str | None = None) -> None:
+        """Own room for a sequence, and read nothing; what was read of texts of the same partition
+        may be used again, if it has one. Raises CapacityError."""
 
     def num_unread(self, sequence_id: int, num_tokens: int) -> int:
         """How many of its first `num_tokens` tokens, the pending one apart, are not read."""

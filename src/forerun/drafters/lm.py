@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.backends.prefill import CHUNK, prefill
+from forerun.backends.prefixes import Prefixes
 from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.asking import foresee_by_asking
@@ -62,13 +63,14 @@ class _Grown:
 class _Progress:
     """How far the small model has come with one sequence: `committed` tokens have valid K/V, and
     after them lie those of `drafted` (its last proposal, made when `committed` tokens were known).
-    It owns blocks for `num_reserved` positions.
+    It owns blocks for `num_reserved` positions. `partition`: whose kept texts its own is among.
     """
 
     num_reserved: int
     committed: int = 0
     drafted: list[int] = field(default_factory=list)
     grown: _Grown | None = None
+    partition: str | None = None
 
     def settle(self, tokens: Sequence[int]) -> None:
         """Keep the K/V of drafted tokens that the sequence really has; the last has none. The
@@ -103,6 +105,7 @@ class LM:
         self._prices = prices
         self._margins = Margins()
         self._slots = Slots(backend.num_blocks)
+        self._texts = Prefixes(self._slots)
         self._progress: dict[int, _Progress] = {}
         self._room_to_read = MOST_READ
 
@@ -120,8 +123,9 @@ class LM:
         self.begin(sequence_id, prompt)
         self.read(sequence_id, prompt, len(prompt))
 
-    def begin(self, sequence_id: int, prompt: Sequence[int]) -> None:
-        """Own room for the prompt and read nothing: the first proposal reads what is left.
+    def begin(self, sequence_id: int, prompt: Sequence[int], partition: str | None = None) -> None:
+        """Own room for the prompt and read nothing: the first proposal reads what is left. What
+        was read of an earlier text of the same partition is not read again, if it has one.
 
         Raises:
             CapacityError: as `admit`.
@@ -129,8 +133,16 @@ class LM:
         limit = self._backend.spec.max_position
         if len(prompt) >= limit:
             raise CapacityError(f"{len(prompt)} tokens of prompt, the drafter's limit is {limit}")
-        progress = _Progress(self._reserve(sequence_id, len(prompt) + self._num_steps))
-        self._progress[sequence_id] = progress
+        num_known = 0
+        # Where two ways of computing a token may differ, none may depend on what others asked.
+        kept_for = partition if self._backend.exactness == "bits" else None
+        if kept_for is not None:
+            prefix = self._texts.find(kept_for, prompt, with_features=False)
+            num_known = prefix.num_tokens
+            if prefix.blocks:
+                self._slots.share(sequence_id, prefix.blocks)
+        num_reserved = self._reserve(sequence_id, len(prompt) + self._num_steps)
+        self._progress[sequence_id] = _Progress(num_reserved, num_known, partition=kept_for)
 
     def num_unread(self, sequence_id: int, num_tokens: int) -> int:
         """How many of a sequence's first tokens, the pending one apart, are not read."""
@@ -147,6 +159,8 @@ class LM:
         if until <= start:
             return 0
         self._read(sequence_id, progress, tokens, until)
+        if progress.partition is not None:
+            self._texts.keep(progress.partition, tokens[:until], sequence_id)
         return until - start
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from forerun.backends.prefill import CHUNK
+from forerun.backends.prefixes import Prefixes
 from forerun.draft import Commit
 from forerun.engine.grouping import one_way, run_groups
 from forerun.engine.isolation import own_error, rounds_apart
 from forerun.engine.parts import Parts
-from forerun.engine.prefixes import Prefixes
 from forerun.engine.reading import Reader
 from forerun.engine.results import Piece
 from forerun.engine.round import run_round

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.backends.prefill import CHUNK, prefill
+from forerun.backends.prefixes import Prefix, Prefixes
 from forerun.draft import Commit
 from forerun.engine.parts import Parts
-from forerun.engine.prefixes import Prefix, Prefixes
 from forerun.engine.room import Room
 from forerun.engine.scoring import CHUNK as SCORED
 from forerun.engine.scoring import has_scores, read_and_score
@@ -45,7 +45,8 @@ class Reader:
                 slots.share(row.id, prefix.blocks)
             self._room.begin(row, parts)
             if row.speculates:
-                parts.drafter.admit(row.id, row.tokens)
+                partition = None if self._prefixes is None else row.partition
+                parts.drafter.admit(row.id, row.tokens, partition)
             if self._prefixes is not None and self._keeps_features(row):
                 self._tapped[row.id] = []
             self._skip(row, prefix)

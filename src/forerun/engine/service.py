@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 
+from forerun.backends.prefixes import Prefixes
 from forerun.drafters.expected import Expected
 from forerun.engine.engine import Engine
 from forerun.engine.isolation import own_error
-from forerun.engine.prefixes import Prefixes
 from forerun.engine.queue import Queue, Step
 from forerun.engine.scoring import has_scores
 from forerun.engine.sequence import Sequence
