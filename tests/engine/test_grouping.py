@@ -157,13 +157,13 @@ def passes_a_round(engine, asked):
 class ToNeighbours(Mixed):
     """Hands each row to the guard of the row before it."""
 
-    def __init__(self, seats, tap_layers):
+    def __init__(self, seats, tap_layers, shares):
         ids = list(seats)
         moved = {
             at: dataclasses.replace(seats[at], guard=seats[before].guard)
             for at, before in zip(ids, [ids[-1], *ids[:-1]], strict=True)
         }
-        super().__init__(moved, tap_layers)
+        super().__init__(moved, tap_layers, shares)
 
 
 def test_given_rows_handed_to_a_neighbour_s_drafter_then_the_counts_tell(
@@ -191,8 +191,24 @@ def test_given_rows_judged_by_a_neighbour_s_rule_then_it_is_seen(open_model, sin
     assert outcomes(wrong) != outcomes(single)
 
 
-def one_group(rows, own):
-    return [grouping.Group(list(rows), grouping._parts(list(rows), own, ()))]
+def one_group(rows, own, shares):
+    return [grouping.Group(list(rows), grouping._mixed(list(rows), own, (), shares))]
+
+
+@pytest.mark.parametrize("text", ["lookup + tree:8", "lm", "lm + chain:4 + rejection"])
+def test_given_company_of_another_way_then_how_much_to_draft_is_learned_all_the_same(
+    open_model, text
+):
+    engine = open_model("lm", "auto")
+    own, others = short_jobs(3), [asked_of(job, text) for job in short_jobs(1)]
+
+    done = together(engine, [*own, *others])
+
+    assert outcomes(done[:3]) == outcomes(one_by_one(engine, own))
+    assert all(one.stats.num_drafted > 0 for one in done)
+    pace = engine._parts.pace
+    assert pace._verify.knows(4)
+    assert pace._draft.knows(1)
 
 
 def test_given_a_text_that_comes_then_it_is_followed_and_counted(open_model):

@@ -6,8 +6,8 @@ row has something to say. Lives for one round; its rows were admitted elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from forerun.draft import Commit, Draft
 from forerun.drafters.expected import LONGEST, Expected
 from forerun.drafters.guard import Guard
 from forerun.protocols import DraftRow, Shape
+from forerun.stats import Span
 from forerun.tree import TokenTree
 
 
@@ -55,12 +56,31 @@ class Widest:
         return tree
 
 
-class Mixed:
-    """Drafts for rows of several ways, each by its seat; `tap_layers` are read by some of them."""
+@dataclass(slots=True, eq=False)
+class Share:
+    """What one guard took of a round: the seconds of its calls, and its small model's passes."""
 
-    def __init__(self, seats: Mapping[int, Seat], tap_layers: tuple[int, ...]) -> None:
+    span: Span = field(default_factory=Span)
+    num_passes: int = 0
+
+
+class Mixed:
+    """Drafts for rows of several ways, each by its seat; `tap_layers` are read by some of them.
+
+    `shares` are told what each guard took.
+    """
+
+    def __init__(
+        self,
+        seats: Mapping[int, Seat],
+        tap_layers: tuple[int, ...],
+        shares: MutableMapping[Guard, Share],
+    ) -> None:
         self._seats = seats
         self._tap_layers = tap_layers
+        self._shares = shares
+        for seat in seats.values():
+            shares.setdefault(seat.guard, Share())
 
     @property
     def tap_layers(self) -> tuple[int, ...]:
@@ -82,7 +102,10 @@ class Mixed:
             else:
                 drafts[row.sequence_id] = draft
         for guard, own in asked.items():
-            made = guard.propose(own)
+            share = self._shares[guard]
+            with share.span:
+                made = guard.propose(own)
+            share.num_passes = max([share.num_passes, *[draft.num_passes for draft in made]])
             drafts |= {row.sequence_id: draft for row, draft in zip(own, made, strict=True)}
         return [drafts[row.sequence_id] for row in rows]
 
@@ -108,7 +131,8 @@ class Mixed:
             seat.expected.observe(commit.tokens)
         if commit.features is not None and not seat.guard.tap_layers:
             commit = Commit(commit.tokens)
-        seat.guard.observe(sequence_id, commit)
+        with self._shares[seat.guard].span:
+            seat.guard.observe(sequence_id, commit)
 
     def release(self, sequence_id: int) -> None:
         """Nothing: its guard is told by others."""

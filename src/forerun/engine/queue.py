@@ -15,7 +15,9 @@ from dataclasses import dataclass, replace
 from forerun.backends.prefill import CHUNK
 from forerun.backends.prefixes import Prefixes
 from forerun.draft import Commit
-from forerun.engine.grouping import one_way, run_groups
+from forerun.drafters.guard import Guard
+from forerun.drafters.mixed import Share
+from forerun.engine.grouping import learn, run_groups
 from forerun.engine.isolation import own_error, rounds_apart
 from forerun.engine.parts import Parts
 from forerun.engine.reading import Reader
@@ -213,10 +215,11 @@ class Queue:
         before = [
             (row.tally.num_drafted, row.tally.num_accepted, len(row.logprobs)) for row in rows
         ]
+        shares: dict[Guard, Share] = {}
         meter.restart()
         with meter.round:
             run = rounds_apart if self._isolates else run_round
-            commits = run_groups(run, rows, parts, meter)
+            commits = run_groups(run, rows, parts, meter, shares)
             pieces = [_settle(row, commit) for row, commit in zip(rows, commits, strict=True)]
         for row, commit in zip(rows, commits, strict=True):
             if commit is not None:
@@ -224,18 +227,11 @@ class Queue:
         stats = meter.stats(len(rows))
         if parts.witness is not None:
             parts.witness.settled(stats)
-        learner = one_way(rows, parts)
-        if learner is not None and learner.pace is not None:
-            kept = [
-                (row.id, row.tally.num_drafted - num_drafted, row.tally.num_accepted - num_accepted)
-                for row, (num_drafted, num_accepted, _) in zip(rows, before, strict=True)
-            ]
-            learner.pace.learn(stats, kept, is_steady=is_steady)
-        is_steady = is_steady and learner is not None
-        if is_steady and parts.prices is not None:
-            parts.prices.learn(stats)
-        if is_steady and parts.patience is not None:
-            parts.patience.learn_round(stats.num_accepted + len(rows), stats.round_s)
+        kept = [
+            (row.id, row.tally.num_drafted - num_drafted, row.tally.num_accepted - num_accepted)
+            for row, (num_drafted, num_accepted, _) in zip(rows, before, strict=True)
+        ]
+        learn(rows, parts, stats, kept, shares, is_steady=is_steady)
         gains = []
         for row, piece, (num_drafted, num_accepted, start) in zip(
             rows, pieces, before, strict=True
