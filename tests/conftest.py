@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,17 @@ TINY = {
     "bos_token_id": None,
 }
 WriteCheckpoint = Callable[..., Path]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several processes that share out the tests a core of its own.
+
+    Engines and PyTorch then take one thread each, as nobody tells them otherwise.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is not None:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker["workerid"][2:]) % len(cores)]})
 
 
 @pytest.fixture(scope="session")

@@ -27,6 +27,7 @@ from builders import (
 
 from forerun.backends.native import NativeBackend
 
+pytestmark = pytest.mark.alone
 TASKS = Path("/proc/self/task")
 two_cores = pytest.mark.skipif(len(CORES) < 2, reason="needs two cores")
 

@@ -17,6 +17,7 @@ from .live import Live, serving
 if CHROMIUM is None:
     pytest.skip("there is no chromium here: apt install chromium", allow_module_level=True)
 
+pytestmark = pytest.mark.alone
 RECORDED = Path(__file__).parent / "data" / "recorded.jsonl"
 # What a model might write to get out of the text it is in.
 HOSTILE = (

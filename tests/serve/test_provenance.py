@@ -160,6 +160,7 @@ def test_given_a_router_then_each_round_names_who_was_asked(chat_model: Path) ->
     assert {one["drafter"] for one in rounds if len(one["tokens"]) > 1} == {"lookup"}
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two lanes need two cores")
 def test_given_a_schedule_that_works_ahead_then_its_lane_is_told() -> None:
     target, drafter = sorted(os.sched_getaffinity(0))[:2]

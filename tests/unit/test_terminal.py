@@ -17,6 +17,7 @@ import pytest
 
 pytest.importorskip("forerun._native", reason="the native core is not built")
 
+pytestmark = pytest.mark.alone
 Write = Callable[..., Path]
 PROMPT = "def add(a, b):\n    return a + b\n\ndef add(a, b):\n"
 
@@ -24,6 +25,14 @@ PROMPT = "def add(a, b):\n    return a + b\n\ndef add(a, b):\n"
 @pytest.fixture(scope="session")
 def model(tiny_checkpoint_dir: Write) -> str:
     return str(tiny_checkpoint_dir("qwen3", max_position_embeddings=131072))
+
+
+@pytest.fixture(autouse=True)
+def ctrl_c_is_heard() -> Iterator[None]:
+    """Programs that a shell starts in the background ignore Ctrl-C, and so does what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def command(*arguments: str) -> list[str]:
@@ -67,6 +76,49 @@ def test_ctrl_c_at_any_moment_leaves_nothing(model: str, delay_s: float) -> None
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
+
+
+DROPS = """
+import os, signal, time
+from forerun import cli
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000):
+            pass
+
+def run(arguments):
+    Finalized()
+    time.sleep({longest_s})
+    return 0
+
+cli.run = run
+{before}
+cli.main()
+"""
+
+
+def interrupted(longest_s: float, before: str = "") -> subprocess.CompletedProcess[str]:
+    """A command whose Ctrl-C comes where exceptions are dropped, as in the midst of an import."""
+    script = DROPS.format(longest_s=longest_s, before=before)
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_a_ctrl_c_that_nobody_could_hear_still_ends_the_command() -> None:
+    done = interrupted(longest_s=50)
+
+    assert (done.returncode, done.stderr) == (130, "")
+
+
+def test_such_a_ctrl_c_is_lost_and_printed_by_python_itself() -> None:
+    """The control of the test above."""
+    done = interrupted(longest_s=0.1, before="cli._raise_again_what_is_dropped = lambda: None")
+
+    assert done.returncode == 0
+    assert "Exception ignored in" in done.stderr
 
 
 class Terminal:
