@@ -205,6 +205,21 @@ def test_given_a_sampled_rule_then_choices_come_as_often_as_the_masked_law_says(
     assert (((counts - num / 3) ** 2) / (num / 3)).sum() > 18.4  # the control: no even law
 
 
+def test_given_the_other_backend_then_bound_requests_come_out_as_plainly(
+    open_engine, backend, lm_name, bound, expected
+):
+    wanted = expected
+    if backend == "torch":
+        with Service(open_engine("none")) as service:
+            wanted = [outcome(heard(service, job)) for job in bound[0]]
+    with Service(open_engine(lm_name, "tree:5")) as service:
+        found = [heard(service, job) for job in bound[0]]
+
+    assert differences(found, wanted) == []
+    for check, one in zip(bound[1], found, strict=True):
+        assert one.finish_reason != "stop" or check(one.text), one.text
+
+
 # --- controls: masks that are off must be found out -----------------------------------------------
 
 
@@ -370,11 +385,20 @@ HOPELESS = (
     Pattern("regex", "a("),
     Pattern("regex", "(?=a)b"),
     Pattern("lark", "start: start"),
+    # what takes minutes is given up
+    Pattern("lark", "start: A\nA: " + " & ".join(f"/(.*a.{{{at}}}b.*)/" for at in range(2, 40))),
     Pattern("lark", "start: nobody"),
     Pattern("lark", "start: " + "(" * 20_000),
     Pattern("lark", "x" * (1 << 19)),
     Pattern("json_schema", '{"anyOf": ' * 2000 + "{}" + "}" * 2000),
 )
+
+
+def test_given_rules_that_lead_on_by_the_thousand_then_nothing_breaks(compiler):
+    levels = ",".join(f'"{at}":{{"items":{{"$ref":"#/$defs/{at + 1}"}}}}' for at in range(1400))
+    pattern = Pattern("json_schema", f'{{"$defs":{{{levels},"1400":{{}}}},"$ref":"#/$defs/0"}}')
+
+    assert compiler.compile(pattern).begin().allowed([], TokenTree.made_chain([0])).any()
 
 
 @pytest.mark.parametrize("pattern", HOPELESS, ids=lambda one: f"{one.kind} {one.text[:30]}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Literal
@@ -16,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from forerun.engine.constraints import Constraint, Masks
+from forerun.engine.grammar_trial import STACK_BYTES, trouble_with
 from forerun.errors import GrammarError
 from forerun.models.tokenizer import Tokenizer
 from forerun.tree import TokenTree
 
-MOST_CHARS = 1 << 18  # of a grammar as it is written
+MOST_CHARS = 1 << 17  # of a grammar as it is written
 # JSON on one line, with a blank behind a comma or a colon if the model likes. Where blanks are free
 # some models never come to the next part, and little of what must come is certain.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
@@ -74,22 +76,30 @@ class Compiler:
             )
         with self._lock:
             try:
-                text = _written(self._library.LLMatcher, pattern)
-                limits = self._library.LLParserLimits(
-                    max_grammar_size=_MOST_SYMBOLS,
-                    max_lexer_states=_MOST_LEXER_STATES,
-                    step_lexer_fuel=_MOST_FUEL,
-                    verbose_errors=False,
-                )
-                matcher = self._library.LLMatcher(self._tokens, text, log_level=0, limits=limits)
-                mask = matcher.compute_bitmask()  # what is built for the first mask is then built
+                matcher = _on_deep_stack(lambda: self._matcher(pattern))
+            except GrammarError:
+                raise
             except ValueError as error:
                 raise GrammarError(f"the grammar cannot be read: {_short(error)}") from error
         if matcher.is_error():
             raise GrammarError(f"the grammar cannot be used: {_short(matcher.get_error())}")
-        if not any(mask):
-            raise GrammarError("the grammar allows no text at all")
         return Compiled(matcher, self._vocab, self._end_ids)
+
+    def _matcher(self, pattern: Pattern) -> Any:
+        """A matcher at the beginning, which has had to find its first mask."""
+        text = _written(self._library.LLMatcher, pattern)
+        trouble = "" if pattern.kind == "choice" else trouble_with(text)
+        if trouble:
+            raise GrammarError(f"the grammar cannot be used: {trouble}")
+        limits = self._library.LLParserLimits(
+            max_grammar_size=_MOST_SYMBOLS,
+            max_lexer_states=_MOST_LEXER_STATES,
+            step_lexer_fuel=_MOST_FUEL,
+            verbose_errors=False,
+        )
+        matcher = self._library.LLMatcher(self._tokens, text, log_level=0, limits=limits)
+        matcher.compute_bitmask()
+        return matcher
 
 
 class Compiled:
@@ -214,6 +224,18 @@ class _Vocabulary:
 
     def __call__(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
+
+
+def _on_deep_stack(work: Callable[[], Any]) -> Any:
+    """What `work` gives, on a thread of its own: the library reads grammars by recursion, and one
+    whose rules lead from one to the next by the thousand would overflow an ordinary stack."""
+    with ThreadPoolExecutor(1, "forerun-grammar") as threads:
+        before = threading.stack_size(STACK_BYTES)
+        try:
+            future = threads.submit(work)
+        finally:
+            threading.stack_size(before)
+        return future.result()
 
 
 def _library() -> Any:
