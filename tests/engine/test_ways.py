@@ -13,7 +13,7 @@ from engine.service_parts import Held, Listener, around, is_whole, jobs
 from engine.ways_parts import asked_of, write_model
 from forerun import Engine, SamplingParams, Speculation
 from forerun.engine.service import Service, ServiceLimits
-from forerun.engine.ways import wanted_of
+from forerun.engine.ways import MOST_BUILDING, wanted_of
 from forerun.errors import IncompatibleSpeculation, OptionError, QueueFull
 
 if not HAS_NATIVE:
@@ -162,19 +162,33 @@ def test_given_a_request_that_is_refused_or_leaves_then_its_composition_is_given
         assert served(service, "chain:3").finish_reason == "length"  # took the place of the other
 
 
-def test_given_many_at_once_then_a_composition_is_built_once(engine):
-    built = []
+def test_given_many_at_once_then_a_composition_is_built_once_and_few_wait_for_it(engine):
+    built, told, can_go_on = [], [], threading.Event()
     with Service(engine) as service:
         build = service._ways._build
-        service._ways._build = lambda wanted: built.append(wanted) or build(wanted)
-        threads = [
-            threading.Thread(target=served, args=(service, "lm + chain:3")) for _ in range(6)
-        ]
+
+        def slowly(wanted):
+            built.append(wanted)
+            assert can_go_on.wait(60)
+            return build(wanted)
+
+        def ask():
+            try:
+                told.append(served(service, "lm + chain:3").finish_reason)
+            except QueueFull:
+                told.append("full")
+                if told.count("full") == 6 - MOST_BUILDING:
+                    can_go_on.set()
+
+        service._ways._build = slowly
+        threads = [threading.Thread(target=ask) for _ in range(6)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+        told.append(served(service, "lm + chain:3").finish_reason)
     assert len(built) == 1
+    assert sorted(told) == ["full"] * (6 - MOST_BUILDING) + ["length"] * (MOST_BUILDING + 1)
 
 
 def test_given_a_drafter_that_was_switched_off_then_the_next_request_gets_a_new_one(engine):

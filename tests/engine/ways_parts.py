@@ -30,10 +30,11 @@ ASKED = (
     "lm + chain:3 + kseq",
     "nested(lookup,chain:3,match) + chain:4 + match",
     "lookup + chain:6 + rejection",
+    "lm + chain:4 + block",
     "dspark + tree:5 + traversal",
 )
 NUM = len(ASKED)
-SAMPLED = ("rejection", "traversal", "kseq")
+SAMPLED = ("rejection", "block", "traversal", "kseq")
 
 
 def write_model(root: Path, target: Path, lm: Path) -> Path:

@@ -20,6 +20,7 @@ from forerun.options import Speculation
 
 MOST_NODES = 64  # that a request may have drafted in a round: others wait for the pass
 MOST_DRAFTERS = 4  # in one composition
+MOST_BUILDING = 3  # requests that hold their thread until one is built: others need theirs too
 _SOON_S = 1.0
 
 _log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Ways:
         self._build = build
         self._most = most
         self._building = threading.Lock()  # never waited for by rounds
+        self._turns = threading.BoundedSemaphore(MOST_BUILDING)
         self._lock = threading.Lock()  # guards all below
         self._ways: OrderedDict[Composition, _Way] = OrderedDict()  # oldest first
 
@@ -58,19 +60,12 @@ class Ways:
         Raises:
             OptionError: more than a request may ask for.
             IncompatibleSpeculation: it does not fit the model.
-            QueueFull: all that are held are in use.
+            QueueFull: all that are held are in use, or too many wait for one to be built.
         """
         wanted = wanted_of(asked, self._own)
         if wanted is None:
             return None
-        with self._building:
-            parts = self._use(wanted)
-            if parts is None:
-                self._make_room()
-                parts = self._built(wanted)
-                with self._lock:
-                    self._ways[wanted] = _Way(parts, num_users=1)
-        return parts
+        return self._use(wanted) or self._waited_for(wanted)
 
     def give_back(self, parts: Parts | None) -> None:
         """A request that used these has ended."""
@@ -85,6 +80,26 @@ class Ways:
             for way in self._ways.values():
                 way.parts.drafter.close()
             self._ways.clear()
+
+    def _waited_for(self, wanted: Composition) -> Parts:
+        """A composition that is not held yet; one is built at a time."""
+        if not self._turns.acquire(blocking=False):
+            raise QueueFull(
+                f"{MOST_BUILDING} requests wait for compositions to be built already: come again"
+                " later, or leave speculation out",
+                _SOON_S,
+            )
+        try:
+            with self._building:
+                parts = self._use(wanted)
+                if parts is None:
+                    self._make_room()
+                    parts = self._built(wanted)
+                    with self._lock:
+                        self._ways[wanted] = _Way(parts, num_users=1)
+                return parts
+        finally:
+            self._turns.release()
 
     def _use(self, wanted: Composition) -> Parts | None:
         with self._lock:
