@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -78,3 +80,23 @@ def http(server: Live) -> Iterator[httpx2.Client]:
     """A client that sends what it is told."""
     with server.http() as live:
         yield live
+
+
+@pytest.fixture
+def process(
+    chat_model: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`forerun serve` as users run it, and its address; the parameter is more of its options."""
+    command = [sys.executable, "-m", "forerun.cli", "serve", "--port", "0", "--json"]
+    command += ["-m", str(chat_model), "-d", "none", "--threads", "1", "--backend", "native"]
+    command += getattr(request, "param", [])
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as one:
+        assert one.stdout is not None
+        known = json.loads(one.stdout.readline())
+        assert known["model"] == "tiny-chat"
+        try:
+            yield one, known["address"]
+        finally:
+            one.kill()

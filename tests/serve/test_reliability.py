@@ -7,7 +7,6 @@ import json
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -256,23 +255,6 @@ def test_given_many_at_once_then_each_answer_is_as_if_alone(server: Live) -> Non
         thread.join()
 
     assert [together[at] for at in range(8)] == alone
-
-
-@pytest.fixture
-def process(chat_model: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`forerun serve` as users run it."""
-    command = [sys.executable, "-m", "forerun.cli", "serve", "--port", "0", "--json"]
-    command += ["-m", str(chat_model), "-d", "none", "--threads", "1", "--backend", "native"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as one:
-        assert one.stdout is not None
-        known = json.loads(one.stdout.readline())
-        assert known["model"] == "tiny-chat"
-        try:
-            yield one, known["address"]
-        finally:
-            one.kill()
 
 
 def test_given_sigterm_then_what_runs_ends_what_comes_is_refused_and_a_second_ends_all(

@@ -1,0 +1,139 @@
+"""A server under mixed load for a long time: does anything grow?
+
+    python benchmarks/soak.py --minutes 30 --out soak.jsonl
+    python benchmarks/soak.py --minutes 2 -- -m DIR --drafter lookup
+
+Good requests, hostile ones (hostile.py) and clients that leave, at a rate that changes; every
+`--every-s` seconds it is left alone, comes to rest, and is sampled: memory, threads, open files,
+slots. In each such period one proposal of the drafter is made to fail; in the last quarter three
+in a row, which switch it off. It fails on every fault that adversarial.py names, on a sample that
+is not at rest or holds more files or threads than at first, and on memory that grew: the median of
+the last third of samples over that of the second by more than `--growth-mib`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from random import Random
+from statistics import median
+from time import monotonic
+
+from adversarial import NUM_POOL_THREADS, Plan, attack, good_texts
+from watched_server import Held, Served, as_line, started
+
+EVERY_GOOD = 2  # one request in so many is good
+NUM_AT_A_TIME = 40  # requests between two looks at the clock
+LOADS = (1, 4, 16, 32)  # connections at a time, one after the other
+FAILURE = "/page/drafter-failure"
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """How long a soak is: in seconds, or in periods of so many requests each."""
+
+    longest_s: float
+    every_s: float
+    num_periods: int | None = None
+    num_requests: int = NUM_AT_A_TIME
+
+    def is_over(self, num_done: int, spent_s: float) -> bool:
+        """Whether the last period is over."""
+        if self.num_periods is not None:
+            return num_done >= self.num_periods
+        return spent_s >= self.longest_s
+
+    def share(self, num_done: int, spent_s: float) -> float:
+        """How much of it is over, from 0 to 1."""
+        whole = self.longest_s if self.num_periods is None else self.num_periods
+        return (spent_s if self.num_periods is None else num_done) / whole
+
+
+def soak(server: Served, plan: Plan, length: Length, out: Path | None = None) -> list[Held]:
+    """Load the server until the end; a sample at rest after each period, the first before any."""
+    texts = good_texts(server)
+    samples, numbers, began_s = [server.rested()], count(), monotonic()
+    is_disabled = False
+    while not length.is_over(len(samples) - 1, spent := monotonic() - began_s):
+        wants_end = length.share(len(samples) - 1, spent) >= 0.75
+        if not is_disabled:
+            server.ask(FAILURE, {"num": 3 if wants_end else 1})
+            is_disabled = wants_end
+        at_once = LOADS[len(samples) % len(LOADS)]
+        _one_period(server, replace(plan, at_once=at_once), length, numbers, texts)
+        samples.append(server.rested(num_files=samples[0].num_files))
+        if out is not None:
+            with out.open("a", encoding="utf-8") as file:
+                file.write(as_line(samples[-1]) + "\n")
+    return samples
+
+
+def _one_period(
+    server: Served, plan: Plan, length: Length, numbers: count[int], texts: Sequence[str]
+) -> None:
+    ends_s, is_timed = monotonic() + length.every_s, length.num_periods is None
+    while True:
+        some = [next(numbers) for _ in range(length.num_requests)]
+        asyncio.run(attack(server, some, texts, plan))
+        if not is_timed or monotonic() > ends_s:
+            return
+
+
+def growth(samples: Sequence[Held], growth_bytes: int) -> list[str]:
+    """What grew over samples taken at rest, the first of them before any load."""
+    first, found = samples[0], []
+    for at, one in enumerate(samples):
+        if not one.is_at_rest:
+            found.append(f"sample {at} is not at rest: {as_line(one)}")
+        if one.num_files > first.num_files:
+            found.append(f"sample {at}: {one.num_files} open files, {first.num_files} at first")
+        if one.num_threads > first.num_threads + NUM_POOL_THREADS:
+            found.append(f"sample {at}: {one.num_threads} threads, {first.num_threads} at first")
+    third = len(samples) // 3
+    if third == 0:
+        return [*found, f"{len(samples)} samples are too few to judge memory by"]
+    middle = median(one.rss_bytes for one in samples[third : 2 * third])
+    last = median(one.rss_bytes for one in samples[-third:])
+    if last > middle + growth_bytes:
+        found.append(f"memory grew by {(last - middle) / 2**20:.1f} MiB from third to third")
+    return found
+
+
+def main() -> int:
+    """Soak a server, print its samples, say what grew."""
+    arguments = _arguments()
+    plan = Plan(arguments.seed, 1, EVERY_GOOD)
+    length = Length(60 * arguments.minutes, arguments.every_s)
+    with started(["--allow-faults", *arguments.options]) as (server, log):
+        samples = soak(server, plan, length, arguments.out)
+        faults = [*plan.findings.faults, *growth(samples, arguments.growth_mib << 20)]
+        if "Traceback" in log.read_text(encoding="utf-8"):
+            faults.append("the server's log has a traceback")
+    for one in samples[:: max(len(samples) // 30, 1)]:
+        print(as_line(one))
+    num = sum(counts.total() for counts in plan.findings.statuses.values())
+    print(f"{num} requests in {arguments.minutes} minutes, {len(samples)} samples")
+    for fault in faults[:50]:
+        print(f"FAULT {fault}")
+    print(f"{len(faults)} faults")
+    return 1 if faults else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--every-s", type=float, default=15.0, help="between two samples")
+    parser.add_argument("--growth-mib", type=int, default=16, help="memory that may be added")
+    parser.add_argument("--seed", type=int, default=Random().randrange(10**6))
+    parser.add_argument("--out", type=Path, help="samples, a line of JSON each")
+    parser.add_argument("options", nargs="*", help="of forerun serve, behind --")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
