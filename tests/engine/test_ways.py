@@ -57,6 +57,7 @@ PLACES = [
     ("lookup + chain:65", "at most 64 nodes"),
     ("nested(lookup,chain:65,match)", "at most 64 nodes"),
     ("router(lookup,lm,exit:1,dspark,eagle3)", "at most 4 drafters"),
+    ("router(lm,lookup,lm)", "named twice"),
     ("lm + ahead:4", "lanes"),
     ("lm + parallel", "lanes"),
 ]

@@ -216,6 +216,8 @@ def _refuse_places(wanted: Composition) -> None:
         raise OptionError("speculation: a tree in a file is for the server's owner: write widths")
     if any(shape.size > MOST_NODES for shape in shapes):
         raise OptionError(f"speculation: at most {MOST_NODES} nodes may be drafted in a round here")
+    if len(set(leaves)) < len(leaves):
+        raise OptionError("speculation: one drafter is named twice: once is enough")
     if len(leaves) > MOST_DRAFTERS:
         raise OptionError(f"speculation: at most {MOST_DRAFTERS} drafters may be named together")
 
