@@ -24,6 +24,25 @@ METHODS = {
 READS_DRAFTER = ("draft model", "dflash", "dspark", "eagle3")
 
 
+def norm_each_layer() -> None:
+    """Let DFlash norm the keys of its context with each layer's own weights.
+
+    vLLM 0.32 hands the weights of all layers to one kernel, and its kernel for CPUs reads the first
+    layer's only: drafts then get worse the more layers differ, and nothing says so.
+    """
+    import torch
+    from vllm import _custom_ops
+    from vllm.model_executor.models.qwen3_dflash import DFlashQwen3Model
+
+    def normed(model: Any, keys: torch.Tensor) -> torch.Tensor:
+        done = torch.empty_like(keys)
+        for layer, weights in enumerate(model._k_norm_weights):
+            _custom_ops.rms_norm(done[layer], keys[layer], weights, model._rms_norm_eps)
+        return done
+
+    DFlashQwen3Model._normalize_context_k = normed
+
+
 class VllmDriver:
     """The engine's own step loop, greedy, prefix caching off, since prompts come back."""
 
@@ -31,6 +50,8 @@ class VllmDriver:
         import torch
         import vllm
 
+        if setting.options.get("norms_each_layer"):
+            norm_each_layer()
         speculation = None
         if setting.mode != "plain":
             num_draft = setting.options["num_draft"]
