@@ -36,7 +36,7 @@ REFUSED: Mapping[str, tuple[str, tuple[Any, ...]]] = MappingProxyType(
         "verbosity": ("it has no meaning for this model", ("medium",)),
         "chat_template": ("templates come with the model only", ()),
         "chat_template_kwargs": ("templates come with the model only", ({},)),
-        "prompt_logprobs": ("only generated tokens have log-probabilities", (0,)),
+        "prompt_logprobs": ("`echo` with `logprobs` tells those of a prompt", (0,)),
         "previous_response_id": (_STATELESS, ()),
         "conversation": (_STATELESS, ()),
         "background": (_STATELESS, (False,)),
