@@ -14,9 +14,12 @@ from tokenizers import Tokenizer
 
 from .conftest import opened
 from .live import MODEL, Live, serving
-from .structured_parts import ASK, CHAT, MARK, NUM_TOLD, TEMPLATE, TOOLS, WEATHER
+from .structured_parts import ASK, CHAT, MARK, NUM_TOLD, RESPONSES, TEMPLATE, TOOLS, WEATHER
 
 pytest.importorskip("llguidance", reason="the extra `serve` is not installed")
+
+
+BROKEN_CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +207,32 @@ def test_given_calls_in_responses_then_they_are_items_and_may_be_sent_back(marke
     assert events[-1].response.output[0].arguments == call.arguments
     assert [one.sequence_number for one in events] == list(range(len(events)))
     assert again.status in ("completed", "incomplete")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice"),
+        ({"tools": [{"type": "function", "name": "f"}] * 2}, "tools"),
+        ({"tools": [{"type": "function", "name": "f", "parameters": {"type": "array"}}]}, "tools"),
+        ({"input": [BROKEN_CALL]}, "input"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_given_tools_that_cannot_be_in_responses_then_400_names_the_field(
+    http: httpx2.Client, fields: dict[str, Any], param: str
+) -> None:
+    answer = http.post(RESPONSES, json={"input": "a", "max_output_tokens": 2} | fields)
+
+    assert answer.status_code == 400, answer.text
+    assert str(answer.json()["error"]["param"]).startswith(param), answer.text
+
+
+def test_given_tools_that_a_model_is_not_told_of_then_responses_say_so(http: httpx2.Client) -> None:
+    body = {"input": "a", "max_output_tokens": 2, "tools": [{"type": "function", "name": "f"}]}
+
+    answer = http.post(RESPONSES, json=body)
+
+    assert answer.status_code == 200, answer.text
+    assert "told of no tools" in answer.headers["x-forerun-tools"]

@@ -99,9 +99,7 @@ def _add_generation(app: FastAPI, parts: Parts) -> None:
         response = await _answer(parts, form, body, request, partial(ask_chat, body))
         if not parts.model.has_template:
             response.headers["x-forerun-chat"] = "this model has no chat template; text continued"
-        if body.tools and not parts.model.knows_tools:
-            response.headers["x-forerun-tools"] = "this model is told of no tools; calls are forced"
-        return response
+        return _told_of_tools(response, parts.model, has_tools=bool(body.tools))
 
     @app.post("/v1/responses")
     async def responses(body: ResponsesBody, request: Request) -> Response:
@@ -138,7 +136,14 @@ async def _respond(parts: Parts, body: ResponsesBody, request: Request) -> Respo
         request_id = request.scope[REQUEST_ID]
         return await ResponsesAnswer(parts.setting, form, begun, request_id).respond(request)
 
-    return await _in_our_words(answer(), request.scope[REQUEST_ID])
+    response = await _in_our_words(answer(), request.scope[REQUEST_ID])
+    return _told_of_tools(response, parts.model, has_tools=bool(body.tools))
+
+
+def _told_of_tools(response: Response, model: Model, *, has_tools: bool) -> Response:
+    if has_tools and not model.knows_tools:
+        response.headers["x-forerun-tools"] = "this model is told of no tools; calls are forced"
+    return response
 
 
 async def _in_our_words(answer: Awaitable[Response], request_id: str) -> Response:

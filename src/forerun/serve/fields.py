@@ -22,7 +22,7 @@ from forerun.serve.grammar_fields import (
     StructuredOutputs,
 )
 from forerun.serve.speculating import PredictionBody, SpeculationField
-from forerun.serve.tool_fields import MadeCalls, NamedTool, ToolChoice, Tools
+from forerun.serve.tool_fields import MadeCalls, NamedTool, ToolChoice, Tools, apart, there
 
 __all__ = [
     "REFUSED",
@@ -191,19 +191,14 @@ class ChatBody(SamplingBody):
     @field_validator("tools", mode="after")
     @classmethod
     def _named_apart(cls, tools: Tools | None) -> Tools | None:
-        names = [tool.function.name for tool in tools or ()]
-        if len(set(names)) < len(names):
-            raise PydanticCustomError("twice", "two functions have one name")
+        apart([tool.function for tool in tools or ()])
         return tools
 
     @field_validator("tool_choice", mode="after")
     @classmethod
     def _is_there(cls, choice: ToolChoice, info: ValidationInfo) -> ToolChoice:
-        names = [tool.function.name for tool in info.data.get("tools") or ()]
-        if choice == "required" and not names:
-            raise PydanticCustomError("no_tools", "there are no tools that could be called")
-        if isinstance(choice, NamedTool) and choice.function.name not in names:
-            raise PydanticCustomError("no_such_tool", "no function has this name")
+        functions = [tool.function for tool in info.data.get("tools") or ()]
+        there(choice.function if isinstance(choice, NamedTool) else choice, functions)
         return choice
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from forerun.options import MAX_LOGPROBS
 from forerun.serve.body import Body, Text
@@ -20,6 +20,8 @@ from forerun.serve.tool_fields import (
     NamedTool,
     Tool,
     ToolChoice,
+    apart,
+    there,
 )
 
 LOGPROBS = "message.output_text.logprobs"
@@ -139,6 +141,20 @@ class ResponsesBody(Body):
     safety_identifier: Annotated[str, Field(max_length=512)] | None = None
     prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
 
+    @field_validator("tools", mode="after")
+    @classmethod
+    def _named_apart(cls, tools: list[ResponseTool]) -> list[ResponseTool]:
+        apart(tools)
+        return tools
+
+    @field_validator("tool_choice", mode="after")
+    @classmethod
+    def _is_there(
+        cls, choice: str | NamedResponseTool, info: ValidationInfo
+    ) -> str | NamedResponseTool:
+        there(choice, info.data.get("tools") or ())
+        return choice
+
     def as_chat(self) -> ChatBody:
         """The conversation that is to be continued."""
         wants_logprobs = LOGPROBS in self.include
@@ -156,11 +172,6 @@ class ResponsesBody(Body):
             seed=self.seed,
             speculation=self.speculation,
         )
-
-    @model_validator(mode="after")
-    def _fits(self) -> ResponsesBody:
-        self.as_chat()  # what chat would refuse is refused before it is asked for
-        return self
 
     def _format(self) -> ResponseFormat:
         asked = self.text.format

@@ -6,6 +6,7 @@ Knows the fields of chat and of `/v1/responses`; how calls are written and read 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -53,6 +54,21 @@ class Function(Body):
         if self.description is not None:
             told["description"] = self.description
         return {"type": "function", "function": told}
+
+
+def apart(functions: Sequence[Function]) -> None:
+    """Refuse two functions of one name."""
+    names = {one.name for one in functions}
+    if len(names) < len(functions):
+        raise PydanticCustomError("twice", "two functions have one name")
+
+
+def there(choice: str | NamedFunction, functions: Sequence[Function]) -> None:
+    """Refuse a choice of what is not there."""
+    if choice == "required" and not functions:
+        raise PydanticCustomError("no_tools", "there are no tools that could be called")
+    if not isinstance(choice, str) and all(one.name != choice.name for one in functions):
+        raise PydanticCustomError("no_such_tool", "no function has this name")
 
 
 class Tool(Body):
