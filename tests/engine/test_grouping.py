@@ -293,3 +293,25 @@ def test_given_a_request_that_is_watched_then_it_is_told_who_drafted(open_model)
     assert names[2]
     assert names[3] == set()
     assert names[4] <= {"lookup"}
+
+
+def test_given_the_other_backend_then_ways_beside_each_other_come_out_as_plain(open_model):
+    pytest.importorskip("torch").set_num_threads(1)
+    engine = open_model(backend="torch")
+    ways = (
+        "lookup + tree:8",
+        "lm + chain:3",
+        "exit:1 + chain:3",
+        "dspark + chain:4",
+        "lm + tree:4",
+    )
+    asked = [
+        dataclasses.replace(asked_of(job, way), params=dataclasses.replace(LONG, max_tokens=6))
+        for job, way in zip(short_jobs(len(ways)), ways, strict=True)
+    ]
+    plain = one_by_one(engine, [dataclasses.replace(job, speculates=False) for job in asked])
+
+    completions = together(engine, asked)
+
+    assert [one.token_ids for one in completions] == [one.token_ids for one in plain]
+    assert sum(drafted > 0 for drafted, _ in counts(completions)) >= 2
