@@ -6,7 +6,7 @@ Must not know drafting, scheduling or text.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +81,7 @@ class NativeBackend:
         available = available_bytes()
         if needed_bytes(spec, num_blocks) > available:
             raise _no_room(spec, num_blocks, available)
-        chosen = cores_for(spec) if cores is None else cores
+        chosen = self._cores = cores_for(spec) if cores is None else cores
         try:
             self._lane = _native.Lane(list(chosen), len(chosen), isa or "auto")
             self._model = _native.Model(
@@ -126,6 +126,11 @@ class NativeBackend:
         return int(self._lane.num_threads)
 
     @property
+    def cores(self) -> tuple[int, ...]:
+        """The cores it computes on."""
+        return self._cores
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of packed weights that one forward pass streams."""
         return int(self._model.weight_bytes)
@@ -138,6 +143,11 @@ class NativeBackend:
     def read_bandwidth(self, num_bytes: int) -> float:
         """Bytes per second of reading a private buffer of that size once, best of four ways."""
         return float(self._lane.read_bandwidth(num_bytes))
+
+    def reader(self, cores: Sequence[int]) -> Callable[[int], float]:
+        """Reads a buffer of so many bytes with these cores, all at once; bytes per second."""
+        lane = _native.Lane(list(cores), len(cores), self.isa)
+        return lambda num_bytes: float(lane.read_bandwidth(num_bytes))
 
     def forward(self, batch: ForwardBatch) -> ForwardOutput:
         """Compute all nodes once; logits are a view, valid until the next forward."""

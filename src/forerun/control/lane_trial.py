@@ -23,14 +23,14 @@ _WIDTHS = (1, 2, 4, 8)  # nodes a verification is timed with
 _FEW, _MANY = 1, 8  # branches that a pass of the drafter is timed with
 _REPEATS = 5
 _DEEPEST = 8
-_HANDOVER_S = 3e-4  # posting a job, taking its result: assumed
 # Of guesses at an exit, how often the bonus is among them: near what benchmarks/forecasts.py counts
 # for 24 branches over the five exits of chain:4 at T=0.7.
 _HIT, _NUM_GUESSES = 0.8, 5
 
 
-def measured_lanes(target: Backend, drafter: Backend) -> LaneCosts:
-    """Seconds of both models' passes on their lanes, which must not share a core."""
+def measured_lanes(target: Backend, drafter: Backend, hand_over: Callable[[], object]) -> LaneCosts:
+    """Seconds of both models' passes on their lanes, which must not share a core, and of
+    `hand_over`: giving a lane a job of nothing and taking its result."""
     verify = [partial(target.forward, chain_of(width)) for width in _WIDTHS]
     draft = [partial(drafter.forward, chain_of(width)) for width in (_FEW, _MANY)]
     alone = least_seconds(*verify)
@@ -43,8 +43,19 @@ def measured_lanes(target: Backend, drafter: Backend) -> LaneCosts:
         step_s=few,
         busy=max(1.0, beside / alone[2]),
         branch_s=max(0.0, many - few) / (_MANY - _FEW),
-        handover_s=_HANDOVER_S,
+        handover_s=handover_s(hand_over, verify[0]),
     )
+
+
+def handover_s(hand_over: Callable[[], object], between: Callable[[], object]) -> float:
+    """Median seconds of a hand-over, each behind a pass that leaves caches as a round does."""
+
+    def once() -> float:
+        between()
+        return timed(hand_over)
+
+    once()  # the lane's thread begins
+    return median(once() for _ in range(3 * _REPEATS))
 
 
 def yields_of(record: Mapping[int, float]) -> Yields:

@@ -73,18 +73,22 @@ class OneMemory:
     """Two models that are both bound by the one memory they share, every outcome prepared.
 
     `draft`: seconds of drafting on one core, in units of a one-core verification (s). `scaling`:
-    how much faster all cores read than one (1 to their number). `busy`: how much slower a core
+    how much faster all cores read than one (1 to their number); `draft_scaling`: likewise of the
+    drafter, whose weights may rest in a cache; None is the same. `busy`: how much slower a core
     reads while the other does; None is what fair sharing between two cores gives.
     """
 
     draft: float
     scaling: float
     busy: float | None = None
+    draft_scaling: float | None = None
 
     @property
     def sequential(self) -> float:
         """A round on all cores, one model after the other."""
-        return (1.0 + self.draft) / self.scaling
+        if self.draft_scaling is None:
+            return (1.0 + self.draft) / self.scaling
+        return 1.0 / self.scaling + self.draft / self.draft_scaling
 
     @property
     def ahead(self) -> float:

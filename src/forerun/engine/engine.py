@@ -136,6 +136,12 @@ class Engine:
         """Why rounds are scheduled as they are, in a line."""
         return self._parts.schedule_reason
 
+    def schedule_figures(self) -> str:
+        """What a lane of its own could bring, in a line, where no lanes were given: measured for a
+        moment, while nothing is generated; empty where there is nothing to say."""
+        with self._lock:
+            return "" if self._is_closed else self._parts.schedule_figures()
+
     @property
     def drafter_is_disabled(self) -> bool:
         """Whether the drafter failed so often that decoding goes on without it."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,7 @@ class Parts:
     witness: Witness | None = None
     drafter_name: str = ""  # of the one that was built: never `auto`
     composition: Composition | None = None  # what was built, by name: nothing in it is `auto`
+    schedule_figures: Callable[[], str] = str  # measured when they are asked for
 
     def lengths_for(self, sequence_ids: Rows[int], num_rows: int) -> list[int]:
         """Most nodes to draft for each of these rows, of so many in a round."""
@@ -98,6 +100,7 @@ def build_parts(
         target, slots, guard, shape, RULES[wanted.rule], schedule, chosen.reason, pace, prices,
         patience, drafter_name=name.name,
         composition=replace(wanted, drafter=name, schedule=_name_of(schedule, wanted.schedule)),
+        schedule_figures=chosen.figures,
     )  # fmt: skip
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from forerun.composition import DrafterName, ScheduleName
 from forerun.control.lane_trial import measured_lanes, yields_of
+from forerun.control.memory import Streams, measured_bandwidths
 from forerun.control.overlap import AHEAD, PARALLEL, best_overlapped, compared
+from forerun.drafters.lane import DraftLane
 from forerun.drafters.lm import LM
 from forerun.engine.discovery import record_of
 from forerun.engine.drafting import Surroundings
@@ -20,16 +23,19 @@ from forerun.schedules.sequential import Sequential
 
 _BRANCHES = 8  # rows that a pass computes in little more than the time of one
 _MOST_BRANCHES = 24
+_USUAL_LENGTH = 4  # of a draft whose length is ours to choose
+_SOON_S = 1.0
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A live schedule, and why it is this one."""
+    """A live schedule, and why it is this one; `figures` measures for a moment, for people."""
 
     schedule: Schedule
     reason: str
+    figures: Callable[[], str] = str  # none
 
 
 def scheduled(
@@ -54,7 +60,7 @@ def scheduled(
         own = around.directory / "drafters" / drafter_name.name
         record = record_of(Path(drafter_name.argument or own))
         chosen = _measured(name, drafter, around.target, record)
-    chosen = chosen or _unmeasured(name, has_lane=around.opens.has_lane)
+    chosen = chosen or _unmeasured(name, drafter, around)
     _log.info("schedule: %s", chosen.reason)
     return chosen
 
@@ -63,7 +69,12 @@ def _measured(
     name: ScheduleName, drafter: LM, target: Backend, record: Mapping[int, float]
 ) -> Scheduled:
     """By timing a drafter that is a model on a lane of its own."""
-    costs, yields = measured_lanes(target, drafter.backend), yields_of(record)
+    lane = DraftLane("forerun-trial")
+    try:
+        hand_over = partial(_handed_over, lane)
+        costs, yields = measured_lanes(target, drafter.backend, hand_over), yields_of(record)
+    finally:
+        lane.close(_SOON_S)
     if name.kind == "ahead":
         best = best_overlapped(costs, yields, AHEAD, _MOST_BRANCHES)
         why = f"ahead:{best.way.num_branches}, {best.tokens_per_s:.4g} tokens/s expected"
@@ -76,13 +87,29 @@ def _measured(
     return Scheduled(simpler, found.reason)
 
 
-def _unmeasured(name: ScheduleName, *, has_lane: bool) -> Scheduled:
+def _handed_over(lane: DraftLane) -> None:
+    lane.post(lambda: None).wait(_SOON_S)
+
+
+def _unmeasured(name: ScheduleName, drafter: Drafter, around: Surroundings) -> Scheduled:
     if name.kind == "ahead":
         return Scheduled(Ahead(_BRANCHES), f"ahead:{_BRANCHES}: what little more than one costs")
-    if has_lane:
+    if around.opens.has_lane:
         return Scheduled(Sequential(), "sequential: only an lm drafter's lane is weighed")
+    figures = partial(_inequality, drafter, around) if isinstance(drafter, LM) else str
     return Scheduled(
         Sequential(),
         "sequential: both models may use all cores; give lanes (--lanes target=0,draft=1) to have"
         " drafting ahead weighed",
+        figures,
     )
+
+
+def _inequality(drafter: LM, around: Surroundings) -> str:
+    """What one memory says of both schedules here; nothing where it cannot be measured."""
+    target, small = around.target, drafter.backend
+    if not (isinstance(target, Streams) and isinstance(small, Streams)):
+        return ""
+    length = min(around.shape.max_drafted, _USUAL_LENGTH)
+    found = measured_bandwidths(target, small)
+    return "" if found is None else found.line(length)

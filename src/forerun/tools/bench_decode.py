@@ -125,6 +125,7 @@ def _measured(plan: Plan, engine: EngineArguments, sampling: SamplingArguments) 
             "model": engine.model,
             "drafter": engine.drafter,
             "shape": engine.shape,
+            "schedule": why_scheduled(speculative),
             "numerics": speculative.numerics,
             "exactness": speculative.exactness,
             "temperature": params.temperature,
@@ -132,6 +133,12 @@ def _measured(plan: Plan, engine: EngineArguments, sampling: SamplingArguments) 
             **figures(groups),
             **tables(chosen, groups),
         }
+
+
+def why_scheduled(engine: Engine) -> str:
+    """Why both models share all cores, in a line, where that was ours to choose; else nothing."""
+    figures = engine.schedule_figures()
+    return f"{engine.schedule_reason}; {figures}" if figures else ""
 
 
 def measure_pairs(

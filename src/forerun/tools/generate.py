@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from forerun.errors import OptionError
 from forerun.options import SamplingParams
+from forerun.tools.bench_decode import why_scheduled
 from forerun.tools.lane_watch import LaneWatch, together
 from forerun.tools.machine import forerun_version, machine_name
 from forerun.tools.prompt_files import read_prompts
@@ -50,6 +51,8 @@ def run(
             write_json(completion_dict(live.generate(text, params)[0]))
         else:
             _stream(live, text, params, watch)
+            if why := why_scheduled(live):
+                say(Ink.of(sys.stderr).dim(f"schedule: {why}"))
     return 0
 
 

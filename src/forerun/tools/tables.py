@@ -45,6 +45,8 @@ def show_decode(report: dict[str, Any]) -> None:
     )
     console.print(_suite_table(report) if report["categories"] else _prompt_table(report))
     console.print(_verdict(report), soft_wrap=True)
+    if report.get("schedule"):
+        console.print(f"schedule: {report['schedule']}", soft_wrap=True)
 
 
 def _prompt_table(report: dict[str, Any]) -> Table:
