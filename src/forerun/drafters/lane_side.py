@@ -24,6 +24,7 @@ from forerun.tree import TokenTree
 _log = logging.getLogger(__name__)
 
 Commits = Mapping[int, Sequence[Commit]]
+Text = tuple[list[int], Sequence[NDArray[np.float32]]]  # its tokens, and what was tapped of them
 
 
 class LaneSide:
@@ -85,14 +86,16 @@ class LaneSide:
         if self._texts.pop(sequence_id, None) is not None:
             self._drafter.release(sequence_id)
 
-    def restart(self, texts: Mapping[int, list[int]], alive: Collection[int]) -> None:
+    def restart(self, texts: Mapping[int, Text], alive: Collection[int]) -> None:
         """Read these sequences anew, whatever was known of them; of all others only those `alive`
         are kept."""
         for sequence_id in list(self._texts):
             if sequence_id in texts or sequence_id not in alive:
                 self.release(sequence_id)
-        for sequence_id, text in texts.items():
+        for sequence_id, (text, told) in texts.items():
             self.admit(sequence_id, text)
+            for features in told:
+                self.absorb(sequence_id, features)
 
     def _check(self, draft: Draft, begins: TokenTree) -> None:
         """Refuse a draft that is no tree of the target's tokens, or not one that begins so."""

@@ -26,6 +26,7 @@ from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.lane import DraftLane, Ticket
 from forerun.drafters.lane_side import LaneSide
 from forerun.drafters.plain import plain_draft
+from forerun.drafters.told import Told
 from forerun.drafters.waits import Waits
 from forerun.errors import DrafterError
 from forerun.forecast import Forecast, cut, subtree
@@ -99,6 +100,7 @@ class Overlapped:
         self._span = span
         self._lane = DraftLane("forerun-draft")
         self._side = LaneSide(drafter, vocab)
+        self._told = Told()
         self._watched: deque[Ticket[Any]] = deque()
         self._rows: dict[int, _Row] = {}
         self._job: _Job | None = None
@@ -121,13 +123,16 @@ class Overlapped:
     def admit(self, sequence_id: int, prompt: Sequence[int]) -> None:
         """Have the lane read the prompt; nobody waits for it."""
         self._rows[sequence_id] = _Row()
+        self._told.begin(sequence_id)
         if self._spares.drafter is not None:
             self._spares.drafter.admit(sequence_id, prompt)
         self._watch(partial(self._side.admit, sequence_id, list(prompt)))
 
     def absorb(self, sequence_id: int, features: NDArray[np.float32]) -> None:
         """Hand the lane what was tapped of a prompt."""
-        self._watch(partial(self._side.absorb, sequence_id, features.copy()))
+        own = features.copy()
+        self._told.add(sequence_id, own)
+        self._watch(partial(self._side.absorb, sequence_id, own))
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
         """What was prepared for each row, or the best that can be had soon."""
@@ -179,7 +184,9 @@ class Overlapped:
         """Note what was kept for the lane's next job."""
         row = self._rows[sequence_id]
         if commit.features is not None:
-            commit = replace(commit, features=commit.features.copy())
+            own = commit.features.copy()
+            commit = replace(commit, features=own)
+            self._told.add(sequence_id, own)
         if row.is_read:
             row.commits.append(commit)
         self._waits.learn_yield(row.source, len(commit.tokens) - 1)
@@ -189,6 +196,7 @@ class Overlapped:
     def release(self, sequence_id: int) -> None:
         """Forget a sequence, and have the lane forget it."""
         self._forecasts.pop(sequence_id, None)
+        self._told.forget(sequence_id)
         if self._rows.pop(sequence_id, None) is not None:
             self._watch(partial(self._side.release, sequence_id))
         if self._spares.drafter is not None:
@@ -386,7 +394,7 @@ class Overlapped:
             own = self._rows[row.sequence_id]
             if not own.is_read:
                 own.commits, own.is_read = [], True
-                texts[row.sequence_id] = list(row.tokens)
+                texts[row.sequence_id] = (list(row.tokens), self._told.of(row.sequence_id))
         if texts or self._has_lost:
             self._has_lost = False
             self._watch(partial(self._side.restart, texts, frozenset(self._rows)))
