@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +21,7 @@ from forerun.tools.pairs import Pair, Run, ratio_without_loops, speedup, tokens_
 from forerun.tools.prompt_files import Prompt, spread
 
 _TRIAL_PROMPTS, _TRIAL_TOKENS = 3, 32
+CHAIN = "ahead chain"
 _MET = ("hits", "wrong", "short", "late")  # what a forecast may come to
 
 
@@ -36,14 +37,17 @@ class Race:
     lengths: Sequence[int]
     branches: Sequence[int]
     shape: str
+    chain_lengths: Sequence[int] = ()  # of chains that trees are raced against
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A schedule and a draft length; each model on its own core unless the name says both."""
+    """A schedule, a shape and a draft length; each model on its own core unless the name says
+    both."""
 
     name: str
     schedule: str
+    shape: str
     length: int
 
     @property
@@ -53,7 +57,7 @@ class Way:
     def open(self, race: Race) -> Engine:
         """An engine that goes this way."""
         drafter = f"lm:{race.sized.directory}" if self.length else "none"
-        shape = f"{race.shape}:{self.length}" if self.length else "auto"
+        shape = f"{self.shape}:{self.length}" if self.length else "auto"
         speculation = Speculation(drafter, shape, "match", self.schedule)
         lanes = {"target_cores": (0,), "draft_cores": (1,)} if self.is_apart else {}
         engine = Engine(race.model, speculate=speculation, **lanes)
@@ -65,30 +69,32 @@ class Way:
 def raced(race: Race, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Every way with its fastest settings against plain decoding on all cores, in turns."""
     trials = spread([one for one in prompts if one.context != "4k"], _TRIAL_PROMPTS)
+    ahead = [f"ahead:{branches}" for branches in race.branches]
     ways = {
         "sequential": _fastest(race, trials, _ways(race, "sequential", ["sequential"])),
         "both": _fastest(race, trials, _ways(race, "both", ["sequential"])),
-        "ahead": _fastest(
-            race, trials, _ways(race, "ahead", [f"ahead:{b}" for b in race.branches])
-        ),
-        "plain": Way("plain", "sequential", 0),
-        "plain on one core": Way("plain on one core", "sequential", 0),
+        "ahead": _fastest(race, trials, _ways(race, "ahead", ahead)),
+        "plain": Way("plain", "sequential", "auto", 0),
+        "plain on one core": Way("plain on one core", "sequential", "auto", 0),
     }
+    if race.shape == "tree":
+        chains = replace(race, shape="chain", lengths=race.chain_lengths)
+        ways[CHAIN] = _fastest(race, trials, _ways(chains, CHAIN, ahead))
     runs = _turns(race, prompts, ways)
     return {"temperature": race.temperature, **_figures(ways, runs, race.temperature)}
 
 
 def _ways(race: Race, name: str, schedules: Sequence[str]) -> list[Way]:
-    return [Way(name, one, length) for one in schedules for length in race.lengths]
+    return [Way(name, one, race.shape, length) for one in schedules for length in race.lengths]
 
 
 def _fastest(race: Race, prompts: Sequence[Prompt], ways: Sequence[Way]) -> Way:
     rates = {}
-    for way in ways:
+    for way in ways if len(ways) > 1 else ():
         with way.open(race) as engine:
             done = [_done(engine, race, prompt, 0, _TRIAL_TOKENS) for prompt in prompts]
         rates[way] = tokens_per_s([[run_of(one)] for one in done])
-    return max(rates, key=lambda way: rates[way])
+    return max(ways, key=lambda way: rates.get(way, 0.0))
 
 
 def _done(engine: Engine, race: Race, prompt: Prompt, number: int, most: int) -> Completion:
@@ -128,6 +134,7 @@ def _figures(
     texts = {name: [one.token_ids for g in group for one in g] for name, group in runs.items()}
     figures: dict[str, Any] = {
         "settings": {name: [way.schedule, way.length] for name, way in ways.items()},
+        **_trees_over_chains(timed),
         "draft_share": draft_s / verify_s,
         "ahead_over_sequential": whole.ratio,
         "ahead_over_sequential_ci95": [whole.low, whole.high],
@@ -151,6 +158,21 @@ def _figures(
     rates = {name: figures[f"{name}_ratio"] for name in ("sequential", "ahead", "both_cores")}
     figures["winner"] = max({**rates, "plain": 1.0}.items(), key=lambda one: one[1])[0]
     return figures
+
+
+def _trees_over_chains(timed: dict[str, list[list[Run]]]) -> dict[str, Any]:
+    """Trees ahead against chains ahead, where both were raced."""
+    if CHAIN not in timed:
+        return {}
+    pairs = _pairs(timed[CHAIN], timed["ahead"])
+    whole = speedup(pairs)
+    return {
+        "tree_over_chain": whole.ratio,
+        "tree_over_chain_ci95": [whole.low, whole.high],
+        "tree_over_chain_without_loops": ratio_without_loops(pairs),
+        "ahead_chain_ratio": speedup(_pairs(timed["plain"], timed[CHAIN])).ratio,
+        "ahead_chain_tokens_per_s": tokens_per_s(timed[CHAIN]),
+    }
 
 
 def _pairs(plain: list[list[Run]], other: list[list[Run]]) -> list[list[Pair]]:

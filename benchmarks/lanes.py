@@ -10,6 +10,8 @@ For each: the concurrency limit (both models' loops side by side, no hand-over),
 when every outcome is a hit (drafts are told, passes are real) against that limit, then on prompts
 of the suite `sequential` and `ahead` on the same two lanes, each with its fastest length and
 branches, and `sequential` with both cores for both models. Runs take turns; needs 2 cores.
+With `--shape tree` all of these draft trees (`--lengths` are nodes), and chains ahead, of
+`--chain-lengths`, run in turns with them: the last column is trees ahead ÷ chains ahead.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         for temperature in options.temperatures:
             race = Race(
                 options.model, sized, temperature, options.max_tokens, options.repeat,
-                options.lengths, options.branches, options.shape,
+                options.lengths, options.branches, options.shape, options.chain_lengths,
             )  # fmt: skip
             progress(f"{sized.name}: T={temperature:g}")
             rows.append({"drafter": sized.name, **limits, **raced(race, prompts)})
@@ -113,20 +115,30 @@ def _sized(word: str, work: Path) -> Sized:
 
 
 def _print(report: dict[str, Any]) -> None:
-    heads = "drafter T s limit all-hits÷limit hit seq÷plain ahead÷plain ahead÷seq both÷plain same"
+    heads = (
+        "drafter T s limit all-hits÷limit hit seq÷plain ahead÷plain ahead÷seq both÷plain same"
+        " tree÷chain"
+    )
     print(f"{report['machine']}, {report['model']}, {report['num_prompts']} prompts")
-    print(("{:>16}" * 11).format(*heads.split()))
+    print(("{:>16}" * 12).format(*heads.split()))
     for row in report["rows"]:
         cells = (
             row["drafter"], f"{row['temperature']:g}", f"{row['draft_share']:.2f}",
             f"{row['limit_rounds_per_s']:.1f}/s", f"{row['all_hits_ratio']:.2f}",
             f"{row['hit_rate']:.2f}", f"{row['sequential_ratio']:.2f}",
             f"{row['ahead_ratio']:.2f}", f"{row['ahead_over_sequential']:.2f}",
-            f"{row['both_cores_ratio']:.2f}", f"{row['identical']}",
+            f"{row['both_cores_ratio']:.2f}", f"{row['identical']}", _over_chains(row),
         )  # fmt: skip
-        print(("{:>16}" * 11).format(*cells))
+        print(("{:>16}" * 12).format(*cells))
     best = [row["ahead_over_sequential"] for row in report["rows"]]
     print(f"ahead ÷ sequential, median of the rows: {median(best):.2f}")
+
+
+def _over_chains(row: dict[str, Any]) -> str:
+    if "tree_over_chain" not in row:
+        return "-"
+    low, high = row["tree_over_chain_ci95"]
+    return f"{row['tree_over_chain']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _floats(text: str) -> list[float]:
@@ -151,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeat", type=int, default=1)
     add("--rounds", type=int, default=40, help="rounds that limits are measured over")
     add("--lengths", type=_counts, default=[2, 4, 6], help="draft lengths to choose from")
+    add("--chain-lengths", type=_counts, default=[2, 4, 6], help="of chains beside trees")
     add("--branches", type=_counts, default=[8, 16], help="numbers of branches to choose from")
     add("--shape", default="chain", choices=("chain", "tree"))
     add("--json", type=Path)

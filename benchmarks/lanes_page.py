@@ -27,7 +27,26 @@ def lanes_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
             yield f"{report['note']}\n"
         yield from limit_table(report)
         yield from way_table(report)
+        yield from tree_table(report)
         yield from miss_table(report)
+
+
+def tree_table(report: Report) -> Iterator[str]:
+    """Trees ahead against chains ahead, where both were raced."""
+    rows = [row for row in report["rows"] if "tree_over_chain" in row]
+    if not rows:
+        return
+    yield "Trees ahead and chains ahead on the same lanes, each at its best; the bar is 1.05.\n"
+    yield from header(
+        "drafter", "T", "chains ahead", "trees ahead", "trees ÷ chains", "outside loops", "95 %"
+    )
+    for row in rows:
+        yield line(
+            row["drafter"], f"{row['temperature']:g}", f"{row['ahead_chain_ratio']:.2f}",
+            f"{row['ahead_ratio']:.2f}", f"{row['tree_over_chain']:.2f}",
+            optional(row["tree_over_chain_without_loops"]), interval(row["tree_over_chain_ci95"]),
+        )  # fmt: skip
+    yield ""
 
 
 def limit_table(report: Report) -> Iterator[str]:
