@@ -295,7 +295,8 @@ def sentence(row: Mapping[str, Any]) -> str:
     """A row for people."""
     start = f"{row['drafter']} as {row['layout']}, {row['num_draft']} tokens a draft:"
     if row["reason"] is not None:
-        return f"{start} vLLM does not run it: {row['reason']} (forerun: {row['forerun']:.2f})"
+        words = " ".join(row["reason"].split())
+        return f"{start} vLLM does not run it: {words} (forerun: {row['forerun']:.2f})"
     text = (
         f"{start} {row['num_same']} of {len(row['first_differences'])} texts as plain;"
         f" {row['vllm']:.2f} tokens a round in vLLM ({row['vllm_reported']:.2f} by its own"
