@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from forerun import SamplingParams
+from forerun import Engine, SamplingParams, Speculation
 from forerun.engine.grammar import Compiler, Pattern
 from forerun.engine.service import Job
 
@@ -22,6 +22,12 @@ REGEXES = (
     r"[A-Z][a-z]+( [A-Z][a-z]+){0,2}",
     r"(\{[a-z]=[0-9]\};){1,3}",
 )
+
+
+def plainly(target_dir):
+    return Engine(
+        target_dir, speculate=Speculation("none"), kv_positions=4096, threads=1, backend="native"
+    )
 
 
 def compiler_of(engine) -> Compiler:

@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 
 from engine.conftest import HAS_NATIVE
-from engine.grammar_parts import Listed, bound_jobs, compiler_of, is_valid
+from engine.grammar_parts import Listed, bound_jobs, compiler_of, is_valid, plainly
 from engine.service_parts import Listener, around, jobs, outcome, played, prompt_of
-from forerun import Engine, SamplingParams, Speculation
+from forerun import SamplingParams
 from forerun.engine.grammar import Followed, Pattern
 from forerun.engine.service import Job, Service
 from forerun.errors import BackendError, GrammarError
-from forerun.tree import TokenTree
 
 if not HAS_NATIVE:
     pytest.skip("the native core is not built", allow_module_level=True)
@@ -55,12 +54,6 @@ def heard(service, job):
     listener = Listener()
     service.submit(job, listener)
     return listener.completion
-
-
-def plainly(target_dir):
-    return Engine(
-        target_dir, speculate=Speculation("none"), kv_positions=4096, threads=1, backend="native"
-    )
 
 
 @pytest.fixture(scope="module")
@@ -118,20 +111,6 @@ def test_given_listed_texts_then_each_token_is_that_of_a_request_allowed_no_othe
             assert list(found.token_ids) == tokens
             assert found.finish_reason == "stop"
             assert tokens[:-1] in texts
-
-
-def test_given_a_list_of_choices_then_llguidance_says_what_looking_says(target_dir, compiler):
-    words = ["red", "rest", "green", "re", "gold"]
-    with plainly(target_dir) as engine:
-        encode, vocab = engine.tokenizer.encode, engine._parts.target.spec.vocab
-        listed = Listed([encode(word) for word in words], vocab, 256)
-    constraint = compiler.compile(Pattern("choice", json.dumps(words))).begin()
-    tokens = [1, *encode("re"), *encode("s"), *encode("g"), *encode("o"), 256, *encode("x")]
-    tree = TokenTree(np.array(tokens, np.int32), np.array([-1, 0, 1, 2, 0, 4, 2, 0], np.int32))
-
-    for text in ([], encode("r"), encode("gree"), encode("gold")):
-        assert np.array_equal(constraint.allowed(text, tree), listed.allowed(text, tree)), text
-        assert constraint.forced(text, 9) == listed.forced(text, 9)
 
 
 # --- whatever drafts, whoever is there ------------------------------------------------------------
@@ -373,37 +352,3 @@ def test_given_drafted_nodes_that_cannot_be_followed_then_texts_are_the_same(
 
     assert sum(failed) > 0
     assert differences(found, expected) == []
-
-
-# --- what is refused ------------------------------------------------------------------------------
-
-HOPELESS = (
-    Pattern("json_schema", "{"),
-    Pattern("json_schema", '{"type": "robot"}'),
-    Pattern("json_schema", '{"type": "object", "properties": {"a": {"$ref": "http://x/y"}}}'),
-    Pattern("json_schema", '{"type": "string", "contentEncoding": "base64", "not": {}}'),
-    Pattern("regex", "a("),
-    Pattern("regex", "(?=a)b"),
-    Pattern("lark", "start: start"),
-    # what takes minutes is given up
-    Pattern("lark", "start: A\nA: " + " & ".join(f"/(.*a.{{{at}}}b.*)/" for at in range(2, 40))),
-    Pattern("lark", "start: nobody"),
-    Pattern("lark", "start: " + "(" * 20_000),
-    Pattern("lark", "x" * (1 << 19)),
-    Pattern("json_schema", '{"anyOf": ' * 2000 + "{}" + "}" * 2000),
-)
-
-
-def test_given_rules_that_lead_on_by_the_thousand_then_nothing_breaks(compiler):
-    levels = ",".join(f'"{at}":{{"items":{{"$ref":"#/$defs/{at + 1}"}}}}' for at in range(1400))
-    pattern = Pattern("json_schema", f'{{"$defs":{{{levels},"1400":{{}}}},"$ref":"#/$defs/0"}}')
-
-    assert compiler.compile(pattern).begin().allowed([], TokenTree.made_chain([0])).any()
-
-
-@pytest.mark.parametrize("pattern", HOPELESS, ids=lambda one: f"{one.kind} {one.text[:30]}")
-def test_given_what_is_no_grammar_then_it_is_refused_in_a_sentence(compiler, pattern):
-    with pytest.raises(GrammarError) as refused:
-        compiler.compile(pattern)
-
-    assert 10 < len(str(refused.value)) < 300

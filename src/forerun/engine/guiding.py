@@ -30,23 +30,22 @@ NAME = "grammar"  # who drafted forced tokens
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Guided:
-    """A round's drafts as grammars leave them; `allowed [R V]` is of all their nodes in turn, None
-    where no grammar binds a row. `free` are the rows that none binds: what may follow the drafts of
-    the others is not worth a guess."""
+    """A round's drafts as grammars leave them. `masks`: of each row that one binds, where its nodes
+    begin among those of all rows, and `[N V]` what may follow each. `free` are the rows that none
+    binds: what may follow the drafts of the others is not worth a guess."""
 
     drafts: list[Draft]
-    allowed: Masks | None
+    masks: Rows[tuple[int, Masks]]
     free: tuple[Rows[DraftRow], Rows[Draft]]
 
-    def masked(self, logits: Any) -> Any:
-        """Logits `[R V]` in which what is not allowed is -inf: a copy, or themselves."""
-        if self.allowed is None:
-            return logits
-        if isinstance(logits, np.ndarray):
-            return np.where(self.allowed, logits, np.float32(-np.inf))
-        xp, place = array_namespace(logits), device(logits)
-        allowed = xp.asarray(self.allowed, device=place)
-        return xp.where(allowed, logits, xp.full_like(logits, -float("inf")))
+
+def masked(logits: Any, allowed: Masks) -> Any:
+    """A copy of logits `[N V]` in which what is not allowed is -inf."""
+    if isinstance(logits, np.ndarray):
+        return np.where(allowed, logits, np.float32(-np.inf))
+    xp = array_namespace(logits)
+    where = xp.asarray(allowed, device=device(logits))
+    return xp.where(where, logits, xp.full_like(logits, -float("inf")))
 
 
 def guided(
@@ -59,24 +58,24 @@ def guided(
     change the law they were drawn from, a mask only the target's.
     """
     if all(row.constraint is None for row in rows):
-        return Guided(drafts, None, (draft_rows, drafts))
-    vocab, edits = parts.target.spec.vocab, parts.rule.reads is Reads.CHOICES
+        return Guided(drafts, (), (draft_rows, drafts))
+    edits, start = parts.rule.reads is Reads.CHOICES, 0
     kept, masks = [], []
     for row, asked, draft in zip(rows, draft_rows, drafts, strict=True):
-        if row.constraint is None:
-            own, allowed = draft, np.ones((len(draft.tree), vocab), np.bool_)
-        else:
+        own = draft
+        if row.constraint is not None:
             text = row.tokens[row.prompt_len :]
             is_plain = not row.speculates or (row.parts or parts).drafter_name == "none"
             room = 0 if is_plain or not edits else min(asked.max_depth, MOST_FORCED)
             offered = _forced(row, text, draft, room)
             allowed = row.constraint.allowed(text, offered.tree)
             own, allowed = _legal(offered, allowed) if edits else (offered, allowed)
+            masks.append((start, allowed))
         kept.append(own)
-        masks.append(allowed)
+        start += len(own.tree)
     free = [at for at, row in enumerate(rows) if row.constraint is None]
     unbound = [draft_rows[at] for at in free], [drafts[at] for at in free]
-    return Guided(kept, masks[0] if len(masks) == 1 else np.concatenate(masks), unbound)
+    return Guided(kept, masks, unbound)
 
 
 def _forced(row: Sequence, text: Rows[int], draft: Draft, room: int) -> Draft:

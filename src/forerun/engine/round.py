@@ -17,7 +17,7 @@ import numpy as np
 from forerun.backends.passes import Pass, assemble, choice_positions, penalty_paths
 from forerun.composition import LONGEST
 from forerun.draft import Commit, Draft, Verdict
-from forerun.engine.guiding import guided
+from forerun.engine.guiding import Guided, guided, masked
 from forerun.engine.parts import Parts
 from forerun.engine.sequence import Sequence, TokenLogprobs
 from forerun.errors import BackendError
@@ -44,7 +44,7 @@ def run_round(rows: Rows[Sequence], parts: Parts, meter: RoundMeter) -> list[Com
     with meter.verify:
         output = parts.target.forward(batch)
         logits = output.logits
-        said = _said(parts, guide.masked(logits), selection)
+        said = _said_under(guide, parts, logits, selection)
     verdicts, paths = [], []
     for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
         own = said if len(rows) == 1 else said[starts[index] : starts[index + 1]]
@@ -149,6 +149,20 @@ def _fixed(num_nodes: int) -> _Fixed:
     return _Fixed(np.array([0, num_nodes], np.int32), nodes, zeros[1:], zeros)
 
 
+def _said_under(guide: Guided, parts: Parts, logits: Any, selection: Selection) -> Any:
+    """What the target says at every wanted node, masked where a grammar binds the row."""
+    masks = guide.masks
+    if len(masks) == 1 and len(masks[0][1]) == len(selection.positions):
+        return _said(parts, masked(logits, masks[0][1]), selection)
+    said = _said(parts, logits, selection)
+    for start, allowed in masks:
+        said = np.require(said, requirements="W")
+        end = start + len(allowed)
+        own = masked(logits[start:end], allowed)
+        said[start:end] = _said(parts, own, _part(selection, start, end))
+    return said
+
+
 def _said(parts: Parts, logits: Any, selection: Selection) -> Any:
     """What the target says at every wanted node, as the rule reads it."""
     if parts.rule.reads is Reads.LAWS:
@@ -164,7 +178,7 @@ def _laws(parts: Parts, logits: Any, selection: Selection) -> Any:
         laws = np.full((len(selection.positions), parts.target.spec.vocab), np.nan, np.float32)
     for index in range(len(laws)):
         with suppress(BackendError):
-            one = parts.target.law(logits[index : index + 1], _single(selection, index))
+            one = parts.target.law(logits[index : index + 1], _part(selection, index, index + 1))
             laws[index] = one[0]
     return laws
 
@@ -180,19 +194,20 @@ def _select(parts: Parts, logits: Any, selection: Selection) -> Tokens:
         choices = np.full(len(selection.positions), -1, np.int32)
     for index in range(len(choices)):
         with suppress(BackendError):
-            one = parts.target.select(logits[index : index + 1], _single(selection, index))
+            one = parts.target.select(logits[index : index + 1], _part(selection, index, index + 1))
             choices[index] = one[0]
     return choices
 
 
-def _single(selection: Selection, index: int) -> Selection:
-    start, end = selection.path_starts[index : index + 2].tolist()
+def _part(selection: Selection, first: int, end: int) -> Selection:
+    """Of some rows of logits that follow one another."""
+    path_starts = selection.path_starts[first : end + 1]
     return Selection(
-        selection.positions[index : index + 1],
-        selection.sampler_of[index : index + 1],
+        selection.positions[first:end],
+        selection.sampler_of[first:end],
         selection.samplers,
-        np.array([0, end - start], np.int32),
-        selection.path_tokens[start:end],
+        path_starts - path_starts[0],
+        selection.path_tokens[path_starts[0] : path_starts[-1]],
     )
 
 
