@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -201,9 +202,11 @@ def opened_native(case: Case) -> Iterator[FeatureBackend]:
         name: drawn_tensor(0, name, shape) for name, shape in expected_tensors(body).items()
     }
     tensors |= {"model.embed_tokens.weight": case.table, "lm_head.weight": case.head}
-    target = NativeBackend(InMemory(body, tensors), cores=(0,), num_blocks=NUM_BLOCKS)
+    target = NativeBackend(
+        InMemory(body, tensors), cores=(min(os.sched_getaffinity(0)),), num_blocks=NUM_BLOCKS
+    )
     drafter = native.NativeFeatureBackend(
-        drafter_of(case), target, num_blocks=NUM_BLOCKS, cores=(0,)
+        drafter_of(case), target, num_blocks=NUM_BLOCKS, cores=(min(os.sched_getaffinity(0)),)
     )
     yield drafter
     drafter.close()

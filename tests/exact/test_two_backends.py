@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ CLOSE = 0.05  # standard deviations: bf16 activations against float32
 def both(directory: Path) -> tuple[Backend, Backend]:
     checkpoint = open_checkpoint(directory)
     return (
-        native.NativeBackend(checkpoint, cores=(0,), num_blocks=4),
+        native.NativeBackend(checkpoint, cores=(min(os.sched_getaffinity(0)),), num_blocks=4),
         torch_backend.TorchBackend(
             checkpoint, device="cpu", dtype="float32", num_blocks=4, num_threads=1
         ),

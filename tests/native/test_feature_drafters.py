@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import PATHS, opened, random_checkpoint, require_same_bits, tiny_spec
+from builders import CORES, PATHS, opened, random_checkpoint, require_same_bits, tiny_spec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,11 +113,11 @@ def test_given_company_then_each_row_has_the_bits_it_has_alone(spec, lengths, se
     rows = [a_text(length, spec, seed + at) for at, length in enumerate(lengths)]
     plan = plan_of([tokens for tokens, _ in rows], [0] * len(rows), growth=WIDE)
 
-    backend = native(module, cores=(0,), num_blocks=3 * len(rows))
+    backend = native(module, cores=CORES[:1], num_blocks=3 * len(rows))
     together = backend.grow(plan, np.concatenate([features for _, features in rows]))
 
     for draft, (tokens, features) in zip(together, rows, strict=True):
-        alone = drafted(native(module, cores=(0,)), tokens, features, growth=WIDE)
+        alone = drafted(native(module, cores=CORES[:1]), tokens, features, growth=WIDE)
         assert_same_bits(draft, alone)
 
 
