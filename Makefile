@@ -1,6 +1,7 @@
 # make demo    complete a Python function and measure it     make test    format, lint, types, tests
 # make bench   the measured table of the README              make asan    native tests, sanitizers on
-# make format  rewrite the sources in the house style        make clean   remove what make made
+# make format  rewrite the sources in the house style        make clients LangChain, LiteLLM, a server
+# make clean   remove what make made
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -20,11 +21,14 @@ NATIVE := $(shell find native -name '*.cpp' -o -name '*.h' -o -name '*.inc')
 SANITIZED := build/asan
 PRELOAD = $(shell $${CXX:-g++} -print-file-name=libasan.so):$(shell $${CXX:-g++} -print-file-name=libubsan.so)
 TESTS ?= tests
+# Processes that share out the tests, each on a core of its own and with memory of its own.
+WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
+CLIENTS := build/clients
 
-.PHONY: help build demo bench test lint types format asan clean
+.PHONY: help build demo bench test lint types format asan clients clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 $(MADE)/environment: .ci/check-machine
 	@.ci/check-machine $(PYTHON)
@@ -66,7 +70,8 @@ types: $(MADE)/test
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest $(TESTS) -m "not alone" -n $(WORKERS) --dist worksteal || [ $$? = 5 ]
+	$(BIN)/python -m pytest $(TESTS) -m alone || [ $$? = 5 ] # 5: none of them is asked for
 
 format: $(MADE)/test
 	$(BIN)/ruff format .
@@ -85,6 +90,17 @@ $(SANITIZED)/.made: $(MADE)/test pyproject.toml CMakeLists.txt $(NATIVE) $(shell
 asan: $(SANITIZED)/.made
 	cd tests && LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	  ../$(SANITIZED)/venv/bin/python -m pytest -p no:cacheprovider --capture=sys native
+
+# LiteLLM brings 250 MB and an older client of OpenAI's: a second environment over the first.
+$(CLIENTS)/.made: $(MADE)/test
+	$(PYTHON) -m venv $(CLIENTS)/venv
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > $$(echo $(CLIENTS)/venv/lib/python3*/site-packages)/base.pth
+	$(CLIENTS)/venv/bin/python -m pip install --quiet --disable-pip-version-check "litellm>=1.80"
+	@touch $@
+
+clients: $(CLIENTS)/.made
+	$(CLIENTS)/venv/bin/python -m pytest -p no:cacheprovider tests/serve/test_other_clients.py tests/serve/test_clients.py
 
 clean:
 	rm -rf $(VENV) build
