@@ -59,9 +59,14 @@ class Repeated:
         return self._backend.grow(plan, num_layers)
 
     def foresee(self, plan: Any) -> Any:
-        """A forecast, in the time of several."""
+        """A forecast, in the time of several; what is carried is read by none of them."""
         num_branches = int(plan.num_branches.sum())
-        self._waste(1, max(len(tree) for tree in plan.trees))
+        carried = plan.carried or [None] * len(plan.trees)
+        unread = [
+            len(tree) if one is None else int(np.count_nonzero(one.nodes < 0))
+            for tree, one in zip(plan.trees, carried, strict=True)
+        ]
+        self._waste(min(1, max(unread)), max(unread))
         self._waste(int(plan.below.depths.max()), num_branches)
         return self._backend.foresee(plan)
 

@@ -288,6 +288,27 @@ void Model::keep_grown(const int32_t* table, int position, const std::vector<int
   });
 }
 
+std::vector<uint16_t> Model::grown_kv(const std::vector<int32_t>& grown) const {
+  const int64_t width = values_per_node() / shape_.num_layers;
+  std::vector<uint16_t> kv;
+  kv.reserve(grown.size() * static_cast<size_t>(values_per_node()));
+  for (const int32_t n : grown)
+    for (int layer = 0; layer < shape_.num_layers; ++layer) {
+      const uint16_t* own = node_kv(layer, n, 0);
+      kv.insert(kv.end(), own, own + width);
+    }
+  return kv;
+}
+
+void Model::adopt(const uint16_t* kv, int position, int parent) {
+  const int64_t width = values_per_node() / shape_.num_layers;
+  const int n = num_grown();
+  for (int layer = 0; layer < shape_.num_layers; ++layer)
+    std::copy_n(kv + layer * width, width, node_kv(layer, n, 0));
+  kv_parents_.push_back(parent);
+  kv_positions_.push_back(position);
+}
+
 void Model::settle(const int32_t* table, int position, int first, int last) {
   std::vector<int32_t> path(static_cast<size_t>(last - first + 1));
   std::iota(path.begin(), path.end(), first);

@@ -320,6 +320,7 @@ void bind_model(nb::module_& m) {
       .def("set_token_map", &Model::set_token_map)
       .def("borrow", &Model::borrow)
       .def_prop_ro("weight_bytes", &Model::weight_bytes)
+      .def_prop_ro("num_computed", &Model::num_computed)
       .def_prop_ro("block_bytes", &Model::block_bytes)
       .def("forward", &forward)
       .def("commit", &commit)

@@ -253,30 +253,97 @@ std::vector<int> check_drafts(const Model& model, const ForecastPlan& plan) {
   return levels;
 }
 
-nb::list foresee_trees(Model& model, const HeldPlan& held, const Array<int32_t>& tokens,
-                       const Array<int32_t>& parents, const Array<int32_t>& starts,
-                       const Array<int32_t>& exits, const Array<int32_t>& exit_starts,
-                       const Array<int32_t>& num_branches, int num_offers,
-                       const Array<int32_t>& deepest, const std::optional<Features>& features) {
+// Of each row what an earlier forecast read, or None.
+std::vector<const HeldNodes*> held_rows(const nb::list& held, size_t num_rows) {
+  require(held.size() == num_rows, "what is held of each row");
+  std::vector<const HeldNodes*> rows;
+  for (const nb::handle one : held)
+    rows.push_back(one.is_none() ? nullptr : nb::cast<const HeldNodes*>(one));
+  return rows;
+}
+
+// A carried node is held, below a carried one, in a row with only its pending token unread.
+void check_carried(const Model& model, const ForecastPlan& plan) {
+  for (int b = 0; b < plan.below.num_rows; ++b) {
+    const HeldNodes* held = plan.held[b];
+    const int first = plan.starts[b];
+    const int num_held = held ? held->num_nodes : 0;
+    require(!held || (static_cast<int64_t>(held->kv.size()) == num_held * model.values_per_node() &&
+                      static_cast<int64_t>(held->logits.size()) ==
+                          static_cast<int64_t>(num_held) * model.shape().vocab),
+            "states of a model like this one");
+    const bool is_read = plan.below.known(b) == plan.below.committed[b] + 1;
+    for (int n = first; n < plan.starts[b + 1]; ++n) {
+      if (!plan.is_carried(n)) continue;
+      require(plan.carried[n] < num_held && is_read, "a held node");
+      require(n == first || plan.is_carried(first + plan.parents[n]), "a carried parent");
+    }
+  }
+}
+
+void check_given(const Model& model, const Array<int32_t>& exits, const Array<int32_t>& tokens,
+                 size_t num_nodes) {
+  require(exits.size() == tokens.size(), "an exit and a token of every outcome");
+  for (size_t i = 0; i < exits.size(); ++i)
+    require(exits(i) >= 0 && static_cast<size_t>(exits(i)) < num_nodes && tokens(i) >= 0 &&
+                tokens(i) < model.shape().vocab,
+            "an outcome below a drafted node");
+}
+
+nb::tuple foresee_trees(Model& model, const HeldPlan& held, const Array<int32_t>& tokens,
+                        const Array<int32_t>& parents, const Array<int32_t>& starts,
+                        const Array<int32_t>& exits, const Array<int32_t>& exit_starts,
+                        const Array<int32_t>& num_branches, int num_offers,
+                        const Array<int32_t>& deepest, const nb::list& held_nodes,
+                        const Array<int32_t>& carried, const Array<int32_t>& given_exits,
+                        const Array<int32_t>& given_tokens,
+                        const std::optional<Features>& features) {
   const size_t num_rows = static_cast<size_t>(held.plan().num_rows);
   require(num_branches.size() == num_rows && parents.size() == tokens.size() && num_offers > 0 &&
-              deepest.size() == 1,
+              deepest.size() == 1 && carried.size() == tokens.size(),
           "array sizes of a forecast do not fit together");
-  require(!held.plan().is_sampled(), "outcomes of draws are not foreseen");
+  require(!held.plan().is_sampled() || given_exits.size() > 0, "outcomes of draws are given");
+  check_given(model, given_exits, given_tokens, tokens.size());
   require_spans(starts, num_rows, tokens.size(), "draft starts");
   require_spans(exit_starts, num_rows, exits.size(), "exit starts");
-  const ForecastPlan plan{held.plan(),         tokens.data(), parents.data(),
-                          starts.data(),       exits.data(),  exit_starts.data(),
-                          num_branches.data(), num_offers,    deepest.data()};
+  const std::vector<const HeldNodes*> known = held_rows(held_nodes, num_rows);
+  const ForecastPlan plan{held.plan(),         tokens.data(),
+                          parents.data(),      starts.data(),
+                          exits.data(),        exit_starts.data(),
+                          num_branches.data(), num_offers,
+                          deepest.data(),      known.data(),
+                          carried.data(),      given_exits.data(),
+                          given_tokens.data(), static_cast<int>(given_exits.size())};
   held.check(model, check_drafts(model, plan));
+  check_carried(model, plan);
   const std::unique_ptr<Reader> reader = reader_for(model, held.starts(), features);
-  std::vector<GrownRow> rows;
+  Forecast forecast;
   {
     const nb::gil_scoped_release release;
     const Model::InUse use(model);
-    rows = foresee(*reader, plan);
+    forecast = foresee(*reader, plan);
   }
-  return as_list(rows);
+  const nb::list rows = as_list(forecast.rows);
+  return nb::make_tuple(rows, std::move(forecast.read));
+}
+
+// What was read of grown nodes of the last forecast, of the first so many that have logits.
+HeldNodes take_nodes(Model& model, const ReadLogits& read, const Array<int32_t>& grown) {
+  const int64_t width = model.shape().vocab;
+  HeldNodes held;
+  std::vector<int32_t> nodes;
+  for (const int32_t n : copy(grown)) {
+    require(n >= 0 && n < model.num_grown(), "a grown node");
+    if (!read.has(n)) break;
+    const float* own = &read.values[static_cast<size_t>((n - read.first) * width)];
+    held.logits.insert(held.logits.end(), own, own + width);
+    nodes.push_back(n);
+  }
+  held.num_nodes = static_cast<int>(nodes.size());
+  const nb::gil_scoped_release release;
+  const Model::InUse use(model);
+  held.kv = model.grown_kv(nodes);
+  return held;
 }
 
 void absorb_features(Model& model, const Array<int32_t>& catch_up, const Array<int32_t>& starts,
@@ -318,10 +385,14 @@ void bind_proposals(nb::module_& module, nb::class_<Model>& model) {
                     Array<int32_t>, const std::string&, std::vector<int32_t>, int, int, double,
                     std::vector<float>, double, Acceptance, double, double>())
       .def("damp", &HeldPlan::damp, "count"_a, "factor"_a);
+  nb::class_<ReadLogits>(module, "ReadLogits");
+  nb::class_<HeldNodes>(module, "HeldNodes").def_ro("num_nodes", &HeldNodes::num_nodes);
   model.def("propose", &propose_chains)
       .def("grow", &grow_trees, "plan"_a, "num_layers"_a, "features"_a.none())
       .def("foresee", &foresee_trees, "plan"_a, "tokens"_a, "parents"_a, "starts"_a, "exits"_a,
-           "exit_starts"_a, "num_branches"_a, "num_offers"_a, "deepest"_a, "features"_a.none())
+           "exit_starts"_a, "num_branches"_a, "num_offers"_a, "deepest"_a, "held"_a, "carried"_a,
+           "given_exits"_a, "given_tokens"_a, "features"_a.none())
+      .def("take", &take_nodes)
       .def("absorb", &absorb_features)
       .def("keep", &keep);
 }

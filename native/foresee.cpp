@@ -22,6 +22,7 @@ class Foreseer {
   void read_drafts();
   void weigh_drafts();
   void guess();
+  void take_given();
   void grow();
   std::vector<GrownRow> finished() const;
 
@@ -38,12 +39,14 @@ class Foreseer {
   const Node& node(int n) const { return nodes_[static_cast<size_t>(n)]; }
   const Offer& offer_of(int n) const { return offers_[static_cast<size_t>(n)]; }
   int capacity() const;
+  void take_carried();
   void offer(const std::vector<int>& read);
-  void offer_below(int n, size_t r, SelectScratch& scratch);
+  void offer_below(int n, const float* logits, SelectScratch& scratch);
   std::vector<int32_t> path_of(int n) const;
   bool has_child(int n, int32_t token) const;
   std::vector<Guess> outcomes(int row) const;
   bool is_cut(int num_levels) const;
+  void add_laws(const GrownRow& branch, size_t at, GrownRow& whole) const;
   void add_branches(int row, GrownRow& whole) const;
 
   Reader& reader_;
@@ -81,16 +84,34 @@ int Foreseer::capacity() const {
     const int num_exits = plan_.exit_starts[b + 1] - plan_.exit_starts[b];
     num_guesses += std::min(plan_.num_branches[b], num_exits * plan_.num_offers);
   }
+  num_guesses += plan_.num_given;
   return plan_.num_nodes() + num_guesses * Grower::most_read(plan_.below);
+}
+
+// Children of nodes that an earlier forecast read.
+void Foreseer::take_carried() {
+  std::vector<int> carried;
+  for (int n = 0; n < plan_.num_nodes(); ++n)
+    if (plan_.is_carried(n)) carried.push_back(n);
+  if (carried.empty()) return;
+  each_row(reader_.lane(), static_cast<int64_t>(carried.size()),
+           [&](int64_t r, SelectScratch& scratch) {
+             const int n = carried[static_cast<size_t>(r)];
+             const HeldNodes& held = *plan_.held[node(n).row];
+             offer_below(n, &held.logits[static_cast<size_t>(plan_.carried[n] * reader_.vocab())],
+                         scratch);
+           });
 }
 
 // All nodes at once, or from level to level.
 void Foreseer::read_drafts() {
-  std::vector<int> kv, all(nodes_.size());
+  std::vector<int> kv, read, all(nodes_.size());
   for (size_t n = 0; n < all.size(); ++n) all[n] = static_cast<int>(n);
-  if (reader_.read_drafts(plan_, capacity(), kv)) {
+  if (reader_.read_drafts(plan_, capacity(), kv, read)) {
     for (size_t n = 0; n < all.size(); ++n) nodes_[n].kv = kv[n];
-    return offer(all);
+    take_carried();
+    if (!read.empty()) offer(read);
+    return;
   }
   reader_.read_text(reading_, capacity());
   const int deepest = *std::max_element(depths_.begin(), depths_.end());
@@ -109,25 +130,21 @@ void Foreseer::read_drafts() {
   }
 }
 
-// Children of nodes whose logits the reader holds.
+// Children of nodes whose logits the reader holds; of no use where outcomes are given.
 void Foreseer::offer(const std::vector<int>& read) {
-  each_row(reader_.lane(), static_cast<int64_t>(read.size()),
-           [&](int64_t r, SelectScratch& scratch) {
-             offer_below(read[static_cast<size_t>(r)], static_cast<size_t>(r), scratch);
-           });
+  if (plan_.is_given()) return;
+  each_row(
+      reader_.lane(), static_cast<int64_t>(read.size()), [&](int64_t r, SelectScratch& scratch) {
+        offer_below(read[static_cast<size_t>(r)], reader_.logits(static_cast<size_t>(r)), scratch);
+      });
 }
 
-void Foreseer::offer_below(int n, size_t r, SelectScratch& scratch) {
+void Foreseer::offer_below(int n, const float* logits, SelectScratch& scratch) {
   const GrowthPlan& below = plan_.below;
   const std::vector<int32_t> path = path_of(n);
-  const Asked asked{reader_.lane().kernels(),
-                    reader_.logits(r),
-                    reader_.vocab(),
-                    *below.samplers[node(n).row],
-                    path,
-                    below.known(node(n).row),
-                    0,
-                    plan_.num_offers};
+  const Asked asked{
+      reader_.lane().kernels(), logits, reader_.vocab(), *below.samplers[node(n).row], path,
+      below.known(node(n).row), 0,      plan_.num_offers};
   Offer& own = offers_[static_cast<size_t>(n)];
   own = below.draw == Draw::kPoint ? likeliest(asked, scratch) : coupled(asked, scratch);
   if (below.draw != Draw::kPoint) return;
@@ -191,6 +208,14 @@ std::vector<Guess> Foreseer::outcomes(int row) const {
   return found;
 }
 
+// Outcomes that somebody else has chosen.
+void Foreseer::take_given() {
+  for (int i = 0; i < plan_.num_given; ++i) {
+    const int exit = plan_.given_exits[i];
+    guesses_.push_back({node(exit).row, exit, plan_.given_tokens[i], -1, std::nanf(""), 1.0});
+  }
+}
+
 // The likeliest outcomes of every row, the older first where they are equal, in order of age.
 void Foreseer::guess() {
   for (int b = 0; b < plan_.below.num_rows; ++b) {
@@ -229,6 +254,18 @@ void Foreseer::grow() {
   for (size_t t = 0; t < guesses_.size(); ++t) branches_.push_back(grower.finished(t));
 }
 
+// What was drawn at a place among the read nodes of a branch, and from what.
+void Foreseer::add_laws(const GrownRow& branch, size_t at, GrownRow& whole) const {
+  const auto add = [&](const auto& from, auto& to) {
+    const int64_t width = static_cast<int64_t>(from.size() / branch.expanded.size());
+    const auto begin = from.begin() + static_cast<int64_t>(at) * width;
+    to.insert(to.end(), begin, begin + width);
+  };
+  add(branch.laws, whole.laws);
+  add(branch.draws, whole.draws);
+  add(branch.damped, whole.damped);
+}
+
 // A row's guesses and all below them, in order of age.
 void Foreseer::add_branches(int row, GrownRow& whole) const {
   std::vector<std::vector<int32_t>> places(guesses_.size());  // of each branch's nodes in `whole`
@@ -252,8 +289,10 @@ void Foreseer::add_branches(int row, GrownRow& whole) const {
         whole.scores.push_back(static_cast<float>(guess.score * branch.scores[n]));
         whole.kv.push_back(branch.kv[n]);
         const auto& read = branch.expanded;
-        if (std::find(read.begin(), read.end(), static_cast<int32_t>(n)) != read.end())
-          whole.expanded.push_back(places[t].back());
+        const auto found = std::find(read.begin(), read.end(), static_cast<int32_t>(n));
+        if (found == read.end()) continue;
+        whole.expanded.push_back(places[t].back());
+        add_laws(branch, static_cast<size_t>(found - read.begin()), whole);
       }
     }
   }
@@ -264,7 +303,7 @@ std::vector<GrownRow> Foreseer::finished() const {
   for (int b = 0; b < plan_.below.num_rows; ++b) {
     GrownRow row;
     for (int n = plan_.starts[b]; n < plan_.starts[b + 1]; ++n) {
-      row.expanded.push_back(n - plan_.starts[b]);
+      if (!plan_.is_given()) row.expanded.push_back(n - plan_.starts[b]);
       row.tokens.push_back(plan_.tokens[n]);
       row.parents.push_back(plan_.parents[n]);
       row.ranks.push_back(node(n).rank);
@@ -281,13 +320,17 @@ std::vector<GrownRow> Foreseer::finished() const {
 
 }  // namespace
 
-std::vector<GrownRow> foresee(Reader& reader, const ForecastPlan& plan) {
+Forecast foresee(Reader& reader, const ForecastPlan& plan) {
   Foreseer foreseer(reader, plan);
   foreseer.read_drafts();
-  foreseer.weigh_drafts();
-  foreseer.guess();
+  if (plan.is_given()) {
+    foreseer.take_given();
+  } else {
+    foreseer.weigh_drafts();
+    foreseer.guess();
+  }
   foreseer.grow();
-  return foreseer.finished();
+  return {foreseer.finished(), reader.all_read()};
 }
 
 }  // namespace forerun

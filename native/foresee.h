@@ -8,7 +8,11 @@
 
 namespace forerun {
 
-// One tree a row; the first nodes are the draft's own.
-std::vector<GrownRow> foresee(Reader& reader, const ForecastPlan& plan);
+// One tree a row; the first nodes are the draft's own. `read`: of the nodes below.
+struct Forecast {
+  std::vector<GrownRow> rows;
+  ReadLogits read;
+};
+Forecast foresee(Reader& reader, const ForecastPlan& plan);
 
 }  // namespace forerun

@@ -16,6 +16,7 @@ void Model::forward(const Batch& batch) {
   const CanonicalMode mode;  // the rotation tables are part of the arithmetic
   plan(batch);
   reserve(batch);
+  num_computed_ += batch.num_nodes;
   lane_->reset_phases(shape_.num_layers * kPhasesPerLayer + 4);
   lane_->run([&](int worker) { run_layers(batch, worker); });
 }

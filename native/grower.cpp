@@ -92,12 +92,14 @@ std::vector<int32_t> Grower::path_of(const Leaf& leaf) const {
 Offer Grower::offered(size_t r, const Leaf& leaf, int count, SelectScratch& scratch) const {
   const std::vector<int32_t> path = path_of(leaf);
   const int row = row_of(leaf.tree);
+  // Draws count by the tokens known as their round begins: those above a root are known by then.
+  const int num_above = static_cast<int>(roots_[leaf.tree].above.size());
   const Asked asked{reader_.lane().kernels(),
                     reader_.logits(r),
                     reader_.vocab(),
                     *plan_.samplers[row],
                     path,
-                    plan_.known(row),
+                    plan_.known(row) + (plan_.is_sampled() ? num_above : 0),
                     leaf.candidate,
                     count};
   if (plan_.draw == Draw::kCoupled) return coupled(asked, scratch);

@@ -32,16 +32,34 @@ struct GrowthPlan {
   int known(int b) const { return committed[b] + catch_up_starts[b + 1] - catch_up_starts[b]; }
 };
 
+// What was read of some nodes of a forecast, by itself: the logits below each, and its K/V,
+// `Model::values_per_node` of them.
+struct HeldNodes {
+  int num_nodes = 0;
+  std::vector<float> logits;
+  std::vector<uint16_t> kv;
+};
+
 // Drafts under verification that are grown further; forecast.py, ForecastPlan, has the meaning of
-// every field. Nodes and exits of row b stand from `starts[b]`, `exit_starts[b]` on.
+// every field. Nodes and exits of row b stand from `starts[b]`, `exit_starts[b]` on. `held[b]`:
+// what need not be read of a row again, or null; `carried[n]`: which of them node n is, or -1.
 struct ForecastPlan {
   GrowthPlan below;
   const int32_t *tokens, *parents, *starts, *exits, *exit_starts, *num_branches;
   int num_offers;
   const volatile int32_t* deepest;  // somebody else may write it at any time
+  const HeldNodes* const* held;
+  const int32_t* carried;
+  // Where outcomes are given, none is guessed: tokens below nodes of all drafts, rows ascending.
+  const int32_t *given_exits, *given_tokens;
+  int num_given;
 
   int num_nodes(int b) const { return starts[b + 1] - starts[b]; }
   int num_nodes() const { return starts[below.num_rows]; }
+  bool is_given() const { return num_given > 0; }
+  bool is_carried(int n) const { return carried[n] >= 0; }
+  // Whether row b has nothing unread but nodes of its draft.
+  bool is_held(int b) const { return is_carried(starts[b]); }
 };
 
 }  // namespace forerun

@@ -146,6 +146,17 @@ class Model {
   // stays until the next pass that does not grow.
   void begin_growth(int capacity);
   int num_grown() const { return static_cast<int>(kv_parents_.size()); }
+  // Values of K/V of one node over all layers.
+  int64_t values_per_node() const {
+    return 2LL * shape_.num_layers * shape_.num_kv_heads * shape_.head_dim;
+  }
+  // K/V of grown nodes, one after another.
+  std::vector<uint16_t> grown_kv(const std::vector<int32_t>& grown) const;
+  // One more grown node, whose K/V was computed in another growth. `parent` as in a batch that
+  // grows.
+  void adopt(const uint16_t* kv, int position, int parent);
+  // Nodes of all passes so far.
+  int64_t num_computed() const { return num_computed_; }
   // Rows of the residual stream behind the last layer, of the last pass.
   const float* output(int node) const { return &x_[static_cast<size_t>(node) * shape_.hidden]; }
   // out[r] = base[r] + what the token chosen before adds; rows of logits_stride() floats.
@@ -287,6 +298,7 @@ class Model {
   // Of all tree nodes whose K/V is held: the one above it (-1: committed text), and its position.
   std::vector<int32_t> kv_parents_, kv_positions_;
   int kv_stride_ = 0;  // tree nodes per layer there is room for
+  int64_t num_computed_ = 0;
   std::vector<Scratch> scratch_;
   std::vector<float> x_, qkv_, attended_;
   std::vector<float> fused_, token_rows_;  // of nodes that have features

@@ -98,35 +98,100 @@ void TextReader::read(const GrowthPlan& plan, std::vector<Wanted>& wanted) {
   batch.num_layers = plan.num_layers;
   model_.forward(batch);
   ++num_passes_;
+  if (notes_) note(wanted.size());
 }
 
-// Both texts and drafts as nodes that grow; then the text's K/V goes to its place.
-bool TextReader::read_drafts(const ForecastPlan& plan, int capacity, std::vector<int>& kv) {
+// Keeps the logits of the last pass, the last nodes that grew.
+void TextReader::note(size_t num_rows) {
+  constexpr size_t kMostBytes = 32 << 20;
+  const size_t width = static_cast<size_t>(vocab());
+  if ((all_read_.values.size() + num_rows * width) * sizeof(float) > kMostBytes) notes_ = false;
+  if (!notes_) return;
+  for (size_t i = 0; i < num_rows; ++i)
+    all_read_.values.insert(all_read_.values.end(), logits(i), logits(i) + width);
+  all_read_.num_nodes += static_cast<int>(num_rows);
+}
+
+// What another forecast read of a row's draft grows here once more; its pending token is text.
+void TextReader::adopt(const ForecastPlan& plan, int row, std::vector<int>& kv) {
   const GrowthPlan& below = plan.below;
+  const int first = plan.starts[row], pending = below.known(row) - 1;
+  std::vector<int> positions;
+  for (int n = first; n < plan.starts[row + 1]; ++n) {
+    const int parent = plan.parents[n];
+    positions.push_back(parent < 0 ? pending : positions[static_cast<size_t>(parent)] + 1);
+    if (!plan.is_carried(n)) continue;
+    kv[static_cast<size_t>(n)] = model_.num_grown();
+    model_.adopt(
+        &plan.held[row]->kv[static_cast<size_t>(plan.carried[n] * model_.values_per_node())],
+        positions.back(), parent < 0 ? -1 : kv[static_cast<size_t>(first + parent)]);
+  }
+  const int own = kv[static_cast<size_t>(first)];
+  model_.settle(below.block_table + static_cast<int64_t>(row) * below.table_width, pending, own,
+                own);
+}
+
+// The unread text of a row, its pending token last, as nodes that grow.
+void TextReader::add_text(const ForecastPlan& plan, int row, PassRows& pass, std::vector<int>& kv,
+                          std::vector<int>& read) {
+  const GrowthPlan& below = plan.below;
+  const int begin = below.catch_up_starts[row], end = below.catch_up_starts[row + 1];
+  const int before = model_.num_grown();
+  pass.begin_row(row, below.committed[row]);
+  for (int i = begin; i < end; ++i)
+    pass.add(below.catch_up[i], i == begin ? -1 : before + pass.num_nodes() - 1);
+  kv[static_cast<size_t>(plan.starts[row])] = before + pass.num_nodes() - 1;
+  pass.logit_nodes.push_back(pass.num_nodes() - 1);
+  read.push_back(plan.starts[row]);
+}
+
+// What is not carried of a row's draft, below its text or what is.
+void TextReader::add_draft(const ForecastPlan& plan, int row, PassRows& pass, std::vector<int>& kv,
+                           std::vector<int>& read) {
+  const int first = plan.starts[row];
+  const bool is_held = plan.is_held(row);
+  bool has_begun = !is_held;
+  for (int n = first + 1; n < plan.starts[row + 1]; ++n) {
+    if (plan.is_carried(n)) continue;
+    if (!has_begun) pass.begin_row(row, plan.below.known(row));
+    has_begun = true;
+    const int parent = plan.parents[n];
+    const bool is_below_text = is_held && parent == 0;
+    kv[static_cast<size_t>(n)] = model_.num_grown() + pass.num_nodes();
+    pass.logit_nodes.push_back(pass.num_nodes());
+    pass.add(plan.tokens[n], is_below_text ? -1 : kv[static_cast<size_t>(first + parent)]);
+    read.push_back(n);
+  }
+}
+
+// Texts and drafts as nodes that grow, then the texts' K/V goes to its place.
+bool TextReader::read_drafts(const ForecastPlan& plan, int capacity, std::vector<int>& kv,
+                             std::vector<int>& read) {
+  const GrowthPlan& below = plan.below;
+  kv.assign(static_cast<size_t>(plan.num_nodes()), -1);
+  model_.begin_growth(capacity + below.catch_up_starts[below.num_rows]);
+  for (int b = 0; b < below.num_rows; ++b)
+    if (plan.is_held(b)) adopt(plan, b, kv);
   PassRows pass(below);
   for (int b = 0; b < below.num_rows; ++b) {
-    pass.begin_row(b, below.committed[b]);
-    for (int i = below.catch_up_starts[b]; i < below.catch_up_starts[b + 1]; ++i)
-      pass.add(below.catch_up[i], i == below.catch_up_starts[b] ? -1 : pass.num_nodes() - 1);
-    const int pending = pass.num_nodes() - 1;
-    for (int n = 0; n < plan.num_nodes(b); ++n) {
-      const int node = plan.starts[b] + n;
-      if (n > 0) pass.add(plan.tokens[node], pending + plan.parents[node]);
-      pass.logit_nodes.push_back(pending + n);
-    }
+    if (!plan.is_held(b)) add_text(plan, b, pass, kv, read);
+    add_draft(plan, b, pass, kv, read);
   }
-  kv.assign(pass.logit_nodes.begin(), pass.logit_nodes.end());
-  model_.begin_growth(pass.num_nodes() + capacity);
+  num_passes_ = read.empty() ? 0 : 1;
+  notes_ = !plan.is_given();
+  all_read_ = {model_.num_grown() + pass.num_nodes(), 0, {}};
+  if (read.empty()) return true;
   Batch batch = pass.batch();
   batch.grows = true;
   batch.num_layers = below.num_layers;
   model_.forward(batch);
   for (int b = 0; b < below.num_rows; ++b) {
+    if (plan.is_held(b)) continue;
     const int32_t* table = below.block_table + static_cast<int64_t>(b) * below.table_width;
-    model_.settle(table, below.committed[b], pass.starts[static_cast<size_t>(b)],
-                  kv[static_cast<size_t>(plan.starts[b])]);
+    const int pending = kv[static_cast<size_t>(plan.starts[b])];
+    const int count = below.catch_up_starts[b + 1] - below.catch_up_starts[b];
+    model_.settle(table, below.committed[b], pending - count + 1, pending);
   }
-  num_passes_ = 1;
   return true;
 }
 

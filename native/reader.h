@@ -17,6 +17,14 @@ struct Wanted {
   int kv = -1;
 };
 
+// Logits below grown nodes, by the number of their K/V, from `first` on.
+struct ReadLogits {
+  int first = 0, num_nodes = 0;
+  std::vector<float> values;
+
+  bool has(int kv) const { return kv >= first && kv < first + num_nodes; }
+};
+
 class Reader {
  public:
   virtual ~Reader() = default;
@@ -25,12 +33,15 @@ class Reader {
   virtual void read_text(const GrowthPlan& plan, int capacity) = 0;
   // Then logits(i) are those below wanted[i]; rows ascend. Sets where each one's K/V stands.
   virtual void read(const GrowthPlan& plan, std::vector<Wanted>& wanted) = 0;
-  // In place of read_text and some read: what rows have not read and their whole drafts in one
-  // pass. Then logits(i) are those below node i of all drafts, whose K/V is number kv[i]. False
-  // where a node cannot be read before the one above it is.
-  virtual bool read_drafts(const ForecastPlan&, int /*capacity*/, std::vector<int>& /*kv*/) {
+  // In place of read_text and some read: what rows have not read and what is not carried of their
+  // drafts, in one pass. Then logits(i) are those below node read[i] of all drafts; the K/V of node
+  // n is number kv[n]. False where a node cannot be read before the one above it is.
+  virtual bool read_drafts(const ForecastPlan&, int /*capacity*/, std::vector<int>& /*kv*/,
+                           std::vector<int>& /*read*/) {
     return false;
   }
+  // Of the nodes read behind drafts that were read in one pass, as far as there is room for them.
+  virtual ReadLogits all_read() { return {}; }
   virtual const float* logits(size_t i) const = 0;
   virtual int64_t vocab() const = 0;
   virtual Lane& lane() = 0;
@@ -58,7 +69,9 @@ class TextReader : public Reader {
   explicit TextReader(Model& model) : model_(model) {}
   void read_text(const GrowthPlan& plan, int capacity) override;
   void read(const GrowthPlan& plan, std::vector<Wanted>& wanted) override;
-  bool read_drafts(const ForecastPlan& plan, int capacity, std::vector<int>& kv) override;
+  bool read_drafts(const ForecastPlan& plan, int capacity, std::vector<int>& kv,
+                   std::vector<int>& read) override;
+  ReadLogits all_read() override { return std::move(all_read_); }
   const float* logits(size_t i) const override {
     return model_.logits()->data() + static_cast<int64_t>(i) * model_.logits_stride();
   }
@@ -67,8 +80,18 @@ class TextReader : public Reader {
   int num_passes() const override { return num_passes_; }
 
  private:
+  void adopt(const ForecastPlan& plan, int row, std::vector<int>& kv);
+  void add_text(const ForecastPlan& plan, int row, PassRows& pass, std::vector<int>& kv,
+                std::vector<int>& read);
+  void add_draft(const ForecastPlan& plan, int row, PassRows& pass, std::vector<int>& kv,
+                 std::vector<int>& read);
+
+  void note(size_t num_rows);
+
   Model& model_;
   int num_passes_ = 0;
+  bool notes_ = false;
+  ReadLogits all_read_;
 };
 
 // A block drafter: one pass says all levels; what a node adds is the token before. Below the

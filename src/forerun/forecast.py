@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,16 @@ from numpy.typing import NDArray
 from forerun.draft import Draft
 from forerun.protocols import GrowthPlan, Outlook
 from forerun.tree import Tokens, TokenTree
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Carried:
+    """What an earlier forecast read of a draft: `nodes [N]` int32, of each of its nodes which of
+    those that `held`, a backend's own, is about; -1 is none. A node is not carried without its
+    parent, and a row whose node 0 is has read all but that."""
+
+    nodes: Tokens
+    held: Any
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,7 +45,10 @@ class ForecastPlan:
     `exits [B]`: nodes of each draft where its verdict may end, as far as that is prepared for.
     `num_branches [B]`: the most guesses. `num_offers`: so many best children of an exit are looked
     at. `deepest [1]` int32 may be written to while the call runs: 0 is as deep as planned, n > 0 no
-    deeper than n levels below the guesses; a level that was begun is finished.
+    deeper than n levels below the guesses; a level that was begun is finished. `carried [B]`, or
+    nothing: what need not be read again; a backend may read it again. `outcomes [B]`, or nothing:
+    (exit, bonus) of each guess; then none are weighed, all of these are grown, and `growth` may
+    be of draws, which are those of the round that follows its outcome.
     """
 
     below: GrowthPlan
@@ -44,6 +57,8 @@ class ForecastPlan:
     num_branches: Tokens
     num_offers: int
     deepest: NDArray[np.int32]
+    carried: Sequence[Carried | None] = ()
+    outcomes: Sequence[Sequence[tuple[int, int]]] = ()
 
 
 NUM_OFFERS = 8  # children of a draft's node that are looked at for guesses
@@ -55,10 +70,12 @@ def forecast_plan(
     outlook: Outlook,
     rows: Sequence[int],
     num_levels: int,
+    carried: Sequence[Carried | None] = (),
 ) -> ForecastPlan:
     """What an outlook asks of some of its rows, no deeper than `num_levels` below a guess.
 
-    `text` is those rows' plan of an ordinary proposal: what they have not read, and how they grow.
+    `text` is those rows' plan of an ordinary proposal: what they have not read, and how they grow;
+    `carried` is of the same rows.
     """
     at = list(rows)
     depths = np.minimum(outlook.depths[at], num_levels).astype(np.int32)
@@ -69,7 +86,16 @@ def forecast_plan(
         num_branches=np.full(len(at), outlook.num_branches, np.int32),
         num_offers=NUM_OFFERS,
         deepest=outlook.deepest,
+        carried=carried,
     )
+
+
+def given_plan(
+    text: GrowthPlan, tree: TokenTree, outcomes: Sequence[tuple[int, int]]
+) -> ForecastPlan:
+    """Drafts below these outcomes of one row's draft; `text` is its plan of a proposal."""
+    none = np.zeros(1, np.int32)
+    return ForecastPlan(text, [tree], [none[:0]], none, 1, none.copy(), outcomes=[outcomes])
 
 
 @runtime_checkable
@@ -88,6 +114,25 @@ class ForeseesText(Protocol):
         `expanded` are the nodes that were read. K/V of the catch-up tokens is kept in place; that
         of read nodes stays until the next call, for `keep(plan.below, row, path)`.
         """
+
+
+@runtime_checkable
+class Carries(Protocol):
+    """A backend that lets what a forecast read be taken over by a later one."""
+
+    def take(self, plan: GrowthPlan, row: int, nodes: Sequence[int]) -> tuple[int, Any]:
+        """What was read of the first so many of expanded nodes, parents before children, below
+        guesses of a row of the last forecast, whose plan `below` is `plan`; as `Carried.held`.
+        None of them if another call came between."""
+
+
+@runtime_checkable
+class ForeseesDraws(Protocol):
+    """A backend whose model can grow drafts further below given outcomes, by draws."""
+
+    def foresee_given(self, plan: ForecastPlan) -> list[Draft]:
+        """As `ForeseesText.foresee`, below `plan.outcomes` in their order. A draft's nodes have no
+        figures and no law; `expanded` are the nodes below that have one. Nothing can be kept."""
 
 
 @runtime_checkable

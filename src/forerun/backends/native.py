@@ -47,10 +47,12 @@ _KV = 5  # of what the core returns for a row
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Grown:
-    """The last proposal of trees, and where the K/V of each row's nodes is (-1: not computed)."""
+    """The last proposal of trees, and where the K/V of each row's nodes is (-1: not computed); of a
+    forecast also the logits below its nodes."""
 
     plan: GrowthPlan
     kv: list[Tokens]
+    logits: Any = None
 
 
 class NativeBackend:
@@ -140,6 +142,11 @@ class NativeBackend:
         """Bytes of one K/V block over all layers."""
         return int(self._model.block_bytes)
 
+    @property
+    def num_computed(self) -> int:
+        """Nodes of all passes so far."""
+        return int(self._model.num_computed)
+
     def read_bandwidth(self, num_bytes: int) -> float:
         """Bytes per second of reading a private buffer of that size once, best of four ways."""
         return float(self._lane.read_bandwidth(num_bytes))
@@ -219,8 +226,14 @@ class NativeBackend:
 
     def foresee(self, plan: ForecastPlan) -> list[Draft]:
         """Each row's draft grown further in one native call; nothing below NaN logits."""
-        rows = self._model.foresee(*forecast_arguments(plan, self._samplers), None)
-        self._grown = _Grown(plan.below, [row[_KV] for row in rows])
+        rows, seen = self._model.foresee(*forecast_arguments(plan, self._samplers), None)
+        self._grown = _Grown(plan.below, [row[_KV] for row in rows], seen)
+        return [draft_of(row, plan.below.growth) for row in rows]
+
+    def foresee_given(self, plan: ForecastPlan) -> list[Draft]:
+        """Drafts below outcomes that are given, in one native call."""
+        rows, _ = self._model.foresee(*forecast_arguments(plan, self._samplers), None)
+        self._grown = None
         return [draft_of(row, plan.below.growth) for row in rows]
 
     def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:
@@ -232,6 +245,14 @@ class NativeBackend:
             known = int(plan.committed[row]) + end - start
             self._model.keep(plan.block_table[row], known, self._grown.kv[row][list(path)])
         return True
+
+    def take(self, plan: GrowthPlan, row: int, nodes: Sequence[int]) -> tuple[int, Any]:
+        """A copy of what was read of a forecast's nodes."""
+        grown = self._grown
+        if grown is None or grown.logits is None or grown.plan is not plan:
+            return 0, None
+        held = self._model.take(grown.logits, grown.kv[row][list(nodes)])
+        return int(held.num_nodes), held
 
     def close(self) -> None:
         """Free weights, K/V and threads."""

@@ -93,7 +93,7 @@ class NativeFeatureBackend:
 
     def foresee(self, plan: ForecastPlan, features: NDArray[np.float32]) -> list[Draft]:
         """Each row's draft grown further in one native call; a block says nothing past its end."""
-        rows = self._model.foresee(*forecast_arguments(plan, self._samplers), features)
+        rows, _ = self._model.foresee(*forecast_arguments(plan, self._samplers), features)
         return [draft_of(row, plan.below.growth) for row in rows]
 
     def close(self) -> None:

@@ -84,7 +84,31 @@ def forecast_arguments(plan: ForecastPlan, samplers: Samplers) -> tuple[Any, ...
         plan.num_branches,
         plan.num_offers,
         plan.deepest,
+        *_carried(plan),
+        *_given(plan),
     )
+
+
+def _given(plan: ForecastPlan) -> tuple[Tokens, Tokens]:
+    """Outcomes of all rows: nodes of all drafts, and the tokens below them."""
+    starts = _starts([len(tree) for tree in plan.trees]).tolist()
+    outcomes = [
+        (start + node, token)
+        for start, own in zip(starts, plan.outcomes, strict=False)
+        for node, token in own
+    ]
+    pairs = np.array(outcomes, np.int32).reshape(len(outcomes), 2)
+    return np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
+
+
+def _carried(plan: ForecastPlan) -> tuple[list[Any], Tokens]:
+    """What is held of each row, and which of it each node is."""
+    rows = plan.carried or [None] * len(plan.trees)
+    nodes = [
+        np.full(len(tree), -1, np.int32) if one is None else one.nodes
+        for one, tree in zip(rows, plan.trees, strict=True)
+    ]
+    return [None if one is None else one.held for one in rows], np.concatenate(nodes)
 
 
 def _starts(lengths: list[int]) -> Tokens:

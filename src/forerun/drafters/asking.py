@@ -1,7 +1,8 @@
 """Foreseeing by asking: any drafter's next draft, proposed for what the text may become.
 
 Knows no model. A drafter that cannot grow a draft further in one call is asked once for each
-outcome, as if that had come; what it read for it is taken back (`ahead.py`). Where a draft carries
+outcome, as if that had come; what it read for it is taken back (`ahead.py`). One that can draft
+below several outcomes at once is given a few of them at a time. Where a draft carries
 its laws, guessed bonuses are their likeliest tokens but those drafted; else one is what the drafter
 itself proposes below a leaf. Of damped laws the likeliest are those of the law before: what was
 damped comes first, which is what a refused draw's residual falls on.
@@ -12,8 +13,10 @@ is what would be drawn once it has come.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +27,7 @@ from forerun.protocols import Drafter, DraftRow, Foresees, Outlook
 from forerun.tree import TokenTree
 
 _REACH = 0.6  # a node is kept so often where nobody has figures
+_AT_ONCE = 8  # outcomes that are drafted for in little more than the time of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,13 @@ class _Outcome:
     exit_node: int
     bonus: int
     score: float
+
+
+# Drafts below outcomes (exit, bonus) of a row's draft, of so many nodes and levels each; None where
+# there is no room for all of them.
+Together: TypeAlias = Callable[
+    [DraftRow, Draft, Sequence[tuple[int, int]], int, int], "list[Draft] | None"
+]
 
 
 @dataclass(slots=True, eq=False)
@@ -94,26 +105,36 @@ def foreseen(
 
 
 def foresee_by_asking(
-    drafter: Drafter, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
+    drafter: Drafter,
+    rows: Sequence[DraftRow],
+    drafts: Sequence[Draft],
+    outlook: Outlook,
+    together: Together | None = None,
 ) -> list[Draft]:
-    """As `Foresees.foresee`, one proposal an outcome; rows one after another. Once `deepest` is
-    set no further outcome is asked for: those that were are whole."""
+    """As `Foresees.foresee`, one proposal an outcome, or a few by `together`; rows one after
+    another. Once `deepest` is set no further outcome is asked for: those that were are whole."""
     grown = []
     for at, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
         try:
-            grown.append(_foresee(drafter, row, draft, outlook, at))
+            grown.append(_foresee(drafter, row, draft, outlook, at, together))
         finally:
             rewind(drafter, row.sequence_id, row.tokens)
     return grown
 
 
-def _foresee(drafter: Drafter, row: DraftRow, draft: Draft, outlook: Outlook, at: int) -> Draft:
+def _foresee(
+    drafter: Drafter,
+    row: DraftRow,
+    draft: Draft,
+    outlook: Outlook,
+    at: int,
+    together: Together | None,
+) -> Draft:
     depths = draft.tree.depths().tolist()
     whole = _Grown(draft, draft.tree.tokens.tolist(), draft.tree.parents.tolist(), _reach(draft))
     exits = outlook.exits[at].tolist()
 
-    def asked(exit_node: int, bonus: int | None) -> Draft:
-        """The proposal for a text that went to an exit, and then on to a bonus."""
+    def asked(exit_node: int, bonus: int | None) -> Draft:  # went to an exit, then to a bonus
         text = [*row.tokens, *draft.tree.tokens[draft.tree.path(exit_node)[1:]].tolist()]
         text += [] if bonus is None else [bonus]
         rewind(drafter, row.sequence_id, row.tokens)  # what it read for another outcome
@@ -122,27 +143,53 @@ def _foresee(drafter: Drafter, row: DraftRow, draft: Draft, outlook: Outlook, at
         return _proposal(drafter, row, text, most, depth)
 
     inner = set(draft.tree.parents.tolist())
-    leaves = [node for node in exits if node not in inner]
-    leaves.sort(key=lambda node: -depths[node])
-    laws = {}
-    if draft.law is not None and draft.expanded is not None:
-        laws = {node: draft.believed(place) for place, node in enumerate(draft.expanded.tolist())}
+    leaves = sorted((node for node in exits if node not in inner), key=lambda node: -depths[node])
+    laws = _laws_of(draft)
     below = {leaf: asked(leaf, None) for leaf in leaves[:1]}
     # A law that is too even is followed by nothing, and not handed over.
     drawn = {leaf: found for leaf, found in below.items() if found.law is not None}
     laws |= {leaf: found.believed(0) for leaf, found in drawn.items() if len(found.tree) > 1}
     if not laws:
-        for leaf in leaves[: outlook.num_branches]:
-            if outlook.deepest[0]:
-                break
+        wanted = takewhile(lambda _: not outlook.deepest[0], leaves[: outlook.num_branches])
+        for leaf in wanted:
             _add_below(whole, leaf, below.get(leaf) or asked(leaf, None))
         return whole.finished()
+
+    def at_once(some: list[_Outcome]) -> list[Draft] | None:
+        if together is None:
+            return None
+        rewind(drafter, row.sequence_id, row.tokens)
+        pairs = [(one.exit_node, one.bonus) for one in some]
+        return together(row, draft, pairs, int(outlook.most[at]), int(outlook.depths[at]))
+
     possible = {node: law for node, law in laws.items() if node in exits}
-    for outcome in _likeliest(draft, possible, outlook):
-        if outlook.deepest[0]:
-            break
-        whole.add(outcome, asked(outcome.exit_node, outcome.bonus))
+    _add_outcomes(whole, _likeliest(draft, possible, outlook), outlook, at_once, asked)
     return whole.finished()
+
+
+def _laws_of(draft: Draft) -> dict[int, NDArray[np.float32]]:
+    """What the drafter believed below each node that has a law."""
+    if draft.law is None or draft.expanded is None:
+        return {}
+    return {node: draft.believed(place) for place, node in enumerate(draft.expanded.tolist())}
+
+
+def _add_outcomes(
+    whole: _Grown,
+    outcomes: list[_Outcome],
+    outlook: Outlook,
+    at_once: Callable[[list[_Outcome]], list[Draft] | None],
+    asked: Callable[[int, int | None], Draft],
+) -> None:
+    """A few outcomes after another, together or one by one, until the verdict is known."""
+    while outcomes and not outlook.deepest[0]:
+        some, outcomes = outcomes[:_AT_ONCE], outcomes[_AT_ONCE:]
+        made = at_once(some)
+        if made is None:
+            wanted = takewhile(lambda _: not outlook.deepest[0], some)
+            made = [asked(one.exit_node, one.bonus) for one in wanted]
+        for outcome, one in zip(some, made, strict=False):
+            whole.add(outcome, one)
 
 
 def _proposal(drafter: Drafter, row: DraftRow, text: list[int], most: int, depth: int) -> Draft:

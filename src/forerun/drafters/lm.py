@@ -8,12 +8,13 @@ them, all in one backend call. Of a coupled chain nothing is ever undone:
 
 After a verdict the K/V is valid as far as both lines agree; that is its committed length. Of a tree
 the kept path's K/V is moved behind the text; a leaf that was not read rides in the next proposal.
+Of a forecast the branch that came is not read again by the next one (`carrying.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +24,20 @@ from forerun.backends.prefixes import Prefixes
 from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.asking import foresee_by_asking
+from forerun.drafters.carrying import Kept, computed_path, winner_of
 from forerun.drafters.margins import Margins
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.pricing import priced
 from forerun.errors import CapacityError
-from forerun.forecast import ForeseesText, forecast_plan
+from forerun.forecast import (
+    Carried,
+    Carries,
+    ForeseesDraws,
+    ForeseesText,
+    forecast_plan,
+    given_plan,
+    subtree,
+)
 from forerun.protocols import (
     BLOCK_LEN,
     Backend,
@@ -57,6 +67,13 @@ class _Grown:
     plan: GrowthPlan
     row: int
     draft: Draft
+    is_forecast: bool = False
+
+    @property
+    def num_known(self) -> int:
+        """Tokens of the text it was made for."""
+        start, end = self.plan.catch_up_starts[self.row : self.row + 2]
+        return int(self.plan.committed[self.row]) + int(end - start)
 
 
 @dataclass(slots=True, eq=False)
@@ -64,6 +81,7 @@ class _Progress:
     """How far the small model has come with one sequence: `committed` tokens have valid K/V, and
     after them lie those of `drafted` (its last proposal, made when `committed` tokens were known).
     It owns blocks for `num_reserved` positions. `partition`: whose kept texts its own is among.
+    `kept`: what need not be read again of its next draft.
     """
 
     num_reserved: int
@@ -71,6 +89,7 @@ class _Progress:
     drafted: list[int] = field(default_factory=list)
     grown: _Grown | None = None
     partition: str | None = None
+    kept: Kept | None = None
 
     def settle(self, tokens: Sequence[int]) -> None:
         """Keep the K/V of drafted tokens that the sequence really has; the last has none. The
@@ -179,11 +198,13 @@ class LM:
     def foresee(
         self, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
     ) -> list[Draft]:
-        """Each draft grown further, all in one backend call; draws of sampled rules, and a backend
-        that cannot grow on, are asked for one by one."""
+        """Each draft grown further, all in one backend call; draws of sampled rules a few outcomes
+        a call, and by a backend that cannot grow on one by one."""
         growth = self._growth or _CHAIN
         if growth.draw.is_sampled or not isinstance(self._backend, ForeseesText):
-            return foresee_by_asking(self, rows, drafts, outlook)
+            is_able = growth.draw.is_sampled and isinstance(self._backend, ForeseesDraws)
+            together = self._below_outcomes if is_able else None
+            return foresee_by_asking(self, rows, drafts, outlook, together)
         self._room_to_read = MOST_READ
         ready = [
             at
@@ -194,29 +215,32 @@ class LM:
         if not ready:
             return grown
         text = self._growth_plan([rows[at] for at in ready], growth)
-        plan = forecast_plan(text, drafts, outlook, ready, self._num_steps)
+        carried = [self._carried(rows[at], drafts[at]) for at in ready]
+        plan = forecast_plan(text, drafts, outlook, ready, self._num_steps, carried)
         with self._span:
             made = self._backend.foresee(plan)
         for index, (at, draft) in enumerate(zip(ready, made, strict=True)):
             progress = self._progress[rows[at].sequence_id]
             progress.committed = len(rows[at].tokens)
-            progress.grown = _Grown(plan.below, index, draft)
+            progress.grown = _Grown(plan.below, index, draft, is_forecast=True)
             grown[at] = draft
         return grown
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
         """Keep what was computed of the kept path; of a chain the next proposal compares tokens."""
         progress = self._progress[sequence_id]
-        grown, progress.grown = progress.grown, None
+        grown, progress.grown, progress.kept = progress.grown, None, None
         if grown is None:
             return
         is_greedy = grown.plan.samplers[grown.row].params.temperature == 0
         self._margins.learn(grown.draft, commit, is_greedy=is_greedy)
         # The bonus may have been guessed and read; as the pending token it is read again.
-        path = _computed_path(grown.draft, commit.tokens[:-1])
+        path = computed_path(grown.draft, commit.tokens[:-1])
         with self._span:
             is_kept = self._backend.keep(grown.plan, grown.row, path)
         progress.committed += len(path) if is_kept else 0
+        if grown.is_forecast and is_kept:
+            progress.kept = self._kept(grown, commit.tokens)
 
     def settle(self, sequence_id: int, commit: Commit) -> None:
         """As `observe`: what is taken back later is rewound."""
@@ -227,7 +251,7 @@ class LM:
         progress = self._progress.get(sequence_id)
         if progress is None:
             return
-        progress.grown = None
+        progress.grown = progress.kept = None
         if progress.committed > len(tokens):
             progress.committed, progress.drafted = len(tokens), []
 
@@ -239,6 +263,46 @@ class LM:
     def close(self) -> None:
         """Close the small model."""
         self._backend.close()
+
+    def _below_outcomes(
+        self,
+        row: DraftRow,
+        draft: Draft,
+        outcomes: Sequence[tuple[int, int]],
+        most: int,
+        depth: int,
+    ) -> list[Draft] | None:
+        """What would be drawn in the round behind each outcome, in one backend call."""
+        assert self._growth is not None
+        assert isinstance(self._backend, ForeseesDraws)
+        depths = draft.tree.depths()
+        deepest = max(int(depths[node]) for node, _ in outcomes) + 1
+        if row.max_depth - deepest < depth or not self._prepare(row, int(depths.max()) + 1):
+            return None  # the last rounds of a text
+        text = self._growth_plan([replace(row, max_drafted=most, max_depth=depth)], self._growth)
+        plan = given_plan(text, draft.tree, outcomes)
+        with self._span:
+            (whole,) = self._backend.foresee_given(plan)
+        progress = self._progress[row.sequence_id]
+        progress.committed, progress.drafted = len(row.tokens), []
+        first = len(draft.tree)
+        return [subtree(whole, first + at, bonus) for at, (_, bonus) in enumerate(outcomes)]
+
+    def _kept(self, grown: _Grown, tokens: Sequence[int]) -> Kept | None:
+        """What a forecast read of the outcome that came."""
+        winner = winner_of(grown.draft, grown.num_known, tokens)
+        if winner is None or not isinstance(self._backend, Carries):
+            return None
+        with self._span:
+            num_held, held = self._backend.take(grown.plan, grown.row, winner.nodes)
+        return Kept.of(winner, grown.draft.tree, num_held, held) if num_held else None
+
+    def _carried(self, row: DraftRow, draft: Draft) -> Carried | None:
+        """What need not be read of a row's draft."""
+        progress = self._progress[row.sequence_id]
+        if progress.kept is None or progress.committed != len(row.tokens) - 1:
+            return None
+        return progress.kept.carried(len(row.tokens), draft.tree)
 
     def _prepare(self, row: DraftRow, num_more: int = 0) -> bool:
         """Whether the row can draft, with `num_more` levels in between; if so it has blocks, and
@@ -327,17 +391,3 @@ class LM:
             self._slots.table([row.sequence_id for row in rows]),
             [row.sampler for row in rows],
         )
-
-
-def _computed_path(draft: Draft, tokens: Sequence[int]) -> list[int]:
-    """The nodes of these tokens whose K/V was computed, from a child of node 0 down."""
-    expanded = set() if draft.expanded is None else set(draft.expanded.tolist())
-    path: list[int] = []
-    node = 0
-    for token in tokens:
-        child = draft.tree.child(node, token)
-        if child is None or child not in expanded:
-            break
-        path.append(child)
-        node = child
-    return path
