@@ -31,9 +31,8 @@ LOSSES = {
     "KL, decay": (),
     "KL, D-PACE": ("--weights", "pace"),
     "L1, decay": ("--divergence", "l1"),
-    "L1, D-PACE": ("--divergence", "l1", "--weights", "pace"),
 }
-NO_CLOCK = ("--minutes", "1", "--examine-every", "1000000")
+NO_CLOCK = ("--minutes", "1", "--examine-every", "1000000", "--engine", "eager")
 
 
 @dataclass(frozen=True, slots=True)
