@@ -40,6 +40,7 @@ class Script:
     """
 
     spec = Spec
+    exactness = "bits"
 
     def __init__(self, num_blocks=16, wrong_every=1 << 30):
         self.num_blocks = num_blocks

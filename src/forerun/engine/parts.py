@@ -98,9 +98,8 @@ def build_parts(
     guard = Guard(drafter, shape, target.spec.vocab)
     return Parts(
         target, slots, guard, shape, RULES[wanted.rule], schedule, chosen.reason, pace, prices,
-        patience, drafter_name=name.name,
+        patience, drafter_name=name.name, schedule_figures=chosen.figures,
         composition=replace(wanted, drafter=name, schedule=_name_of(schedule, wanted.schedule)),
-        schedule_figures=chosen.figures,
     )  # fmt: skip
 
 
