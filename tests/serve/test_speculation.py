@@ -15,7 +15,7 @@ import pytest
 from forerun import Engine, Speculation
 from forerun.errors import OptionError
 
-from .live import MODEL, Live, serving
+from .live import MODEL, Live
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 BODY = {"prompt": "abcabcabcabcabc", "max_tokens": 40, "temperature": 0.7, "seed": 4}
@@ -35,25 +35,6 @@ def engine(
     shutil.copytree(near, model / "drafters" / "lm")
     speculation = Speculation("lookup", "chain:4")
     with Engine(model, speculate=speculation, threads=1, kv_positions=40_960) as live:
-        yield live
-
-
-@pytest.fixture(scope="module")
-def server(engine: Engine) -> Iterator[Live]:
-    """A server of it."""
-    with serving(engine) as live:
-        yield live
-
-
-@pytest.fixture(scope="module")
-def http(server: Live) -> Iterator[httpx2.Client]:
-    with server.http() as live:
-        yield live
-
-
-@pytest.fixture(scope="module")
-def client(server: Live) -> Iterator[openai.OpenAI]:
-    with server.client() as live:
         yield live
 
 
