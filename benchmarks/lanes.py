@@ -37,7 +37,7 @@ from forerun.models.weights import open_checkpoint
 from forerun.tools.bench_decode import progress
 from forerun.tools.inflation import LEAST_RATIO, SIZES, drafter_spec
 from forerun.tools.machine import machine_name
-from forerun.tools.prompt_files import read_suite, spread
+from forerun.tools.prompt_files import CONTEXT_LENS, read_suite, spread
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,8 @@ def main() -> int:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """The whole table as plain data."""
-    prompts = spread(read_suite("all"), options.limit)
+    suite = [one for one in read_suite("all") if one.context in options.contexts]
+    prompts = spread(suite, options.limit)
     rows = []
     for sized in [_sized(word, options.work) for word in options.drafters.split(",")]:
         progress(f"{sized.name}: limits")
@@ -159,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--work", type=Path, default=Path("build/lanes"), help="where drafters are written")
     add("--temperatures", type=_floats, default=[0.0, 0.7])
     add("--limit", type=int, default=12, help="prompts, spread over the suite")
+    add("--contexts", nargs="+", default=[*CONTEXT_LENS], choices=[*CONTEXT_LENS], help="of these")
     add("--max-tokens", type=int, default=48)
     add("--repeat", type=int, default=1)
     add("--rounds", type=int, default=40, help="rounds that limits are measured over")

@@ -33,8 +33,7 @@ def methods_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
             yield f"{left_out} was left out: {reason}.\n"
         yield from bar_table(first)
         for other in again:
-            agree, num = agreement(first, other)
-            yield f"Repeated: {agree} of {num} ratios agree within their intervals.\n"
+            yield repeated(first, other)
 
 
 def table_key(report: Report) -> tuple[str, str]:
@@ -144,11 +143,21 @@ def group_table(table: Report, label: str) -> Iterator[str]:
     yield ""
 
 
-def agreement(first: Report, other: Report) -> tuple[int, int]:
-    """How many ratios that two runs share have intervals that meet, of how many."""
-    ours, theirs = cells(first), cells(other)
-    pairs = [(ours[key], theirs[key]) for key in ours if key in theirs]
-    return sum(a[0] <= b[1] and b[0] <= a[1] for a, b in pairs), len(pairs)
+def repeated(first: Report, other: Report) -> str:
+    """How many ratios of two runs have intervals that meet: over all prompts, and by category."""
+    counts = []
+    for is_whole in (True, False):
+        ours, theirs = (
+            {key: value for key, value in cells(run).items() if is_whole == (not key[2])}
+            for run in (first, other)
+        )
+        pairs = [(ours[key], theirs[key]) for key in ours if key in theirs]
+        agree = sum(a[0] <= b[1] and b[0] <= a[1] for a, b in pairs)
+        counts.append(f"{agree} of {len(pairs)}")
+    return (
+        f"Repeated in a run of {other['date']}: of the ratios over all prompts {counts[0]} agree"
+        f" within their intervals, of those by category, a few prompts each, {counts[1]}.\n"
+    )
 
 
 def cells(report: Report) -> dict[tuple[float, str, str], Sequence[float]]:
