@@ -14,14 +14,19 @@ END_TO_END_GOAL = 4.0
 
 
 def peers_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
-    """Every engine and mode of each file, forward passes where measured, and the bars."""
+    """Every engine and mode of each file, forward passes where measured, and the bars.
+
+    The picture is of a model's first file.
+    """
+    drawn = set[str]()
     for report in reports:
         name = Path(report["model"]).name
-        yield f"## Other engines on {name}\n"
+        yield f"## Other engines on {name}{', another run' if name in drawn else ''}\n"
         yield source(report)
         picture = f"peers-{name}.png"
-        if (folder / picture).exists():
+        if name not in drawn and (folder / picture).exists():
             yield f"![tokens per second of every engine]({picture})\n"
+        drawn.add(name)
         yield from header(
             "engine", "mode", "tokens/s", "÷ forerun plain", "95 %", "first token, ms",
             "tokens equal to forerun's", "loops", "settings",
@@ -117,7 +122,8 @@ def peer_bars(report: Report) -> Iterator[str]:
     own = {mode: speed for (engine, mode), speed in speeds.items() if engine == "forerun"}
     plain = {e: v for (e, mode), v in speeds.items() if e != "forerun" and mode == "plain"}
     guessing = {k: v for k, v in speeds.items() if k[0] != "forerun" and k[1] not in PLAIN_MODES}
-    lm = max((speed for mode, speed in own.items() if mode.startswith("lm")), default=None)
+    chains = [v for mode, v in own.items() if mode.startswith("lm") and "tree" not in mode]
+    lm = max(chains, default=None)
     llama = {engine: speed for engine, speed in plain.items() if "llama" in engine.lower()}
     others = {engine: speed for engine, speed in plain.items() if engine in RIVALS}
     yield from header("bar", "goal", "came out", "")
