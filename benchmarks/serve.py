@@ -1,10 +1,8 @@
 """Does speculation pay in a server under load? The bars of the server, measured and judged.
 
     python benchmarks/serve.py --model build/260M-matched --repeat 2 --out serve-260M.json
-    python benchmarks/serve.py --model build/260M-matched --repeat 2 --out serve-260M.json \
-      --peer-command 'env OMP_NUM_THREADS=2 KMP_BLOCKTIME=1 HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
-        VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind PEERS/vllm/bin/vllm serve {model}
-        --port {port} --dtype bfloat16 --max-model-len 4096 --max-num-seqs 32'
+    python benchmarks/serve.py --model build/260M-matched --out serve-260M.json \
+      --peer-command 'ENVIRONMENT/bin/vllm serve {model} --port {port} --dtype bfloat16'
 
 Three servers of one model, one that never speculates, one with a fixed chain and one left to itself
 (`auto`), each a process of its own. They are loaded in turns, one at a time, at every concurrency,
