@@ -33,7 +33,6 @@ from watched_server import Held, Served, as_line, started
 MAX_ANSWER_S = 120.0  # for one request among many; a sick server takes longer
 RAW_S = 1.0  # how long an answer to broken HTTP is waited for
 NUM_GOOD = 5  # different good requests
-NUM_POOL_THREADS = 40  # of the server's own pool, which grows to this and stays
 LEFT_BYTES, LEFT_S = 4000, 1.0  # a share of so much is read, or waited, before a client leaves
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
@@ -165,13 +164,7 @@ def fault_of(case: Case, answer: bytes) -> str | None:
 
 def losses(before: Held, early: Held, after: Held, growth_bytes: int) -> list[str]:
     """What a server at rest holds more than it held at first."""
-    found = []
-    if not after.is_at_rest:
-        found.append(f"it is not at rest: {as_line(after)}")
-    if after.num_files > before.num_files:
-        found.append(f"{after.num_files} open files, {before.num_files} before")
-    if after.num_threads > before.num_threads + NUM_POOL_THREADS:
-        found.append(f"{after.num_threads} threads, {before.num_threads} before")
+    found = after.more_than(before)
     if after.rss_bytes > early.rss_bytes + growth_bytes:
         grown = (after.rss_bytes - early.rss_bytes) >> 20
         found.append(f"{grown} MiB more memory than after the first fifth")

@@ -24,7 +24,7 @@ from random import Random
 from statistics import median
 from time import monotonic
 
-from adversarial import NUM_POOL_THREADS, Plan, attack, good_texts
+from adversarial import Plan, attack, good_texts
 from watched_server import Held, Served, as_line, started
 
 EVERY_GOOD = 2  # one request in so many is good
@@ -88,12 +88,7 @@ def growth(samples: Sequence[Held], growth_bytes: int) -> list[str]:
     """What grew over samples taken at rest, the first of them before any load."""
     first, found = samples[0], []
     for at, one in enumerate(samples):
-        if not one.is_at_rest:
-            found.append(f"sample {at} is not at rest: {as_line(one)}")
-        if one.num_files > first.num_files:
-            found.append(f"sample {at}: {one.num_files} open files, {first.num_files} at first")
-        if one.num_threads > first.num_threads + NUM_POOL_THREADS:
-            found.append(f"sample {at}: {one.num_threads} threads, {first.num_threads} at first")
+        found += [f"sample {at}: {what}" for what in one.more_than(first)]
     third = len(samples) // 3
     if third == 0:
         return [*found, f"{len(samples)} samples are too few to judge memory by"]

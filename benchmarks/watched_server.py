@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ENDING_S = 60.0
+NUM_POOL_THREADS = 40  # of the server's own pool, which grows to this and stays
 _GAUGES = {
     "num_running": "vllm:num_requests_running",
     "num_waiting": "vllm:num_requests_waiting",
@@ -43,6 +44,17 @@ class Held:
     def is_at_rest(self) -> bool:
         """Whether no request is in it, and every block of K/V memory is free."""
         return self.num_running == self.num_waiting == 0 and self.num_free_blocks == self.num_blocks
+
+    def more_than(self, first: Held) -> list[str]:
+        """What it holds at rest that it did not hold at `first`, in sentences; memory apart."""
+        found = []
+        if not self.is_at_rest:
+            found.append(f"it is not at rest: {as_line(self)}")
+        if self.num_files > first.num_files:
+            found.append(f"{self.num_files} open files, {first.num_files} at first")
+        if self.num_threads > first.num_threads + NUM_POOL_THREADS:
+            found.append(f"{self.num_threads} threads, {first.num_threads} at first")
+        return found
 
 
 @dataclass(frozen=True, slots=True)

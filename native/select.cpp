@@ -127,11 +127,12 @@ void truncate(const std::vector<double>& scores, const Sampler& s, std::vector<i
     std::sort(kept.begin(), kept.end());
     double total = 0.0;
     for (const int32_t t : kept) total += weight(t);
-    // Sort only as far as the nucleus reaches.
+    // Sort only as far as the nucleus reaches; the first is in it however small top_p is, also
+    // where subnormal numbers count as zero.
     double cumulative = 0.0;
     size_t sorted = 0;
     count = 0;
-    while (count < kept.size() && cumulative < s.top_p * total) {
+    while (count < kept.size() && (count == 0 || cumulative < s.top_p * total)) {
       if (count == sorted) {
         sorted = std::min(kept.size(), std::max<size_t>(64, sorted * 4));
         std::partial_sort(kept.begin() + static_cast<int64_t>(count),

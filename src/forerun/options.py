@@ -13,6 +13,7 @@ from forerun.errors import OptionError
 
 MAX_LOGPROBS = 20
 LEAST_TEMPERATURE = 1e-6  # smaller ones only make scores overflow: ask for 0
+LEAST_REPETITION_PENALTY = 1e-6  # scores are divided by it: smaller ones overflow too
 
 
 def _no_bias() -> Mapping[int, float]:
@@ -59,7 +60,7 @@ class SamplingParams:
         _within("top_k", self.top_k, 0, 2**31 - 1)
         _within("top_p", self.top_p, 0.0, 1.0, open_low=True)
         _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.0, 100.0, open_low=True)
+        _within("repetition_penalty", self.repetition_penalty, LEAST_REPETITION_PENALTY, 100.0)
         _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         _within("max_tokens", self.max_tokens, 1, 2**31 - 1)

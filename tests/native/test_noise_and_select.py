@@ -116,7 +116,7 @@ def test_choices_and_laws_are_those_of_the_definition(backend: NativeBackend, vo
     ).filter(lambda values: max(values) > -np.inf),
     st.sampled_from([0.0, 0.7, 1.0, 100.0]),
     st.sampled_from([0, 1, 2, 5]),
-    st.sampled_from([0.3, 0.5, 0.75, 1.0]),
+    st.sampled_from([1e-320, 0.3, 0.5, 0.75, 1.0]),
     st.sampled_from([0.0, 0.2, 1.0]),
 )
 def test_ties_and_infinities(

@@ -55,6 +55,7 @@ def forerun(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.alone
 def test_given_ahead_then_json_has_the_old_keys_and_the_new(
     model: Path, drafter: str, tmp_path: Path
 ) -> None:
@@ -82,7 +83,12 @@ def test_given_ahead_then_json_has_the_old_keys_and_the_new(
     assert found["overlap"].keys() >= OVERLAP_KEYS
     assert sum(found["overlap"]["causes"].values()) == pytest.approx(1.0)
     assert found["overlap"]["verdict"].startswith("ahead:4 ")
-    assert found["ahead"]["draft_flops_per_token"] > found["sequential"]["draft_flops_per_token"]
+    # And: preparing what may come costs more than drafting what has come. A lane that a busy
+    # machine made late every time delivered nothing, and nothing is counted for it.
+    causes = found["overlap"]["causes"]
+    if causes["hit"] + causes["wrong"] + causes["short"] > 0:
+        costs = [found[name]["draft_flops_per_token"] for name in ("ahead", "sequential")]
+        assert costs[0] > costs[1]
     spans = [one for one in ET.parse(picture).iter() if "span" in one.get("class", "")]
     assert spans
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from forerun.options import MAX_LOGPROBS
+from forerun.options import LEAST_REPETITION_PENALTY, MAX_LOGPROBS
 from forerun.serve.body import MAX_ENTRIES, MOST, REFUSED, Body, Stop, Text, TokenId
 from forerun.serve.grammar_fields import (
     Choices,
@@ -79,7 +79,7 @@ class SamplingBody(Body):
     ) = None
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=LEAST_REPETITION_PENALTY, le=100)] = 1.0
     speculation: SpeculationField = "auto"
     prediction: PredictionBody | None = None
     forerun: Extras = Extras()
