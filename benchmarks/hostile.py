@@ -119,9 +119,12 @@ def wrong_types(rng: Random) -> Case:
 def odd_unicode(rng: Random) -> Case:
     """Text that breaks what handles text, in prompts, stops, names and keys."""
     text, path = rng.choice(ODD_TEXTS), rng.choice((CHAT, TEXT, RESPONSES, "/tokenize"))
+    # Few tokens: an answer as long as a context is a fair wish, and takes minutes on a busy machine.
     content: dict[str, Any] = {"messages": [{"role": "user", "content": text}], "max_tokens": 2}
-    if path != CHAT:
-        content = {"input" if path == RESPONSES else "prompt": text}
+    if path == RESPONSES:
+        content = {"input": text, "max_output_tokens": 2}
+    elif path != CHAT:
+        content = {"prompt": text}
     extra: list[dict[str, Any]] = [{}, {text: 1}, {"model": text}, {"user": text}]
     extra += [{"stop": [text, "x"]}, {"echo": True}, {"stream": True}]
     value, is_escaped = content | rng.choice(extra), rng.random() < 0.5
