@@ -10,6 +10,7 @@ from forerun.errors import (
     DrafterError,
     EngineClosed,
     ForerunError,
+    GrammarError,
     IncompatibleSpeculation,
     ModelError,
     OptionError,
@@ -18,7 +19,7 @@ from forerun.options import SamplingParams, Speculation
 
 if TYPE_CHECKING:
     __version__: str
-    from forerun.engine.engine import Completion, Engine, Piece
+    from forerun.engine.engine import Completion, Engine, Pattern, Piece
 
 __all__ = [
     "BackendError",
@@ -28,16 +29,18 @@ __all__ = [
     "Engine",
     "EngineClosed",
     "ForerunError",
+    "GrammarError",
     "IncompatibleSpeculation",
     "ModelError",
     "OptionError",
+    "Pattern",
     "Piece",
     "SamplingParams",
     "Speculation",
     "__version__",
 ]
 
-_LAZY = {"Completion", "Engine", "Piece"}
+_LAZY = {"Completion", "Engine", "Pattern", "Piece"}
 
 
 def __getattr__(name: str) -> object:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from forerun import Engine, SamplingParams, Speculation
-from forerun.engine.grammar import Compiler, Pattern
+from forerun.engine.grammar import Compiler
+from forerun.engine.patterns import Pattern
 from forerun.engine.service import Job
 
 from .service_parts import SAMPLING, prompt_of

@@ -12,7 +12,8 @@ from engine.conftest import HAS_NATIVE
 from engine.grammar_parts import Listed, bound_jobs, compiler_of, is_valid, plainly
 from engine.service_parts import Listener, around, jobs, outcome, played, prompt_of
 from forerun import SamplingParams
-from forerun.engine.grammar import Followed, Pattern
+from forerun.engine.grammar import Followed
+from forerun.engine.patterns import Pattern
 from forerun.engine.service import Job, Service
 from forerun.errors import BackendError, GrammarError
 

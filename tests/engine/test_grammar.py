@@ -9,7 +9,7 @@ import pytest
 
 from engine.conftest import HAS_NATIVE
 from engine.grammar_parts import Listed, compiler_of, plainly
-from forerun.engine.grammar import Pattern
+from forerun.engine.patterns import Pattern
 from forerun.errors import GrammarError
 from forerun.tree import TokenTree
 

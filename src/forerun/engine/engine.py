@@ -20,7 +20,9 @@ from forerun.backends import open_backend, open_feature_backend
 from forerun.composition import Composition
 from forerun.engine.admission import Admission
 from forerun.engine.drafting import Openers
+from forerun.engine.kept_grammars import Grammars
 from forerun.engine.parts import Parts, build_beside, build_parts
+from forerun.engine.patterns import Pattern
 from forerun.engine.queue import Queue
 from forerun.engine.results import Completion, Piece
 from forerun.engine.sequence import Sequence
@@ -35,7 +37,7 @@ from forerun.options import EngineOptions, SamplingParams, Speculation
 from forerun.protocols import BLOCK_LEN, Backend, FeatureBackend, Reads
 from forerun.stats import RoundMeter
 
-__all__ = ["Completion", "Engine", "Piece", "Prompt"]
+__all__ = ["Completion", "Engine", "Pattern", "Piece", "Prompt"]
 
 Prompt: TypeAlias = str | Rows[int]  # a text, or its token ids
 
@@ -52,6 +54,7 @@ class Inside:
     is_closed: Callable[[], bool]
     completion_of: Callable[[Sequence], Completion]
     beside: Callable[[Composition], Parts]
+    grammars: Grammars
 
     def refuse_closed(self) -> None:
         """Raise EngineClosed once the engine is closed."""
@@ -113,6 +116,8 @@ class Engine:
             raise
         self._options, self._directory = options, directory
         self._admission = Admission(self._parts, self._tokenizer)
+        end_ids = frozenset({*target.spec.eos_ids, *self._tokenizer.eos_ids})
+        self._grammars = Grammars(self._tokenizer, target.spec.vocab, end_ids)
         self._lock = threading.Lock()
         self._is_closed = False
 
@@ -147,41 +152,50 @@ class Engine:
         """Whether the drafter failed so often that decoding goes on without it."""
         return self._parts.drafter.is_disabled
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Piece]:
+    def stream(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        grammar: Pattern | None = None,
+    ) -> Iterator[Piece]:
         """Generate one completion, a piece a round.
 
-        The prompt is checked at once; work begins with the first piece that is asked for.
+        Prompt and grammar are checked at once; work begins with the first piece that is asked for.
 
         Raises:
             CapacityError: the prompt does not fit the model or the K/V memory.
             OptionError: token ids, biases or masks outside the vocabulary.
+            GrammarError: the grammar cannot be used, or the extra `grammar` is not installed.
             EngineClosed: after `close`.
         """
         self._refuse_closed()
-        sequence = self._admission.sequence(0, prompt, params or SamplingParams())
-        return self._stream(sequence)
+        return self._stream(self._sequence(0, prompt, params or SamplingParams(), grammar))
 
     def generate(
         self,
         prompts: Prompt | Rows[Prompt],
         params: SamplingParams | Rows[SamplingParams] | None = None,
+        *,
+        grammar: Pattern | Rows[Pattern | None] | None = None,
     ) -> list[Completion]:
         """Complete one prompt or several, as many at a time as fit; results in their order.
 
-        `params` is one value for all, or one a prompt. A request that fails while others run ends
-        with `finish_reason="error"`; alone, it raises.
+        `params` and `grammar` are one value for all, or one a prompt. A text that a grammar binds
+        is what plain decoding under its masks gives; it ends where the grammar does, with `stop`,
+        and is not whole where `finish_reason` is `length`, or a stop string cut it. A request that
+        fails while others run ends with `finish_reason="error"`; alone, it raises.
 
         Raises:
             CapacityError: a prompt does not fit the model or the K/V memory; nothing was run.
             OptionError: token ids, biases or masks outside the vocabulary; nothing was run.
+            GrammarError: a grammar cannot be used, or the extra `grammar` is not installed;
+                nothing was run. One that grows too complex on the way fails its own request.
             EngineClosed: after `close`.
         """
         self._refuse_closed()
-        requests = _requests(prompts, params)
-        sequences = [
-            self._admission.sequence(index, prompt, one)
-            for index, (prompt, one) in enumerate(requests)
-        ]
+        requests = _requests(prompts, params, grammar)
+        sequences = [self._sequence(index, *request) for index, request in enumerate(requests)]
         for _ in self._pieces(sequences):
             pass
         if len(sequences) == 1 and sequences[0].error is not None:
@@ -203,6 +217,7 @@ class Engine:
             lambda: self._is_closed,
             self._completion,
             self._beside,
+            self._grammars,
         )
 
     def _beside(self, wanted: Composition) -> Parts:
@@ -233,6 +248,21 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _sequence(
+        self, index: int, prompt: Prompt, params: SamplingParams, pattern: Pattern | None
+    ) -> Sequence:
+        """A request that is known to fit, bound by its grammar."""
+        sequence = self._admission.sequence(index, prompt, params)
+        if pattern is None:
+            return sequence
+        if params.ignore_eos:
+            raise OptionError(
+                "ignore_eos goes on behind the end of a text, and a text that a grammar binds ends"
+                " where the grammar does: leave out one of the two"
+            )
+        sequence.bind(self._grammars.of(pattern))
+        return sequence
 
     def _stream(self, sequence: Sequence) -> Iterator[Piece]:
         yield from self._pieces([sequence])
@@ -291,14 +321,19 @@ def _openers(options: EngineOptions, target_dir: Path) -> Openers:
 
 
 def _requests(
-    prompts: Prompt | Rows[Prompt], params: SamplingParams | Rows[SamplingParams] | None
-) -> list[tuple[Prompt, SamplingParams]]:
+    prompts: Prompt | Rows[Prompt],
+    params: SamplingParams | Rows[SamplingParams] | None,
+    grammar: Pattern | Rows[Pattern | None] | None,
+) -> list[tuple[Prompt, SamplingParams, Pattern | None]]:
     is_single = isinstance(prompts, str) or (
         len(prompts) > 0 and isinstance(prompts[0], int | np.integer)
     )
     batch = cast("Rows[Prompt]", [prompts] if is_single else prompts)
     if params is None or isinstance(params, SamplingParams):
         params = [params or SamplingParams()] * len(batch)
-    if len(params) != len(batch):
-        raise OptionError(f"{len(batch)} prompts, {len(params)} params: give one, or one each")
-    return list(zip(batch, params, strict=True))
+    if not isinstance(grammar, list | tuple):
+        grammar = [cast("Pattern | None", grammar)] * len(batch)
+    for name, given in (("params", params), ("grammars", grammar)):
+        if len(given) != len(batch):
+            raise OptionError(f"{len(batch)} prompts, {len(given)} {name}: give one, or one each")
+    return list(zip(batch, params, grammar, strict=True))

@@ -1,6 +1,6 @@
-"""Grammars by `llguidance` (extra `serve`): compiled once, followed by each request on its own.
+"""Grammars by `llguidance` (extra `grammar`): compiled once, followed by each request on its own.
 
-Knows a tokenizer's bytes and four ways to write a grammar. Compiling may take long, so it is
+Knows a tokenizer's bytes and what the library reads. Compiling may take long, so it is
 bounded and not for the engine's thread; following is, one mask for each node of a round.
 """
 
@@ -10,38 +10,22 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from forerun.engine.constraints import Constraint, Masks
 from forerun.engine.grammar_trial import STACK_BYTES, trouble_with
+from forerun.engine.patterns import JSON_STYLE, Pattern
 from forerun.errors import GrammarError
 from forerun.models.tokenizer import Tokenizer
 from forerun.tree import TokenTree
 
 MOST_CHARS = 1 << 17  # of a grammar as it is written
-# JSON on one line, with a blank behind a comma or a colon if the model likes. Where blanks are free
-# some models never come to the next part, and little of what must come is certain.
-JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _MOST_SYMBOLS = 100_000
 _MOST_LEXER_STATES = 32_768  # of one request: about 2 kB each
 _MOST_FUEL = 100_000  # of one mask: about 10 ms
-
-Kind = Literal["json_schema", "regex", "choice", "lark"]
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """A grammar as it is written: a JSON schema, a regular expression, a JSON list of texts, or
-    llguidance's dialect of Lark. `is_lenient`: keywords of a schema that cannot be enforced are
-    left unenforced instead of refused."""
-
-    kind: Kind
-    text: str
-    is_lenient: bool = False
 
 
 class Compiler:
@@ -69,9 +53,9 @@ class Compiler:
         Raises:
             GrammarError: it is too large, is none, or allows nothing.
         """
-        if len(pattern.text) > MOST_CHARS:
+        if pattern.num_chars > MOST_CHARS:
             raise GrammarError(
-                f"the grammar has {len(pattern.text)} characters, at most {MOST_CHARS} are read:"
+                f"the grammar has {pattern.num_chars} characters, at most {MOST_CHARS} are read:"
                 " ask for less at a time"
             )
         with self._lock:
@@ -82,7 +66,7 @@ class Compiler:
             except ValueError as error:
                 raise GrammarError(f"the grammar cannot be read: {_short(error)}") from error
         if matcher.is_error():
-            raise GrammarError(f"the grammar cannot be used: {_short(matcher.get_error())}")
+            raise GrammarError(f"the grammar cannot be used: {_refused(matcher.get_error())}")
         return Compiled(matcher, self._vocab, self._end_ids)
 
     def _matcher(self, pattern: Pattern) -> Any:
@@ -243,7 +227,7 @@ def _library() -> Any:
         import llguidance
     except ImportError as error:
         raise GrammarError(
-            "grammars need the package llguidance: pip install 'forerun[serve]'"
+            "grammars need the package llguidance: pip install 'forerun[grammar]'"
         ) from error
     return llguidance
 
@@ -258,11 +242,41 @@ def _written(matcher: Any, pattern: Pattern) -> str:
         case "regex":
             text = matcher.grammar_from_regex(pattern.text)
         case "choice":
-            choices = " | ".join(json.dumps(one) for one in json.loads(pattern.text))
-            text = matcher.grammar_from_lark(f"start: {choices}")
+            text = matcher.grammar_from_lark(_alternatives(pattern.text))
+        case "lark" if pattern.named:
+            parts = [{"lark_grammar": pattern.text}]
+            parts += [_part(matcher, name, one) for name, one in pattern.named]
+            text = json.dumps({"grammars": parts})
         case "lark":
             text = matcher.grammar_from_lark(pattern.text)
     return text
+
+
+def _part(matcher: Any, name: str, pattern: Pattern) -> dict[str, Any]:
+    """A grammar under a name by which another one refers to it."""
+    if pattern.kind in ("lark", "choice"):
+        is_listed = pattern.kind == "choice"
+        return {
+            "name": name,
+            "lark_grammar": _alternatives(pattern.text) if is_listed else pattern.text,
+        }
+    whole = json.loads(_written(matcher, pattern))
+    return {**whole["grammars"][0], "name": name}
+
+
+def _alternatives(choices: str) -> str:
+    return "start: " + " | ".join(json.dumps(one) for one in json.loads(choices))
+
+
+def _refused(error: object) -> str:
+    """Why a grammar is refused, and what to do where something may be done."""
+    why = _short(error)
+    if not why.startswith("Unimplemented keys"):
+        return why
+    return (
+        f"{why} are not enforced: take them out of the schema, or let them go unenforced"
+        " (is_lenient, --lenient; over HTTP without strict)"
+    )
 
 
 def _short(error: object) -> str:

@@ -34,7 +34,6 @@ from forerun.serve.fields import (
 )
 from forerun.serve.forms import ChatForm, Form, TextForm
 from forerun.serve.gate import PARTITION, REQUEST_ID, Gate, Life
-from forerun.serve.grammars import Grammars
 from forerun.serve.metrics import CONTENT_TYPE, LoadCollector, exposition
 from forerun.serve.page_routes import PageFacts, add_page
 from forerun.serve.refusals import Refusal, is_ours, refusal_of
@@ -231,7 +230,7 @@ def _model(engine: Engine, settings: ServeSettings) -> Model:
         most_chars=context_len * longest,
         vocab=spec.vocab,
         default_tokens=settings.default_tokens,
-        grammars=Grammars(tokenizer, spec.vocab, frozenset({*spec.eos_ids, *tokenizer.eos_ids})),
+        grammars=inside.grammars,
     )
 
 

@@ -13,13 +13,14 @@ from typing import Any
 
 from forerun.drafters.prediction import RunIndex
 from forerun.engine.constraints import Grammar
+from forerun.engine.kept_grammars import Grammars
 from forerun.engine.service import Job
 from forerun.errors import ModelError
 from forerun.models.tokenizer import Tokenizer
 from forerun.options import SamplingParams
 from forerun.serve.calling import CallPlan, knows_tools, plan_of
 from forerun.serve.fields import MAX_CHOICES, ChatBody, CompletionBody, SamplingBody
-from forerun.serve.grammars import Grammars, wanted
+from forerun.serve.grammars import asked, wanted
 from forerun.serve.refusals import Refusal
 from forerun.serve.speculating import drafts, speculation_of
 
@@ -123,17 +124,17 @@ def _grammar(
     Raises:
         Refusal: a grammar that cannot be had, two of them, or none that may end.
     """
-    asked = wanted(body)
+    wish = wanted(body)
     if plan is None:
-        return None if asked is None else model.grammars.asked(asked[1], partition, asked[0])
-    if asked is not None:
+        return None if wish is None else asked(model.grammars, wish[1], partition, wish[0])
+    if wish is not None:
         raise Refusal(
-            400, f"{asked[0]}: not beside tools that may be called; send tool_choice: none",
-            param=asked[0],
+            400, f"{wish[0]}: not beside tools that may be called; send tool_choice: none",
+            param=wish[0],
         )  # fmt: skip
     if body.ignore_eos:
         raise Refusal(400, "ignore_eos: an answer ends behind its calls", param="ignore_eos")
-    return model.grammars.asked(plan.pattern, partition, "tools")
+    return asked(model.grammars, plan.pattern, partition, "tools")
 
 
 def chat_ids(

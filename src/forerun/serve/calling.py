@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from forerun.engine.grammar import JSON_STYLE, Pattern
+from forerun.engine.patterns import JSON_STYLE, Pattern
 from forerun.serve.fields import ChatBody
 from forerun.serve.tool_fields import Function, NamedTool
 

@@ -12,12 +12,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from forerun.engine.grammar import Pattern
+from forerun.engine.patterns import ANY_OBJECT, Pattern
 from forerun.serve.body import MAX_ENTRIES, Body, Text
 
 MAX_REGEX_CHARS, MAX_SCHEMA_CHARS, MAX_DEPTH = 4096, 1 << 16, 64
-
-ANY_OBJECT = Pattern("json_schema", '{"type": "object"}')
 
 
 def _bounded(schema: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
@@ -19,11 +20,14 @@ from forerun.models.resolve import EMBEDDED_NAME
 
 if TYPE_CHECKING:
     from forerun.engine.engine import Engine
+    from forerun.engine.patterns import Pattern
     from forerun.engine.witness import Witness
     from forerun.options import SamplingParams, Speculation
 
 _LANE = re.compile(r"(?P<name>target|draft)=(?P<first>\d{1,4})(-(?P<last>\d{1,4}))?")
 _MODEL, _SPECULATION, _SAMPLING = "Model and machine", "Speculation", "Sampling"
+_GBNF_RULE = re.compile(r"^\s*[\w-]+\s*::=", re.MULTILINE)
+_GRAMMAR = "What the text must be (extra grammar)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +173,102 @@ class SamplingArguments:
             stop=tuple(self.stop or ()),
             ignore_eos=self.ignore_eos,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GrammarArguments:
+    """What a text must be, in one of the ways to say it."""
+
+    json_schema: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|TEXT", help="JSON of this schema.", rich_help_panel=_GRAMMAR,
+            show_default=False,
+        ),
+    ] = None  # fmt: skip
+    json_object: Annotated[
+        bool, typer.Option("--json-object", help="Any JSON object.", rich_help_panel=_GRAMMAR)
+    ] = False
+    lenient: Annotated[
+        bool,
+        typer.Option(
+            "--lenient",
+            help="Leave keywords of a schema that cannot be enforced unenforced.",
+            rich_help_panel=_GRAMMAR,
+        ),
+    ] = False
+    regex: Annotated[
+        str | None,
+        typer.Option(
+            help="All of it matches this.", rich_help_panel=_GRAMMAR, show_default=False
+        ),
+    ] = None  # fmt: skip
+    choice: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="One of these; to be repeated.", rich_help_panel=_GRAMMAR, show_default=False
+        ),
+    ] = None
+    grammar: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Of a grammar in llguidance's dialect of Lark.",
+            rich_help_panel=_GRAMMAR, show_default=False,
+        ),
+    ] = None  # fmt: skip
+
+    def pattern(self) -> Pattern | None:
+        """The one that was asked for; None where none was.
+
+        Raises:
+            OptionError: two of them, or a file that cannot be read.
+        """
+        from forerun.engine.patterns import ANY_OBJECT, Pattern
+
+        asked: dict[str, Pattern] = {}
+        if self.json_schema is not None:
+            asked["--json-schema"] = self._schema(self.json_schema)
+        if self.json_object:
+            asked["--json-object"] = ANY_OBJECT
+        if self.regex is not None:
+            asked["--regex"] = Pattern.regex(self.regex)
+        if self.choice is not None:
+            asked["--choice"] = Pattern.choice(self.choice)
+        if self.grammar is not None:
+            asked["--grammar"] = _lark(self.grammar)
+        if len(asked) > 1:
+            raise OptionError(f"{' and '.join(asked)}: a text can be of one kind only; give one")
+        if self.lenient and self.json_schema is None:
+            raise OptionError("--lenient is about --json-schema: give one, or leave it out")
+        return next(iter(asked.values()), None)
+
+    def _schema(self, asked: str) -> Pattern:
+        """Of a schema as it stands on the command line, or in a file."""
+        from forerun.engine.patterns import Pattern
+
+        is_text = asked.lstrip()[:1] in ("{", "")
+        text = asked if is_text else _read("--json-schema", Path(asked))
+        return Pattern.json_schema(text, is_lenient=self.lenient)
+
+
+def _lark(path: Path) -> Pattern:
+    from forerun.engine.patterns import Pattern
+
+    text = _read("--grammar", path)
+    if _GBNF_RULE.search(text):
+        raise OptionError(
+            f"--grammar {path}: this looks like GBNF, which is not read: write Lark, as in"
+            ' start: "yes" | "no"'
+        )
+    return Pattern.lark(text)
+
+
+def _read(option: str, path: Path) -> str:
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise OptionError(f"{option} {path} cannot be read: {why}; name a file") from error
 
 
 def parse_lanes(text: str) -> dict[str, tuple[int, ...]]:

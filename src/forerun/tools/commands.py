@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from forerun.tools.arguments import EngineArguments, SamplingArguments, grouped
+from forerun.tools.arguments import EngineArguments, GrammarArguments, SamplingArguments, grouped
 from forerun.tools.bench_serve_options import bench_serve
 
 _Json = Annotated[
@@ -78,6 +78,7 @@ def generate(
     as_json: _Json = False,
     engine: EngineArguments,
     sampling: SamplingArguments,
+    grammar: GrammarArguments,
 ) -> int:
     """Continue a text, streaming; accepted drafts are green and underlined on a terminal.
 
@@ -89,10 +90,12 @@ def generate(
       forerun generate -d none "def fibonacci(n):"     # plain, the same text
       cat main.py | forerun generate -t 0.8 --seed 7 - # the prompt from stdin
       forerun generate --prompts many.jsonl --json     # one batch
+      forerun generate --json-schema person.json "A person: " # JSON of a schema
     """
-    from forerun.tools.generate import run
+    from forerun.tools.generate import Request, run
 
-    return run(prompt, prompts, engine, sampling, trace=trace, as_json=as_json)
+    asked = Request(prompt, prompts, sampling.params(), grammar.pattern())
+    return run(asked, engine, trace=trace, as_json=as_json)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,35 +22,53 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from forerun.engine.engine import Completion, Engine, Piece
+    from forerun.engine.patterns import Pattern
     from forerun.engine.witness import Witness
-    from forerun.tools.arguments import EngineArguments, SamplingArguments
+    from forerun.tools.arguments import EngineArguments
     from forerun.tools.trace import Header
 
 
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be continued, a text or a file of them, and how; `pattern`: what all texts that
+    come must be.
+
+    Raises:
+        OptionError: not one of text and file.
+    """
+
+    prompt: str | None
+    prompts: Path | None
+    params: SamplingParams
+    pattern: Pattern | None = None
+
+    def __post_init__(self) -> None:
+        if (self.prompt is None) == (self.prompts is None):
+            raise OptionError("give either a PROMPT (- reads it from stdin) or --prompts FILE")
+
+
 def run(
-    prompt: str | None,
-    prompts: Path | None,
-    engine: EngineArguments,
-    sampling: SamplingArguments,
-    *,
-    trace: Path | None = None,
-    as_json: bool,
+    request: Request, engine: EngineArguments, *, trace: Path | None = None, as_json: bool
 ) -> int:
     """Generate and report; texts go to stdout, figures to stderr, rounds to `trace`."""
-    if (prompt is None) == (prompts is None):
-        raise OptionError("give either a PROMPT (- reads it from stdin) or --prompts FILE")
-    params = with_seed(sampling.params())
-    if prompts is not None:
-        return _run_batch(prompts, engine, params, trace=trace, as_json=as_json)
-    text = sys.stdin.read() if prompt == "-" else _printable(prompt or "")
-    watch = LaneWatch()
+    if trace is not None and request.pattern is not None:
+        raise OptionError(
+            "--trace does not record what a grammar let follow, so that no replay of it could be"
+            " right: leave out one of the two"
+        )
+    request = replace(request, params=with_seed(request.params))
+    if request.prompts is not None:
+        return _run_batch(request.prompts, request, engine, trace=trace, as_json=as_json)
+    prompt, watch = request.prompt or "", LaneWatch()
+    text = sys.stdin.read() if prompt == "-" else _printable(prompt)
     with _opened(engine, trace, watch) as live:
         if engine.lanes is not None:
             say(f"schedule: {live.schedule_reason}")
         if as_json:
-            write_json(completion_dict(live.generate(text, params)[0]))
+            found = live.generate(text, request.params, grammar=request.pattern)
+            write_json(completion_dict(found[0]))
         else:
-            _stream(live, text, params, watch)
+            _stream(live, text, request, watch)
             if why := why_scheduled(live):
                 say(Ink.of(sys.stderr).dim(f"schedule: {why}"))
     return 0
@@ -142,16 +160,18 @@ def write_pieces(pieces: Iterable[Piece], ink: Ink) -> str:
     return "".join(texts)
 
 
-def _stream(engine: Engine, text: str, params: SamplingParams, watch: LaneWatch) -> None:
+def _stream(engine: Engine, text: str, request: Request, watch: LaneWatch) -> None:
     ink = Ink.of(sys.stdout)
-    pieces = engine.stream(text, params)
+    pieces = engine.stream(text, request.params, grammar=request.pattern)
     if sys.stdout.isatty():
         write(ink.dim(text))
     figures = _Figures()
     write_pieces(figures.count(pieces), ink)
     write("\n")
-    line = f"{figures.line()}{watch.line()} · seed {params.seed} · {engine.numerics}"
+    line = f"{figures.line()}{watch.line()} · seed {request.params.seed} · {engine.numerics}"
     say(Ink.of(sys.stderr).dim(line))
+    if request.pattern is not None and figures.finish_reason == "length":
+        say(f"the text was cut and is not whole: {request.params.max_tokens} tokens were too few")
 
 
 class _Figures:
@@ -160,6 +180,7 @@ class _Figures:
     def __init__(self) -> None:
         self._started = self._first = self._last = perf_counter()
         self._num_tokens = self._num_first = self._num_rounds = 0
+        self.finish_reason: str | None = None
 
     def count(self, pieces: Iterable[Piece]) -> Iterable[Piece]:
         """The same pieces."""
@@ -169,6 +190,7 @@ class _Figures:
                 self._first, self._num_first = self._last, len(piece.token_ids)
             self._num_rounds += 1
             self._num_tokens += len(piece.token_ids)
+            self.finish_reason = piece.finish_reason
             yield piece
 
     def line(self) -> str:
@@ -185,8 +207,8 @@ class _Figures:
 
 def _run_batch(
     path: Path,
+    request: Request,
     engine: EngineArguments,
-    params: SamplingParams,
     *,
     trace: Path | None,
     as_json: bool,
@@ -194,7 +216,8 @@ def _run_batch(
     """All prompts of a file in one call; 1 if a request failed by itself."""
     prompts = read_prompts(path)
     with _opened(engine, trace) as live:
-        completions = live.generate([prompt.text for prompt in prompts], params)
+        texts = [prompt.text for prompt in prompts]
+        completions = live.generate(texts, request.params, grammar=request.pattern)
     if as_json:
         write_json({"completions": [completion_dict(one) for one in completions]})
     else:

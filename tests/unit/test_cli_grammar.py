@@ -1,0 +1,118 @@
+"""`forerun generate` with a grammar, as the process a user runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("forerun._native", reason="the native core is not built")
+pytest.importorskip("llguidance", reason="the extra `grammar` is not installed")
+
+from forerun import cli
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Oslo", "Rome"]}, "days": {"type": "integer", "maximum": 9}},
+    "required": ["city", "days"],
+    "additionalProperties": False,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny_checkpoint_dir: Callable[..., Path]) -> str:
+    return str(tiny_checkpoint_dir("qwen3", 3, max_position_embeddings=512, scale=0.6))
+
+
+@pytest.fixture
+def generated(model: str, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """The command in this process: the object it printed, or the sentence of its refusal."""
+
+    def run(*words: str, code: int = 0) -> Any:
+        common = ["generate", "-m", model, "--threads", "1", "--seed", "1", "-n", "60"]
+        assert cli.run([*common, *words]) == code
+        said = capsys.readouterr()
+        if "--json" in words and code == 0:
+            return json.loads(said.out)
+        return said.err if code else said.out
+
+    return run
+
+
+@pytest.mark.parametrize("temperature", ["0", "1.2"])
+def test_given_a_schema_then_the_text_is_of_it_with_and_without_drafts(
+    generated: Callable[..., Any], tmp_path: Path, temperature: str
+) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA))
+    asked = ("abcabc", "-t", temperature, "--json")
+
+    drafted = generated(*asked, "-d", "lookup", "--json-schema", str(path))
+    plain = generated(*asked, "-d", "none", "--json-schema", json.dumps(SCHEMA))
+    free = generated(*asked, "-d", "lookup")
+
+    assert drafted["token_ids"] == plain["token_ids"] != free["token_ids"]
+    assert drafted["finish_reason"] == "stop"
+    assert set(json.loads(drafted["text"])) == {"city", "days"}
+    assert drafted["stats"]["num_accepted"] > 0
+    assert plain["stats"]["num_drafted"] == 0
+
+
+def test_given_each_way_then_what_is_printed_is_of_it(
+    generated: Callable[..., Any], tmp_path: Path
+) -> None:
+    lark = tmp_path / "laugh.lark"
+    lark.write_text('start: "ho"{1,3} "!"')
+
+    assert generated("x", "--regex", "[a-c]{4}").strip("abc") == "\n"
+    assert generated("x", "--choice", "yes", "--choice", "no") in ("yes\n", "no\n")
+    assert generated("x", "--grammar", str(lark)).replace("ho", "") == "!\n"
+    assert json.loads(generated("x", "--json-schema", '{"const": {"a": 1}}')) == {"a": 1}
+    assert generated("x", "--json-object", "-n", "4").startswith("{")
+
+
+def test_given_a_file_of_prompts_then_every_text_is_of_the_grammar(
+    generated: Callable[..., Any], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "one"}\n{"prompt": "two two"}\n')
+
+    found = generated("--prompts", str(prompts), "--regex", "[0-9]{2}", "--json")
+
+    assert [one["text"].isdigit() for one in found["completions"]] == [True, True]
+
+
+def test_given_too_few_tokens_then_people_hear_that_the_text_is_not_whole(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["generate", "-m", model, "x", "--threads", "1", "--regex", "[a-c]{40}", "-n", "5"]
+
+    assert cli.run(words) == 0
+    assert "is not whole: 5 tokens were too few" in capsys.readouterr().err
+
+
+def test_given_what_cannot_be_then_one_sentence_says_so(
+    generated: Callable[..., Any], tmp_path: Path
+) -> None:
+    gbnf = tmp_path / "list.gbnf"
+    gbnf.write_text('root ::= "a" | "b"')
+    trace = str(tmp_path / "run.jsonl")
+    wrong = {
+        "a text can be of one kind only": ("--regex", "a", "--choice", "b"),
+        "ignore_eos": ("--regex", "a", "--ignore-eos"),
+        "leave out one of the two": ("--regex", "a", "--trace", trace),
+        "this looks like GBNF": ("--grammar", str(gbnf)),
+        "cannot be read: No such file": ("--json-schema", "no-such.json"),
+        "cannot be used": ("--json-schema", '{"type": "robot"}'),
+        "let them go unenforced": ("--json-schema", '{"type": "array", "uniqueItems": true}'),
+        "--lenient is about --json-schema": ("--lenient",),
+        "cannot be used: at": ("--regex", "a("),
+    }
+
+    for sentence, words in wrong.items():
+        said = generated("x", *words, code=2)
+        assert sentence in said, said
+        assert said.count("\n") == 1
