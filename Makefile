@@ -1,7 +1,7 @@
 # make demo    complete a Python function and measure it     make test    format, lint, types, tests
 # make bench   the measured table of the README              make asan    native tests, sanitizers on
 # make format  rewrite the sources in the house style        make clients LangChain, LiteLLM, a server
-# make clean   remove what make made
+# make clean   remove what make made                       make long    tests that take minutes
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -25,7 +25,7 @@ TESTS ?= tests
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 CLIENTS := build/clients
 
-.PHONY: help build demo bench test lint types format asan clients clean
+.PHONY: help build demo bench test long lint types format asan clients clean
 
 help:
 	@sed -n '1,4s/^# //p' Makefile
@@ -70,8 +70,11 @@ types: $(MADE)/test
 	$(BIN)/mypy
 
 test: lint types
-	$(BIN)/python -m pytest $(TESTS) -m "not alone" -n $(WORKERS) --dist worksteal || [ $$? = 5 ]
-	$(BIN)/python -m pytest $(TESTS) -m alone || [ $$? = 5 ] # 5: none of them is asked for
+	$(BIN)/python -m pytest $(TESTS) -m "not alone and not long" -n $(WORKERS) --dist worksteal || [ $$? = 5 ]
+	$(BIN)/python -m pytest $(TESTS) -m "alone and not long" || [ $$? = 5 ] # 5: none is asked for
+
+long: $(MADE)/test
+	$(BIN)/python -m pytest $(TESTS) -m long -s
 
 format: $(MADE)/test
 	$(BIN)/ruff format .

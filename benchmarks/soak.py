@@ -33,39 +33,21 @@ LOADS = (1, 4, 16, 32)  # connections at a time, one after the other
 FAILURE = "/page/drafter-failure"
 
 
-@dataclass(frozen=True, slots=True)
-class Length:
-    """How long a soak is: in seconds, or in periods of so many requests each."""
-
-    longest_s: float
-    every_s: float
-    num_periods: int | None = None
-    num_requests: int = NUM_AT_A_TIME
-
-    def is_over(self, num_done: int, spent_s: float) -> bool:
-        """Whether the last period is over."""
-        if self.num_periods is not None:
-            return num_done >= self.num_periods
-        return spent_s >= self.longest_s
-
-    def share(self, num_done: int, spent_s: float) -> float:
-        """How much of it is over, from 0 to 1."""
-        whole = self.longest_s if self.num_periods is None else self.num_periods
-        return (spent_s if self.num_periods is None else num_done) / whole
-
-
-def soak(server: Served, plan: Plan, length: Length, out: Path | None = None) -> list[Held]:
-    """Load the server until the end; a sample at rest after each period, the first before any."""
+def soak(
+    server: Served, plan: Plan, longest_s: float, every_s: float, out: Path | None = None
+) -> list[Held]:
+    """Load the server so long; a sample at rest after each period, the first before any. The
+    drafter is broken in the last quarter."""
     texts = good_texts(server)
     samples, numbers, began_s = [server.rested()], count(), monotonic()
     is_disabled = False
-    while not length.is_over(len(samples) - 1, spent := monotonic() - began_s):
-        wants_end = length.share(len(samples) - 1, spent) >= 0.75
+    while (spent_s := monotonic() - began_s) < longest_s:
+        wants_end = spent_s >= 0.75 * longest_s
         if not is_disabled:
             server.ask(FAILURE, {"num": 3 if wants_end else 1})
             is_disabled = wants_end
         at_once = LOADS[len(samples) % len(LOADS)]
-        _one_period(server, replace(plan, at_once=at_once), length, numbers, texts)
+        _one_period(server, replace(plan, at_once=at_once), every_s, numbers, texts)
         samples.append(server.rested(num_files=samples[0].num_files))
         if out is not None:
             with out.open("a", encoding="utf-8") as file:
@@ -74,14 +56,12 @@ def soak(server: Served, plan: Plan, length: Length, out: Path | None = None) ->
 
 
 def _one_period(
-    server: Served, plan: Plan, length: Length, numbers: count[int], texts: Sequence[str]
+    server: Served, plan: Plan, every_s: float, numbers: count[int], texts: Sequence[str]
 ) -> None:
-    ends_s, is_timed = monotonic() + length.every_s, length.num_periods is None
-    while True:
-        some = [next(numbers) for _ in range(length.num_requests)]
+    ends_s = monotonic() + every_s
+    while monotonic() < ends_s:
+        some = [next(numbers) for _ in range(NUM_AT_A_TIME)]
         asyncio.run(attack(server, some, texts, plan))
-        if not is_timed or monotonic() > ends_s:
-            return
 
 
 def growth(samples: Sequence[Held], growth_bytes: int) -> list[str]:
@@ -103,9 +83,8 @@ def main() -> int:
     """Soak a server, print its samples, say what grew."""
     arguments = _arguments()
     plan = Plan(arguments.seed, 1, EVERY_GOOD)
-    length = Length(60 * arguments.minutes, arguments.every_s)
     with started(["--allow-faults", *arguments.options]) as (server, log):
-        samples = soak(server, plan, length, arguments.out)
+        samples = soak(server, plan, 60 * arguments.minutes, arguments.every_s, arguments.out)
         faults = [*plan.findings.faults, *growth(samples, arguments.growth_mib << 20)]
         if "Traceback" in log.read_text(encoding="utf-8"):
             faults.append("the server's log has a traceback")

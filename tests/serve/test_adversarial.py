@@ -19,7 +19,8 @@ from forerun.serve import wire
 from .live import serving
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-NUM_REQUESTS, NUM_PERIODS = 400, 9
+NUM_REQUESTS = 400
+SOAK_S, EVERY_S = 120.0, 10.0
 MIB = 1 << 20
 
 
@@ -53,22 +54,22 @@ def test_given_hundreds_of_hostile_requests_then_nothing_is_lost(options: list[s
     assert len(plan.findings.statuses) >= 16
 
 
+@pytest.mark.timeout(600)
 def test_given_a_soak_then_nothing_grows_and_the_drafter_s_death_changes_no_answer(
     options: list[str],
 ) -> None:
     from adversarial import Plan
-    from soak import Length, growth, soak
+    from soak import growth, soak
     from watched_server import started
 
-    plan, length = Plan(seed=11, at_once=1, every_good=2), Length(0, 0, NUM_PERIODS, 30)
+    plan = Plan(seed=11, at_once=1, every_good=2)
     with started(options) as (server, log):
-        samples = soak(server, plan, length)
+        samples = soak(server, plan, SOAK_S, EVERY_S)
         ready = server.ask("/health/ready")[1]
         logged = log.read_text()
 
     assert plan.findings.faults == []
     assert growth(samples, growth_bytes=64 * MIB) == []
-    assert len(samples) == 1 + NUM_PERIODS
     assert b'"disabled"' in ready
     assert "Traceback" not in logged
 
