@@ -119,7 +119,7 @@ def wrong_types(rng: Random) -> Case:
 def odd_unicode(rng: Random) -> Case:
     """Text that breaks what handles text, in prompts, stops, names and keys."""
     text, path = rng.choice(ODD_TEXTS), rng.choice((CHAT, TEXT, RESPONSES, "/tokenize"))
-    # Few tokens: an answer as long as a context is a fair wish, and takes minutes on a busy machine.
+    # Few tokens: an answer as long as a context is a fair wish that takes minutes when busy.
     content: dict[str, Any] = {"messages": [{"role": "user", "content": text}], "max_tokens": 2}
     if path == RESPONSES:
         content = {"input": text, "max_output_tokens": 2}

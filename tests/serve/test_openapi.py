@@ -60,7 +60,6 @@ def test_given_bodies_made_from_the_document_then_none_is_answered_with_a_failur
 
     assert status == 0, report
     assert num_cases >= least_cases, report
-    print(f"{num_cases} cases")
     until(lambda: is_idle(brief))
     load = brief.service.load()
     assert load.num_free_blocks == load.num_blocks
