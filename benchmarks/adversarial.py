@@ -7,7 +7,7 @@ Between them go good requests, whose answers must stay what they were at the sta
 anything was answered with a 5xx other than 503, if a request was not answered at all that was sent
 whole, if a good answer changed, or if at the end the server does not answer, has a request or a
 block of K/V memory that nobody holds, more threads or open files than before, or more memory than
-`--growth-mib` over what it had after the first fifth. Words behind `--` go to `forerun serve`.
+`--growth-mib` over what it had after three fifths. Words behind `--` go to `forerun serve`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from watched_server import Held, Served, as_line, started
 MAX_ANSWER_S = 120.0  # for one request among many; a sick server takes longer
 RAW_S = 1.0  # how long an answer to broken HTTP is waited for
 NUM_GOOD = 5  # different good requests
+NUM_FIFTHS, NUM_WARM = 5, 3  # memory is judged from here on: K/V blocks take it when first used
 LEFT_BYTES, LEFT_S = 4000, 1.0  # a share of so much is read, or waited, before a client leaves
 _STATUS = re.compile(rb"HTTP/1\.1 (\d{3}) ")
 
@@ -167,7 +168,7 @@ def losses(before: Held, early: Held, after: Held, growth_bytes: int) -> list[st
     found = after.more_than(before)
     if after.rss_bytes > early.rss_bytes + growth_bytes:
         grown = (after.rss_bytes - early.rss_bytes) >> 20
-        found.append(f"{grown} MiB more memory than after the first fifth")
+        found.append(f"{grown} MiB more memory than after {NUM_WARM} of {NUM_FIFTHS}")
     return found
 
 
@@ -211,19 +212,18 @@ async def _send_one(server: Served, at: int, texts: Sequence[str], plan: Plan) -
         plan.findings.faults.append(f"request {at}, {case.kind}: {fault}: {case.body[:200]!r}")
 
 
-def run(server: Served, num: int, plan: Plan, growth_bytes: int) -> tuple[Held, Held, Held]:
-    """Attack, and what the server held before, after the first fifth and at the end."""
+def run(server: Served, num: int, plan: Plan, growth_bytes: int) -> list[Held]:
+    """Attack, and what the server held before and after each fifth."""
     texts = good_texts(server)
-    before = server.rested()
-    numbers = range(num)
-    asyncio.run(attack(server, numbers[: num // 5], texts, plan))
-    early = server.rested(num_files=before.num_files)
-    asyncio.run(attack(server, numbers[num // 5 :], texts, plan))
-    after = server.rested(num_files=before.num_files)
-    plan.findings.faults.extend(losses(before, early, after, growth_bytes))
+    held = [server.rested()]
+    for fifth in range(NUM_FIFTHS):
+        numbers = range(num)[fifth * num // NUM_FIFTHS : (fifth + 1) * num // NUM_FIFTHS]
+        asyncio.run(attack(server, numbers, texts, plan))
+        held.append(server.rested(num_files=held[0].num_files))
+    plan.findings.faults.extend(losses(held[0], held[NUM_WARM], held[-1], growth_bytes))
     if good_texts(server) != texts:
         plan.findings.faults.append("good answers at the end are not those of the start")
-    return before, early, after
+    return held
 
 
 def main() -> int:
@@ -240,8 +240,8 @@ def main() -> int:
         told = ", ".join(f"{status or 'none'}: {num}" for status, num in counts.most_common())
         spent = plan.findings.seconds[kind]
         print(f"{kind:18} {sum(spent) / len(spent):6.2f} s, at most {max(spent):6.2f} s   {told}")
-    for name, one in zip(("before", "first fifth", "at the end"), held, strict=True):
-        print(f"{name:12} {as_line(one)}")
+    for fifth, one in enumerate(held):
+        print(f"after {fifth} of {NUM_FIFTHS} {as_line(one)}")
     print(f"{arguments.requests} requests, seed {plan.seed}, {monotonic() - began_s:.0f} s")
     for fault in plan.findings.faults[:50]:
         print(f"FAULT {fault}")
