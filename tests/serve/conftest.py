@@ -16,10 +16,13 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 
 import httpx2
 import openai
+from tokenizers import Tokenizer
 
 from forerun import Engine, Speculation
 
 from .live import Live, serving
+from .structured_parts import MARK
+from .structured_parts import TEMPLATE as TOOL_TEMPLATE
 
 TEMPLATE = (
     "{% for one in messages %}{% if one.role == 'assistant' and loop.first %}"
@@ -65,6 +68,19 @@ def spare_engine(chat_model: Path) -> Iterator[Engine]:
 def server(engine: Engine) -> Iterator[Live]:
     """A server with the tests' usual settings."""
     with serving(engine) as live:
+        yield live
+
+
+@pytest.fixture(scope="module")
+def marked(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server whose model's template knows of tools."""
+    directory = tmp_path_factory.mktemp("marked") / "tiny-tools"
+    shutil.copytree(chat_model, directory)
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": TOOL_TEMPLATE}))
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    tokenizer.add_tokens([MARK])  # one token, as in the models that know it
+    tokenizer.save(str(directory / "tokenizer.json"))
+    with opened(directory) as engine, serving(engine) as live:
         yield live
 
 

@@ -11,7 +11,17 @@ pytest.importorskip("llguidance", reason="the extra `serve` is not installed")
 
 from forerun import Engine
 from forerun.engine.grammar import Compiler
-from forerun.serve.calling import BARE, MARKED, CallForm, CallReader, forced_calls, free_calls
+from forerun.engine.patterns import Pattern
+from forerun.serve.calling import (
+    BARE,
+    MARKED,
+    CallForm,
+    CallReader,
+    TextPlace,
+    calls_or,
+    forced_calls,
+    free_calls,
+)
 from forerun.serve.tool_fields import Function
 from forerun.tree import TokenTree
 
@@ -26,8 +36,8 @@ def spelled(form: CallForm, calls: list[tuple[str, object]]) -> str:
     return "\n".join(form.opening + body + form.closing for body in bodies)
 
 
-def read(form: CallForm, pieces: list[str], has_text: bool) -> tuple[str, list[tuple[str, str]]]:
-    reader, text = CallReader(form, has_text=has_text), ""
+def read(form: CallForm, pieces: list[str], place: TextPlace) -> tuple[str, list[tuple[str, str]]]:
+    reader, text = CallReader(form, place), ""
     names: list[str] = []
     arguments: list[str] = []
     for said in [*map(reader.push, pieces), reader.finish()]:
@@ -47,8 +57,8 @@ def test_given_calls_cut_anywhere_then_they_are_read_the_same(form: CallForm) ->
     wanted = [(name, json.dumps(arguments)) for name, arguments in CALLS]
 
     for at in range(len(text) + 1):
-        assert read(form, [text[:at], text[at:]], False) == ("", wanted)
-    assert read(form, list(text), False) == ("", wanted)
+        assert read(form, [text[:at], text[at:]], "nowhere") == ("", wanted)
+    assert read(form, list(text), "nowhere") == ("", wanted)
 
 
 def test_given_text_before_marked_calls_then_it_is_text_and_no_part_of_a_mark_is_told() -> None:
@@ -57,21 +67,33 @@ def test_given_text_before_marked_calls_then_it_is_text_and_no_part_of_a_mark_is
 
     for step in (1, 2, 3, 7, 100):
         pieces = [text[at : at + step] for at in range(0, len(text), step)]
-        said, calls = read(MARKED, pieces, True)
+        said, calls = read(MARKED, pieces, "before")
         assert said == words
         assert [name for name, _ in calls] == [name for name, _ in CALLS]
-    assert read(MARKED, list(words), True) == (words, [])
+    assert read(MARKED, list(words), "before") == (words, [])
 
 
 @pytest.mark.parametrize("end", range(1, 40, 3))
 def test_given_a_call_that_was_cut_then_what_came_of_it_is_told(end: int) -> None:
     text = spelled(BARE, CALLS[:1])[:-end]
 
-    said, calls = read(BARE, list(text), False)
+    said, calls = read(BARE, list(text), "nowhere")
 
     assert said == ""
     assert [name for name, _ in calls] == ["look_up"]
     assert json.dumps(TRICKY).startswith(calls[0][1])
+
+
+def test_given_text_instead_of_calls_then_its_beginning_says_which_of_the_two_it_is() -> None:
+    for words in ('{"a": "<tool_call>"}', "<tool", "<", "1 <tool_call>\n{", ""):
+        for step in (1, 2, 5, 100):
+            pieces = [words[at : at + step] for at in range(0, len(words), step)]
+            assert read(MARKED, pieces, "instead") == (words, [])
+    text = spelled(MARKED, CALLS)
+    for at in range(len(text) + 1):
+        said, calls = read(MARKED, [text[:at], text[at:]], "instead")
+        assert said == ""
+        assert [name for name, _ in calls] == [name for name, _ in CALLS]
 
 
 # --- what the grammars let through ----------------------------------------------------------------
@@ -131,6 +153,43 @@ def test_given_free_calls_then_text_passes_and_what_begins_like_a_call_must_be_o
     for wrong in ("<tool_call>", f"{call} and more", f"{call}\n{call}\n{call}", call[:-1],
                   call.replace("look_up", "other")):  # fmt: skip
         assert not is_of(engine, compiler, free, wrong), wrong
+
+
+FORMATS = (
+    (Pattern.json_schema(ARGUMENTS), '{"a": "<tool_call>"}', '{"b": 1}'),
+    (Pattern.regex("a/b+"), "a/bb", "a/"),
+    (Pattern.choice(["yes", "no"]), "no", "yesno"),
+    (Pattern.lark('start: f0 | "x" start\nf0: "y"'), "xxy", "xx"),
+)
+
+
+@pytest.mark.parametrize(("text", "right", "wrong"), FORMATS, ids=lambda one: str(one)[:20])
+def test_given_calls_or_a_text_then_an_answer_is_wholly_one_of_them(
+    engine: Engine, compiler: Compiler, text: Pattern, right: str, wrong: str
+) -> None:
+    either = calls_or(text, FUNCTIONS, MARKED, 2)
+    call = f"<tool_call>\n{FORCED}\n</tool_call>"
+
+    for one in (right, call, f"{call}\n{call}"):
+        assert is_of(engine, compiler, either, one), one
+    for one in (wrong, f"{right}{call}", f"{call}{right}", "hello", f"{call}\n{call}\n{call}",
+                call.replace("look_up", "other")):  # fmt: skip
+        assert not is_of(engine, compiler, either, one), one
+    assert not compiler.may_begin(text, "<tool_call>")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        Pattern.regex("(.|\n)*"),
+        Pattern.choice(["<tool_call>s"]),
+        Pattern.lark('start: "<" /.*/'),
+    ],
+)
+def test_given_a_text_that_may_begin_like_a_call_then_that_is_found_out(
+    compiler: Compiler, text: Pattern
+) -> None:
+    assert compiler.may_begin(text, "<tool_call>")
 
 
 def test_given_masks_then_the_walk_is_what_a_walk_anew_says(

@@ -174,7 +174,8 @@ REFUSALS: list[tuple[dict[str, Any], str]] = [
     ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
     ({"structured_outputs": {"grammar": "start: nobody"}}, "structured_outputs"),
     ({"structured_outputs": {"grammar": "start: " + "(" * 20_000}}, "structured_outputs"),
-    ({"tools": TOOLS, "tool_choice": "required", "response_format": NAMED}, "response_format"),
+    ({"tools": TOOLS, "tool_choice": "required", "guided_regex": "a("}, "guided_regex"),
+    ({"tools": TOOLS, "guided_json": {"type": "robot"}}, "guided_json"),
     ({"tools": TOOLS, "tool_choice": "required", "ignore_eos": True}, "ignore_eos"),
     ({"tools": [*TOOLS, TOOLS[0]]}, "tools"),
     ({"tools": TOOLS * 40}, "tools"),
@@ -195,6 +196,28 @@ def test_given_what_cannot_be_then_400_names_the_field(
     assert answer.status_code == 400, answer.text
     assert str(answer.json()["error"]["param"]).startswith(param), answer.text
     assert len(answer.json()["error"]["message"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "param"),
+    [
+        (CHAT, {"response_format": {"type": "json_schema"}}, "json_schema"),
+        (CHAT, {"response_format": NAMED | {"type": "text"}}, "json_schema"),
+        (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "x"}}}, "schema"),
+        (RESPONSES, {"text": {"format": {"type": "json_object", "schema": {}}}}, "schema"),
+    ],
+    ids=str,
+)
+def test_given_half_a_format_then_the_other_half_is_named(
+    http: httpx2.Client, path: str, fields: dict[str, Any], param: str
+) -> None:
+    base = {"input": "a"} if path == RESPONSES else {"messages": ASK}
+
+    answer = http.post(path, json=base | fields)
+
+    assert answer.status_code == 400, answer.text
+    message = answer.json()["error"]["message"]
+    assert f': {param} belongs to the type "json_schema", and needs it' in message
 
 
 def test_given_a_schema_then_a_stream_of_responses_tells_the_same_text(

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
-from tokenizers import Tokenizer
 
-from .conftest import opened
-from .live import MODEL, Live, serving
-from .structured_parts import ASK, CHAT, MARK, NUM_TOLD, RESPONSES, TEMPLATE, TOOLS, WEATHER
+from .live import MODEL, Live
+from .structured_parts import ASK, CHAT, MARK, NUM_TOLD, RESPONSES, TOOLS, WEATHER
 
 pytest.importorskip("llguidance", reason="the extra `serve` is not installed")
 
 
 BROKEN_CALL = {"type": "function_call", "call_id": "c", "name": "f", "arguments": "1"}
-
-
-@pytest.fixture(scope="module")
-def marked(chat_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server whose model's template knows of tools."""
-    directory = tmp_path_factory.mktemp("marked") / "tiny-tools"
-    shutil.copytree(chat_model, directory)
-    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    tokenizer.add_tokens([MARK])  # one token, as in the models that know it
-    tokenizer.save(str(directory / "tokenizer.json"))
-    with opened(directory) as engine, serving(engine) as live:
-        yield live
 
 
 @pytest.fixture(params=["bare", "marked"])

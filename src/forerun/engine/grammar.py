@@ -69,6 +69,17 @@ class Compiler:
             raise GrammarError(f"the grammar cannot be used: {_refused(matcher.get_error())}")
         return Compiled(matcher, self._vocab, self._end_ids)
 
+    def may_begin(self, pattern: Pattern, beginning: str) -> bool:
+        """Whether some text of a pattern that compiles begins so, however it is cut into tokens."""
+        text, spelled = _written(self._library.LLMatcher, pattern), list(beginning.encode())
+
+        def walked() -> int:
+            matcher = self._library.LLMatcher(self._library.LLTokenizer("byte"), text, log_level=0)
+            return int(matcher.try_consume_tokens(spelled))
+
+        with self._lock:
+            return bool(_on_deep_stack(walked) == len(spelled))
+
     def _matcher(self, pattern: Pattern) -> Any:
         """A matcher at the beginning, which has had to find its first mask."""
         text = _written(self._library.LLMatcher, pattern)

@@ -56,6 +56,10 @@ class Grammars:
                 self._kept.popitem(last=False)
         return grammar
 
+    def may_begin(self, pattern: Pattern, beginning: str) -> bool:
+        """Whether some text of a pattern that can be used begins so."""
+        return self._opened().may_begin(pattern, beginning)
+
     def _opened(self) -> Compiler:
         # Most engines are asked for none, and start-up is imports.
         from forerun.engine.grammar import Compiler

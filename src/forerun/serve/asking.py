@@ -14,13 +14,14 @@ from typing import Any
 from forerun.drafters.prediction import RunIndex
 from forerun.engine.constraints import Grammar
 from forerun.engine.kept_grammars import Grammars
+from forerun.engine.patterns import Pattern
 from forerun.engine.service import Job
 from forerun.errors import ModelError
 from forerun.models.tokenizer import Tokenizer
 from forerun.options import SamplingParams
 from forerun.serve.calling import CallPlan, knows_tools, plan_of
 from forerun.serve.fields import MAX_CHOICES, ChatBody, CompletionBody, SamplingBody
-from forerun.serve.grammars import asked, wanted
+from forerun.serve.grammars import asked, refuse_lookalike, wanted
 from forerun.serve.refusals import Refusal
 from forerun.serve.speculating import drafts, speculation_of
 
@@ -89,7 +90,7 @@ def ask_completion(body: CompletionBody, model: Model, partition: str) -> Asked:
     is_whole = not body.max_tokens
     jobs = [replace(job, scores_prompt=scores_prompt, generates=not is_whole) for job in jobs]
     echoes = [text if body.echo else "" for text in texts for _ in range(body.n)]
-    grammar = _grammar(body, None, model, partition)
+    grammar = _grammar(body, wanted(body), None, model, partition)
     jobs = [replace(job, grammar=grammar) for job in jobs]
     return Asked(tuple(jobs), tuple(echoes), sum(map(len, ids)))
 
@@ -102,7 +103,8 @@ def ask_chat(body: ChatBody, model: Model, partition: str) -> Asked:
     """
     if body.top_logprobs is not None and not body.logprobs:
         raise Refusal(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-    plan = plan_of(body, model.tokenizer.template)
+    wish = wanted(body)
+    plan = plan_of(body, model.tokenizer.template, None if wish is None else wish[1])
     is_told = body.tools and body.tool_choice != "none"
     tools = [one.function.told for one in body.tools or ()] if is_told else []
     prompt = chat_ids([one.told for one in body.messages], model, tools)
@@ -111,29 +113,30 @@ def ask_chat(body: ChatBody, model: Model, partition: str) -> Asked:
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     params = _params(body, model, num_tokens, logprobs)
     jobs = _choices(body, prompt, params, partition, _expected(body, model))
-    grammar = _grammar(body, plan, model, partition)
+    grammar = _grammar(body, wish, plan, model, partition)
     bound = tuple(replace(job, grammar=grammar) for job in jobs)
     return Asked(bound, ("",) * body.n, len(prompt), plan)
 
 
 def _grammar(
-    body: SamplingBody, plan: CallPlan | None, model: Model, partition: str
+    body: SamplingBody,
+    wish: tuple[str, Pattern] | None,
+    plan: CallPlan | None,
+    model: Model,
+    partition: str,
 ) -> Grammar | None:
-    """What binds the answers, if something does.
+    """What binds the answers, if something does: calls, or what their text is wished to be.
 
     Raises:
-        Refusal: a grammar that cannot be had, two of them, or none that may end.
+        Refusal: a grammar that cannot be had, none that may end, or text that looks like a call.
     """
-    wish = wanted(body)
+    own = None if wish is None else asked(model.grammars, wish[1], partition, wish[0])
     if plan is None:
-        return None if wish is None else asked(model.grammars, wish[1], partition, wish[0])
-    if wish is not None:
-        raise Refusal(
-            400, f"{wish[0]}: not beside tools that may be called; send tool_choice: none",
-            param=wish[0],
-        )  # fmt: skip
+        return own
     if body.ignore_eos:
         raise Refusal(400, "ignore_eos: an answer ends behind its calls", param="ignore_eos")
+    if wish is not None and plan.text == "instead":
+        refuse_lookalike(model.grammars, *wish, plan.form.opening.strip())
     return asked(model.grammars, plan.pattern, partition, "tools")
 
 

@@ -11,12 +11,14 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from forerun.engine.patterns import JSON_STYLE, Pattern
 from forerun.serve.fields import ChatBody
 from forerun.serve.tool_fields import Function, NamedTool
 
 MOST_CALLS = 16  # in one answer
+TextPlace = Literal["nowhere", "before", "instead"]  # of calls
 _HEAD = re.compile(r'(?:<tool_call>)?\s*\{"name": "([a-zA-Z0-9_-]{1,64})", "arguments": ')
 
 
@@ -66,6 +68,13 @@ def free_calls(functions: Sequence[Function], form: CallForm, most: int) -> Patt
     return _pattern(lines, functions, form)
 
 
+def calls_or(text: Pattern, functions: Sequence[Function], form: CallForm, most: int) -> Pattern:
+    """One to `most` marked calls, or a text of a pattern: all of the answer is one of the two."""
+    calls = forced_calls(functions, form, most)
+    start, rest = calls.text.split("\n", 1)
+    return Pattern("lark", f"{start} | @text\n{rest}", named=(("text", text),))
+
+
 def _pattern(lines: list[str], functions: Sequence[Function], form: CallForm) -> Pattern:
     names = [f"f{at}" for at in range(len(functions))]
     lines = [*lines, f"any: {' | '.join(names)}"]
@@ -86,21 +95,22 @@ def _literal(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class CallPlan:
-    """How an answer may call: what binds it, how calls are written, may text stand before them."""
+    """How an answer may call: what binds it, how calls are written, where text may stand."""
 
     pattern: Pattern
     form: CallForm
-    has_text: bool
+    text: TextPlace
 
     def reader(self) -> CallReader:
         """Who reads such an answer."""
-        return CallReader(self.form, has_text=self.has_text)
+        return CallReader(self.form, self.text)
 
 
-def plan_of(body: ChatBody, template: str | None) -> CallPlan | None:
+def plan_of(body: ChatBody, template: str | None, wish: Pattern | None) -> CallPlan | None:
     """What `tools` and `tool_choice` ask of an answer; None where nothing can be called.
 
-    A model that is left to choose can call only in a form that its template has taught it.
+    A model that is left to choose can call only in a form that its template has taught it. `wish`:
+    what its text must be where it calls nothing; where it is made to call, there is no text.
     """
     tools, choice, form = body.tools or [], body.tool_choice, form_of(template)
     functions = [tool.function for tool in tools]
@@ -108,13 +118,15 @@ def plan_of(body: ChatBody, template: str | None) -> CallPlan | None:
     if not functions or choice == "none":
         return None
     if choice == "required":
-        return CallPlan(forced_calls(functions, form, most), form, has_text=False)
+        return CallPlan(forced_calls(functions, form, most), form, "nowhere")
     if isinstance(choice, NamedTool):
         named = [one for one in functions if one.name == choice.function.name]
-        return CallPlan(forced_calls(named, form, 1), form, has_text=False)
-    if form.is_marked and knows_tools(template):
-        return CallPlan(free_calls(functions, form, most), form, has_text=True)
-    return None
+        return CallPlan(forced_calls(named, form, 1), form, "nowhere")
+    if not form.is_marked or not knows_tools(template):
+        return None
+    if wish is not None:
+        return CallPlan(calls_or(wish, functions, form, most), form, "instead")
+    return CallPlan(free_calls(functions, form, most), form, "before")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +151,15 @@ class Said:
 
 
 class CallReader:
-    """Reads calls out of a text as it comes; `has_text`: whether text may stand before them."""
+    """Reads calls out of an answer as it comes, in which text stands where it may."""
 
-    def __init__(self, form: CallForm, *, has_text: bool) -> None:
-        self.has_text = has_text
+    def __init__(self, form: CallForm, text: TextPlace) -> None:
+        self.has_text = text != "nowhere"
         self._mark = form.opening.strip()
         self._tail = "}" + form.closing
         self._held = ""
-        self._state = self._read_text if has_text else self._read_head
+        begin = {"nowhere": self._read_head, "before": self._read_text, "instead": self._read_start}
+        self._state = begin[text]
         self._scan = _Scan()
         self._num_calls = 0
         self._parts: dict[int, CallPart] = {}
@@ -165,7 +178,19 @@ class CallReader:
     def finish(self) -> Said:
         """The text has ended: what was held back is text, unless a call was cut."""
         held, self._held = self._held, ""
-        return Said(held) if self._state == self._read_text else Said()
+        may_be_text = self._state in (self._read_text, self._read_start, self._read_all)
+        return Said(held) if may_be_text else Said()
+
+    def _read_start(self) -> str:
+        if self._held.startswith(self._mark):
+            self._state = self._read_head
+        elif not self._mark.startswith(self._held):
+            self._state = self._read_all
+        return ""
+
+    def _read_all(self) -> str:
+        held, self._held = self._held, ""
+        return held
 
     def _read_text(self) -> str:
         held, at = self._held, self._held.find(self._mark)

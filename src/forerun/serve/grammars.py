@@ -25,6 +25,19 @@ def asked(grammars: Grammars, pattern: Pattern, partition: str, param: str) -> G
         raise Refusal(400, f"{param}: {error}", param=param) from error
 
 
+def refuse_lookalike(grammars: Grammars, name: str, pattern: Pattern, mark: str) -> None:
+    """Refuse a text that may begin like a call where either of the two may come.
+
+    Raises:
+        Refusal: it may.
+    """
+    if grammars.may_begin(pattern, mark):
+        raise Refusal(
+            400, f"{name}: a text that may begin with {mark} cannot be told from a call: exclude"
+            " that beginning, or send tool_choice: none or required", param=name,
+        )  # fmt: skip
+
+
 def wanted(body: SamplingBody) -> tuple[str, Pattern] | None:
     """The field that asks for a grammar, and what it asks for; None where none does.
 
