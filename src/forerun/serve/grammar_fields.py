@@ -53,11 +53,6 @@ GrammarText = Annotated[Text, Field(min_length=1, max_length=MAX_SCHEMA_CHARS)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
-def schema_pattern(schema: dict[str, Any], *, is_strict: bool) -> Pattern:
-    """A schema as a grammar; one that is not strict may have keywords that are not enforced."""
-    return Pattern("json_schema", json.dumps(schema), is_lenient=not is_strict)
-
-
 class NamedSchema(Body):
     """OpenAI's `json_schema`; `strict`: a keyword that cannot be enforced is refused."""
 
@@ -67,32 +62,43 @@ class NamedSchema(Body):
     strict: bool = False
 
 
+FormatKind = Literal["text", "json_object", "json_schema"]
+
+
+def _refuse_half(kind: FormatKind, field: str, value: object) -> None:
+    """Refuse a schema without its kind, and the kind without one."""
+    if (value is not None) != (kind == "json_schema"):
+        raise PydanticCustomError(
+            "half_a_format",
+            '{field} belongs to the type "json_schema", and needs it',
+            {"field": field},
+        )
+
+
 class ResponseFormat(Body):
     """OpenAI's `response_format`."""
 
-    type: Literal["text", "json_object", "json_schema"]
+    type: FormatKind
     json_schema: NamedSchema | None = None
 
     @model_validator(mode="after")
     def _whole(self) -> ResponseFormat:
-        if (self.json_schema is not None) != (self.type == "json_schema"):
-            raise PydanticCustomError(
-                "half_a_format", 'json_schema belongs to the type "json_schema", and needs it'
-            )
+        _refuse_half(self.type, "json_schema", self.json_schema)
         return self
 
     @property
     def pattern(self) -> Pattern | None:
         """The grammar it asks for."""
-        if self.json_schema is not None:
-            return schema_pattern(self.json_schema.content, is_strict=self.json_schema.strict)
+        asked = self.json_schema
+        if asked is not None:
+            return Pattern.json_schema(asked.content, is_lenient=not asked.strict)
         return ANY_OBJECT if self.type == "json_object" else None
 
 
 class TextFormat(Body):
     """`text.format` of `/v1/responses`: the same, spread out."""
 
-    type: Literal["text", "json_object", "json_schema"] = "text"
+    type: FormatKind = "text"
     name: Name | None = None
     description: Annotated[Text, Field(max_length=4096)] | None = None
     content: Schema | None = Field(alias="schema", default=None)
@@ -100,18 +106,16 @@ class TextFormat(Body):
 
     @model_validator(mode="after")
     def _whole(self) -> TextFormat:
-        if (self.content is not None) != (self.type == "json_schema"):
-            raise PydanticCustomError(
-                "half_a_format", 'schema belongs to the type "json_schema", and needs it'
-            )
+        _refuse_half(self.type, "schema", self.content)
         return self
 
     @property
-    def pattern(self) -> Pattern | None:
-        """The grammar it asks for."""
-        if self.content is not None:
-            return schema_pattern(self.content, is_strict=self.strict)
-        return ANY_OBJECT if self.type == "json_object" else None
+    def as_chat(self) -> ResponseFormat:
+        """As chat writes it."""
+        if self.content is None:
+            return ResponseFormat(type=self.type)
+        named = NamedSchema(name=self.name or "answer", schema=self.content, strict=self.strict)
+        return ResponseFormat(type=self.type, json_schema=named)
 
 
 class TextWish(Body):
@@ -153,12 +157,11 @@ def patterns_of(
     """What peers' words ask for; a schema may be spelled as text."""
     found = []
     if schema is not None:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
-        found.append(Pattern("json_schema", text, is_lenient=True))
+        found.append(Pattern.json_schema(schema, is_lenient=True))
     if regex is not None:
-        found.append(Pattern("regex", regex))
+        found.append(Pattern.regex(regex))
     if choice is not None:
-        found.append(Pattern("choice", json.dumps(choice)))
+        found.append(Pattern.choice(choice))
     if grammar is not None:
-        found.append(Pattern("lark", grammar))
+        found.append(Pattern.lark(grammar))
     return found

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from forerun.options import MAX_LOGPROBS
 from forerun.serve.body import Body, Text
 from forerun.serve.fields import MAX_MESSAGES, ChatBody, Message
-from forerun.serve.grammar_fields import ResponseFormat, TextWish
+from forerun.serve.grammar_fields import TextWish
 from forerun.serve.speculating import SpeculationField
 from forerun.serve.tool_fields import (
     MAX_TOOLS,
@@ -165,21 +165,13 @@ class ResponsesBody(Body):
             top_p=self.top_p,
             logprobs=wants_logprobs,
             top_logprobs=self.top_logprobs if wants_logprobs else None,
-            response_format=self._format(),
+            response_format=self.text.format.as_chat,
             tools=[Tool(type="function", function=_function(tool)) for tool in self.tools],
             tool_choice=self._choice(),
             parallel_tool_calls=self.parallel_tool_calls,
             seed=self.seed,
             speculation=self.speculation,
         )
-
-    def _format(self) -> ResponseFormat:
-        asked = self.text.format
-        told: dict[str, Any] = {"type": asked.type}
-        if asked.content is not None:
-            named = {"name": asked.name or "answer", "schema": asked.content}
-            told["json_schema"] = named | {"strict": asked.strict}
-        return ResponseFormat.model_validate(told)
 
     def _choice(self) -> ToolChoice:
         if isinstance(self.tool_choice, str):
