@@ -103,7 +103,7 @@ $(CLIENTS)/.made: $(MADE)/test
 	@touch $@
 
 clients: $(CLIENTS)/.made
-	$(CLIENTS)/venv/bin/python -m pytest -p no:cacheprovider tests/serve/test_other_clients.py tests/serve/test_clients.py
+	$(CLIENTS)/venv/bin/python -m pytest -p no:cacheprovider tests/serve/test_other_clients.py tests/serve/test_langchain_tools.py tests/serve/test_clients.py
 
 clean:
 	rm -rf $(VENV) build
