@@ -18,7 +18,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import Distribution, distributions
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 
 import suite_from_code as from_code
@@ -52,7 +52,7 @@ def main() -> int:
 
     kinds = {
         **_from_code(options.corpus, options.seed, count),
-        **{kind: _from_files(ends, options.seed) for kind, ends in KINDS.items()},
+        **{kind: _from_files(options.root, ends, options.seed) for kind, ends in KINDS.items()},
     }
     lines = list[str]()
     for kind, found in kinds.items():
@@ -69,6 +69,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, required=True, help="from `forerun train corpus`")
     parser.add_argument("--out", type=Path, required=True, help="JSONL, for `--data`")
     parser.add_argument("--of-each", type=int, default=600, help="prompts of a kind, at most")
+    parser.add_argument(
+        "--root",
+        type=Path,
+        action="append",
+        default=None,
+        help="of installed packages; repeat it; all that are found if not given",
+    )
     parser.add_argument("--model", default=EMBEDDED_NAME, help="whose tokenizer counts")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
@@ -80,8 +87,8 @@ def _from_code(corpus: Path, seed: int, count: Count) -> dict[str, Iterator[tupl
     found = from_code.places(documents, seed)
 
     def kind(makers: Sequence[Iterator[from_code.Candidate]]) -> Iterator[tuple[str, str]]:
-        for candidates in zip(*makers, strict=False):
-            yield from ((one.document.package, one.prompt) for one in candidates)
+        for candidates in zip_longest(*makers):
+            yield from ((one.document.package, one.prompt) for one in candidates if one)
 
     bodies = [from_code.headers(found[at::2], size, count) for at, size in enumerate(("64", "1k"))]
     halves = [
@@ -102,12 +109,14 @@ def _seldom(corpus: Path) -> Iterator[from_code.Document]:
                 yield from_code.Document(value["package"], value["path"], value["text"], "")
 
 
-def _from_files(ends: tuple[str, ...], seed: int) -> Iterator[tuple[str, str]]:
+def _from_files(
+    roots: Sequence[Path] | None, ends: tuple[str, ...], seed: int
+) -> Iterator[tuple[str, str]]:
     """Package and text up to a random line, from files with these ends, shuffled."""
     generator = random.Random(seed)
     files = [
         (one.name, path)
-        for one in _distributions()
+        for one in _distributions(roots or default_roots())
         for path in _files_of(one)
         if path.suffix in ends
     ]
@@ -120,10 +129,10 @@ def _from_files(ends: tuple[str, ...], seed: int) -> Iterator[tuple[str, str]]:
                 yield name, text[max(0, cut - CUT_LEN) : cut]
 
 
-def _distributions() -> Iterator[Distribution]:
+def _distributions(roots: Sequence[Path]) -> Iterator[Distribution]:
     """Permissively licensed ones that are not held out, each once."""
     seen = {name.lower() for name in HELD_OUT}
-    for root in default_roots():
+    for root in roots:
         for one in distributions(path=[str(root)]):
             name = (one.name or "").lower()
             if name and name not in seen and licence_of(one.read_text("METADATA") or ""):
