@@ -208,7 +208,7 @@ def test_given_a_block_then_it_is_never_asked_for_more_than_it_holds():
 
 def test_given_full_memory_or_context_then_it_lets_the_sequence_go_and_others_draft():
     drafter = featured(Script(num_blocks=2))
-    tokens, other = [1] * 27, [2] * 27
+    tokens, other = [1] * 23, [2] * 23
     begun(drafter, tokens, 1)
     begun(drafter, other, 2)
     assert drafter.propose([row(tokens), row(other, 2)])[0].num_drafted == LEVELS

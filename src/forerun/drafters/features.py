@@ -38,6 +38,7 @@ from forerun.protocols import (
 )
 from forerun.stats import Span
 
+FREE_SLOTS = 8  # of a block, fed however few are asked for: a pass takes as long for one
 LONGEST_WAIT = 32  # tokens a proposal takes in itself; more are taken in before it, in chunks
 
 
@@ -77,6 +78,7 @@ class Featured:
         self._span = span
         self._growth = growth
         self._prices = prices
+        self._num_fed = slots_fed(backend.spec, self.num_levels)
         self._margins = Margins()
         self._slots = Slots(backend.num_blocks)
         self._progress: dict[int, _Progress] = {}
@@ -207,9 +209,15 @@ class Featured:
         return has_all and self._has_room(row.sequence_id, progress, num_more)
 
     def _has_room(self, sequence_id: int, progress: _Progress, num_more: int = 0) -> bool:
-        """Own blocks for the text and a draft below it, `num_more` levels in between; a sequence
-        that outgrew them is let go."""
-        needed = len(progress.tokens) + num_more + self.num_levels
+        """Own blocks for the text and all that is fed below it, `num_more` levels in between; a
+        sequence that outgrew them is let go.
+
+        How many slots of a block are fed is seen in what it drafts. Where the blocks ended, the
+        table of a row in company would end later, or lead into blocks of somebody else.
+        """
+        text_len = len(progress.tokens) + num_more
+        limit = self._backend.spec.body.max_position
+        needed = max(text_len + self.num_levels, min(text_len - 1 + self._num_fed, limit))
         if needed <= progress.num_reserved:
             return True
         try:
@@ -266,6 +274,11 @@ class Featured:
             acceptance=self._margins.of(rows),
         )
         return priced(plan, rows, self._prices)
+
+
+def slots_fed(spec: DrafterSpec, num_levels: int) -> int:
+    """Positions from the pending token on that a backend computes for so many levels."""
+    return max(num_levels, min(spec.block_len, FREE_SLOTS)) if isinstance(spec, BlockSpec) else 0
 
 
 def deepest(spec: DrafterSpec) -> int:
