@@ -13,6 +13,7 @@ pytest.importorskip("forerun._native", reason="the native core is not built")
 from forerun import cli
 from forerun.backends.native import NativeBackend
 from forerun.draft import Verdict
+from forerun.forecast import Forecast
 from forerun.options import Speculation
 from forerun.protocols import ForwardOutput
 from forerun.rules.match import Match
@@ -169,6 +170,77 @@ def test_given_names_then_only_they_are_tried():
 
     assert [one.speculation for one in named] == [Speculation("lookup", "chain:2")]
     assert len(candidates(EngineArguments())) == len(REPRESENTATIVE)
+
+
+# --- schedules ---------------------------------------------------------------------------------
+
+
+def named(model, drafter, rule="match", schedule="ahead:4"):
+    words = ("--drafter", drafter, "--shape", "chain:3", "--rule", rule)
+    return (*words, "--schedule", schedule, "--budget-s", "20")
+
+
+def test_given_only_a_schedule_then_the_whole_set_is_on_it_where_it_can_be():
+    found = candidates(EngineArguments(schedule="ahead:4"))
+
+    assert len(found) == len(REPRESENTATIVE)
+    assert all(one.name.endswith(" ahead:4") for one in found)
+    assert [one.name for one in found if one.speculation is None] == [
+        "exit:1 chain:3 match ahead:4"
+    ]
+    assert {one.speculation.schedule for one in found if one.speculation} == {"ahead:4"}
+
+
+def test_given_damped_draws_then_they_are_not_held_against_draws_that_are_not():
+    sampled = {"drafter": "lm", "rule": "rejection"}
+
+    (damped,) = candidates(EngineArguments(**sampled, schedule="ahead:4:0.5"))
+    (other,) = candidates(EngineArguments(**sampled, schedule="ahead:4"))
+
+    assert damped.sequential is None
+    assert other.sequential == Speculation("lm", "auto", "rejection", "sequential")
+
+
+@pytest.mark.parametrize("schedule", ["ahead:4", "parallel"])
+def test_given_a_schedule_then_drafts_are_prepared_on_it_and_tokens_are_those_of_plain_decoding(
+    model, drafter, capsys, schedule
+):
+    found = certify(model, capsys, *named(model, drafter, schedule=schedule))
+
+    assert found["speculations"] == [f"{drafter} chain:3 match {schedule}"]
+    details = {one["name"]: one["detail"] for one in found["checks"]}
+    assert "prepared ahead" in details[f"tokens: {drafter} chain:3 match {schedule}"]
+    sequential = certify(model, capsys, *named(model, drafter, schedule="sequential"))
+    assert not any("prepared ahead" in one["detail"] for one in sequential["checks"])
+
+
+def test_given_a_sampled_rule_on_a_schedule_then_it_is_held_against_the_sequential_one(
+    model, drafter, capsys, monkeypatch
+):
+    words, name = named(model, drafter, "rejection"), f"{drafter} chain:3 rejection ahead:4"
+
+    right = certify(model, capsys, *words)
+    # when whatever was prepared is taken for what came
+    monkeypatch.setattr(Forecast, "reached", Forecast.nearest)
+    wrong = certify(model, capsys, *words, code=1)
+
+    verdicts = {one["name"]: one for one in right["checks"]}
+    assert "prepared ahead" in verdicts[f"tokens as sequential: {name}"]["detail"]
+    assert f"control: tokens as sequential: {name}: another seed" in verdicts
+    failures = [one["name"] for one in wrong["checks"] if not one["passed"]]
+    assert f"tokens as sequential: {name}" in failures
+
+
+def test_given_nothing_of_use_prepared_then_nothing_is_claimed_of_the_schedule(
+    model, drafter, capsys, monkeypatch
+):
+    monkeypatch.setattr(Forecast, "reached", lambda *_: None)
+
+    found = certify(model, capsys, *named(model, drafter))
+
+    reasons = {one["name"]: one["reason"] for one in found["skipped"]}
+    name = f"schedule of tokens: {drafter} chain:3 match ahead:4"
+    assert reasons[name] == "nothing that was prepared ahead was of use"
 
 
 # --- bits --------------------------------------------------------------------------------------

@@ -228,13 +228,15 @@ def certify(
     """Check that output does not depend on how it was computed; exits 1 if any check fails.
 
     Bits of logits in every company, tokens with and without speculation, the law of sampled rules,
-    and for each a negative control. Without --drafter, --shape or --rule a representative set.
+    and for each a negative control. Without --drafter, --shape or --rule a representative set, all
+    of it on the --schedule that is named.
 
     \b
     Examples
       forerun certify
       forerun certify path/to/model --drafter lm --shape chain:6 --report certificate.md
       forerun certify --drafter lm --rule rejection --budget-s 300 --json
+      forerun certify --schedule ahead --lanes target=0,draft=1 --budget-s 120
     """
     from forerun.tools.certify.command import Plan, run
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from forerun.engine.engine import Engine
 from forerun.engine.results import Completion
 from forerun.errors import ForerunError, OptionError
-from forerun.options import Speculation
 from forerun.tools.arguments import EngineArguments
 from forerun.tools.certify.bits import check_bits
 from forerun.tools.certify.checks import Budget, Findings
@@ -28,6 +27,7 @@ from forerun.tools.certify.exact import check_exact
 from forerun.tools.certify.laws import NUM_RUNS, Runs, TwoTokens, check_law, exact_law
 from forerun.tools.certify.report import Head, progress, show, write_markdown
 from forerun.tools.certify.same_tokens import (
+    AT_ONCE,
     Request,
     check_tokens,
     requests,
@@ -149,8 +149,8 @@ def _composition(certified: _Run, candidate: Candidate, budget: Budget) -> None:
     try:
         engine = subject.open(candidate.speculation)
     except ForerunError as error:
-        if subject.engine.speculation() != Speculation():
-            raise  # it was asked for by name
+        if candidate.is_asked_for:
+            raise
         findings.skip(candidate.name, error)
         return
     with closing(engine):
@@ -158,6 +158,7 @@ def _composition(certified: _Run, candidate: Candidate, budget: Budget) -> None:
             findings.skip(f"tokens: {candidate.name}", "this backend promises only the law here")
         else:
             _tokens(certified, candidate, engine, budget)
+            _schedule(certified, candidate, engine, budget)
         if not candidate.keeps_tokens and certified.law is not None:
             runs = Runs(subject.seeds(NUM_RUNS, _LAW_SEEDS))
             check_law(f"law: {candidate.name}", engine, certified.law, runs, budget, findings)
@@ -172,3 +173,14 @@ def _tokens(certified: _Run, candidate: Candidate, engine: Engine, budget: Budge
     name = "tokens" if candidate.keeps_tokens else "greedy tokens"
     findings = certified.findings
     check_tokens(f"{name}: {candidate.name}", engine, asked, plain, budget.share(part), findings)
+
+
+def _schedule(certified: _Run, candidate: Candidate, engine: Engine, budget: Budget) -> None:
+    """What a sampled rule draws is the same on every schedule, whatever was prepared."""
+    if candidate.sequential is None:
+        return
+    asked = [one for one in certified.asked if one.params.temperature > 0][-AT_ONCE:]
+    with closing(certified.subject.open(candidate.sequential)) as other:
+        expected = run_all(other, asked)
+    name = f"tokens as sequential: {candidate.name}"
+    check_tokens(name, engine, asked, expected, budget.share(0.3), certified.findings)

@@ -42,6 +42,7 @@ class Head:
                 "device": asked.device,
                 "isa": asked.isa,
                 "threads": asked.threads,
+                "lanes": asked.lanes,
                 "numerics": engine.numerics,
                 "exactness": engine.exactness,
                 "speculations": list(names),

@@ -29,7 +29,7 @@ SETTINGS = (
         frequency_penalty=0.2,
     ),
 )
-_AT_ONCE = 14
+AT_ONCE = 14
 _NUM_CONTROLS = 4
 
 
@@ -43,7 +43,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """How many completions were compared, how many differ, and what became of the drafts."""
+    """How many completions were compared, how many differ, and what became of the drafts; of nodes
+    prepared while a verdict was pending, and of drafts that began with them."""
 
     num: int
     num_different: int
@@ -51,12 +52,17 @@ class Comparison:
     num_tokens: int
     num_drafted: int
     num_accepted: int
+    num_prepared: int
+    num_hits: int
 
     @property
     def drafts(self) -> str:
         """What became of the drafts, in words."""
         refused = self.num_drafted - self.num_accepted
-        return f"{self.num_drafted:,} drafted, {self.num_accepted:,} kept, {refused:,} refused"
+        told = f"{self.num_drafted:,} drafted, {self.num_accepted:,} kept, {refused:,} refused"
+        if self.num_prepared:
+            told += f"; {self.num_prepared:,} prepared ahead, of use in {self.num_hits:,} drafts"
+        return told
 
 
 def requests(subject: Subject) -> list[Request]:
@@ -93,6 +99,8 @@ def check_tokens(
     findings.add(name, found.num_different == 0, detail)
     if not found.num_drafted:
         findings.skip(f"drafts of {name}", "nothing was drafted: only plain decoding was seen")
+    elif engine.inside().parts.schedule.num_branches and not found.num_hits:
+        findings.skip(f"schedule of {name}", "nothing that was prepared ahead was of use")
     _control(name, engine, asked, plain, findings)
 
 
@@ -102,13 +110,16 @@ def compared(
     """Run requests, last first, and compare each with its plain completion."""
     order = list(range(len(asked)))[::-1]
     runs: list[tuple[int, Completion]] = []
-    for start in range(0, len(order), _AT_ONCE):
+    for start in range(0, len(order), AT_ONCE):
         if start and budget.left_s == 0.0:
             break
-        part = order[start : start + _AT_ONCE]
+        part = order[start : start + AT_ONCE]
         runs += zip(part, run_all(engine, [asked[at] for at in part]), strict=True)
         if start == 0:
             runs += [(part[0], run_all(engine, [asked[part[0]]])[0])]
+    # Rows that share a round share its figures.
+    rounds = {id(round_): round_.lane for _, one in runs for round_ in one.stats.rounds}
+    lanes = [lane for lane in rounds.values() if lane is not None]
     different = [(at, one) for at, one in runs if one.token_ids != plain[at].token_ids]
     return Comparison(
         num=len(runs),
@@ -117,6 +128,8 @@ def compared(
         num_tokens=sum(len(one.token_ids) for _, one in runs),
         num_drafted=sum(one.stats.num_drafted for _, one in runs),
         num_accepted=sum(one.stats.num_accepted for _, one in runs),
+        num_prepared=sum(lane.num_prepared for lane in lanes),
+        num_hits=sum(lane.num_hits for lane in lanes),
     )
 
 
