@@ -229,7 +229,7 @@ def test_given_a_row_that_ended_then_nothing_of_it_is_remembered() -> None:
     played(paces, Machine(flat, everything), 20, range(3))
     for row in range(3):
         paces.forget(row)
-    assert not paces._rows
+    assert paces._chances.num_rows == 0
     paces.forget(99)
 
 
