@@ -176,6 +176,19 @@ def test_given_what_cannot_be_then_one_sentence_and_nothing_is_run(
         engine.generate([[40, 41]], **changes)
 
 
+@pytest.mark.parametrize(
+    ("write", "given", "words"),
+    [
+        (Pattern.choice, "yes", "a list of one text or more"),
+        (Pattern.choice, [], "a list of one text or more"),
+        (Pattern.json_schema, SamplingParams, "model_json_schema"),
+    ],
+)
+def test_given_no_pattern_at_all_then_it_is_refused_where_it_is_written(write, given, words):
+    with pytest.raises(OptionError, match=words):
+        write(given)
+
+
 def test_given_a_lenient_schema_then_what_cannot_be_enforced_is_left(target_dir):
     pattern = Pattern.json_schema(UNENFORCED, is_lenient=True)
     with plainly(target_dir) as engine:

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from forerun.errors import OptionError
+
 # JSON on one line, with a blank behind a comma or a colon if the model likes. Where blanks are free
 # some models never come to the next part, and little of what must come is certain.
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
@@ -35,8 +37,18 @@ class Pattern:
 
     @staticmethod
     def json_schema(schema: Mapping[str, Any] | str, *, is_lenient: bool = False) -> Pattern:
-        """JSON of a schema, which is given as an object or as its text; keys come in its order."""
-        text = schema if isinstance(schema, str) else json.dumps(schema)
+        """JSON of a schema, which is given as an object or as its text; keys come in its order.
+
+        Raises:
+            OptionError: something else.
+        """
+        try:
+            text = schema if isinstance(schema, str) else json.dumps(schema)
+        except TypeError as error:
+            raise OptionError(
+                "a schema is a JSON object or its text; of a model of pydantic it is"
+                " Model.model_json_schema()"
+            ) from error
         return Pattern("json_schema", text, is_lenient)
 
     @staticmethod
@@ -46,7 +58,13 @@ class Pattern:
 
     @staticmethod
     def choice(texts: Sequence[str]) -> Pattern:
-        """One of these texts."""
+        """One of these texts.
+
+        Raises:
+            OptionError: none, or a text instead of several.
+        """
+        if isinstance(texts, str) or not texts:
+            raise OptionError("choices are a list of one text or more, as ['yes', 'no']")
         return Pattern("choice", json.dumps(list(texts)))
 
     @staticmethod
