@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
@@ -54,3 +55,11 @@ def test_control_given_blocks_for_what_is_drafted_only_then_company_changes_toke
     alone = texts(opened_with(opened, "dspark"), is_alone=True)
 
     assert texts(opened_with(opened, "dspark"), is_alone=False) != alone
+
+
+def test_given_the_backends_then_all_feed_as_many_slots_as_blocks_are_owned_for():
+    torch_features = pytest.importorskip("forerun.backends.torch.features")
+    native = (Path(__file__).parents[2] / "native" / "reader.cpp").read_text(encoding="utf-8")
+
+    assert torch_features.FREE_SLOTS == features.FREE_SLOTS
+    assert f"kFreeSlots = {features.FREE_SLOTS};" in native
