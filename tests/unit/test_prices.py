@@ -21,8 +21,8 @@ def settled(costs=FLAT_THEN_STEEP):
     return prices
 
 
-def round_of(accepted, seconds, drafted=4):
-    return RoundStats(1, drafted, accepted, seconds, 0.0, 0.0, 0.0)
+def round_of(accepted, seconds, drafted=4, num_rows=1):
+    return RoundStats(num_rows, num_rows * drafted, num_rows * accepted, seconds, 0.0, 0.0, 0.0)
 
 
 def test_given_times_then_slopes_are_those_of_the_convex_curve_below():
@@ -74,8 +74,8 @@ def test_given_rounds_that_lose_then_drafting_pauses_and_is_tried_again():
         prices.learn(round_of(accepted=0, seconds=0.01, drafted=0))
         num_plain += 1
     assert num_plain == 32
-    # ... and twice as long if it still loses
-    for _ in range(12):
+    # ... and twice as long if it still loses, the round apart in which the drafter catches up
+    for _ in range(1 + 12):
         prices.learn(round_of(accepted=0, seconds=0.02))
     for _ in range(64):
         assert prices.is_paused
@@ -88,6 +88,56 @@ def test_control_given_rounds_that_win_then_drafting_goes_on():
     for _ in range(100):
         prices.learn(round_of(accepted=2, seconds=0.015))
         assert not prices.is_paused
+
+
+def played(prices, num_rounds, num_rows, drafting_s, plain_s, accepted):
+    """Whether each of so many rounds drafted, on a machine where they take so long."""
+    found = []
+    for _ in range(num_rounds):
+        is_drafting = not prices.is_paused
+        found.append(is_drafting)
+        num = accepted if is_drafting else 0
+        seconds = drafting_s if is_drafting else plain_s
+        prices.learn(round_of(num, seconds, drafted=4 * is_drafting, num_rows=num_rows))
+    return found
+
+
+@pytest.mark.parametrize("num_rows", [2, 8, 32])
+def test_given_rows_that_lose_together_then_drafting_pauses_for_ever_longer(num_rows):
+    drafts = played(settled(), 1200, num_rows, drafting_s=0.2, plain_s=0.06, accepted=1)
+    assert sum(drafts[:32]) <= 32
+    assert sum(drafts[300:]) <= 0.1 * 900
+    assert any(drafts[300:])  # but it is tried again
+
+
+@pytest.mark.parametrize("num_rows", [2, 8, 32])
+def test_control_given_rows_that_win_together_then_hardly_a_round_is_plain(num_rows):
+    drafts = played(settled(), 1200, num_rows, drafting_s=0.1, plain_s=0.06, accepted=2)
+    # after the passes of so many rows were seen, whatever the first times led to expect
+    assert sum(drafts[300:]) >= 0.95 * 900
+
+
+def test_given_a_crowd_that_loses_and_leaves_then_few_draft_at_once_and_a_crowd_does_not():
+    prices = settled()
+    played(prices, 100, 1, drafting_s=0.015, plain_s=0.010, accepted=2)
+    assert not all(played(prices, 100, 32, drafting_s=0.3, plain_s=0.06, accepted=1))
+    # the first round of another number of rows tells of it
+    alone = played(prices, 60, 1, drafting_s=0.015, plain_s=0.010, accepted=2)
+    assert sum(alone[1:]) >= 57  # all, but for a rest
+    crowd = played(prices, 24, 32, drafting_s=0.3, plain_s=0.06, accepted=1)
+    assert sum(crowd) <= 14
+
+
+def test_given_a_crowd_whose_drafts_come_to_be_kept_then_it_drafts_again():
+    prices = settled()
+    played(prices, 100, 32, drafting_s=0.2, plain_s=0.06, accepted=1)
+    late = played(prices, 1000, 32, drafting_s=0.2, plain_s=0.06, accepted=4)[-200:]
+    assert sum(late) >= 195
+
+
+def test_given_more_rows_then_a_pass_must_yield_more():
+    prices = settled()
+    assert prices.of_pass(8) > 8 * prices.of_pass(1)
 
 
 def test_given_nothing_settled_then_nothing_costs_anything():

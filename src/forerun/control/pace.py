@@ -29,6 +29,7 @@ __all__ = ["Kept", "Paces"]
 _GAIN, _STAY = 1.03, 1.015  # drafting must win by so much to begin, and to go on
 _FIRST_PROBE, _LAST_PROBE = 32, 512  # plain rounds between two looks whether drafting pays again
 _LOOK_ROUNDS = 4  # of drafting in such a look; the first only lets the drafter catch up
+_LOOK_PRICE = 4.0  # plain rounds that a look of all rows costs, most of it for reading their texts
 _LOOK_ROWS = 16  # one row of so many drafts in a look …
 _BLIND_ROWS = 4  # … and one of so many where nothing is known of larger passes
 _REST, _STRETCH = 64, 128  # drafting rounds between two plain ones, or two of twice the length …
@@ -49,7 +50,7 @@ class _Turns:
         self.is_resting, self.is_daring, self.is_stretching = False, False, False
         self.looks_left = 0
         self._num_drafting, self._num_plain = 0, 0
-        self._look_after = _FIRST_PROBE
+        self.look_after = _FIRST_PROBE
         self._is_in_doubt = False
 
     def begin_again(self) -> None:
@@ -63,7 +64,7 @@ class _Turns:
         elif self.looks_left:
             self.looks_left -= 1
         elif is_drafting:
-            self._look_after, self._num_plain = _FIRST_PROBE, 0
+            self.look_after, self._num_plain = _FIRST_PROBE, 0
             self._num_drafting += 1
             num = self._num_drafting
             self.is_resting, self._is_in_doubt = self._is_in_doubt or num % _REST == 0, False
@@ -71,9 +72,9 @@ class _Turns:
             self.is_daring = num % (_DARE if num > _REST else _DARE_EARLY) == _DARE_EARLY // 2
         else:
             self._num_plain += 1
-            if self._num_plain >= self._look_after:
+            if self._num_plain >= self.look_after:
                 self.looks_left, self._num_plain = _LOOK_ROUNDS, 0
-                self._look_after = min(2 * self._look_after, _LAST_PROBE)
+                self.look_after = min(2 * self.look_after, _LAST_PROBE)
 
 
 class Paces:
@@ -180,12 +181,13 @@ class Paces:
         if self._turns.is_resting or not self._verify.knows(num_rows):
             return [0] * len(row_ids)
         if self._to_look or self._turns.looks_left:
-            return self._look(row_ids)
+            return self._look(row_ids, num_rows)
         if self._turns.is_daring:
             return self._planned(row_ids, num_rows, _HOPE)
         now = num_rows, row_ids
         if now != self._planned_for or self._age >= self._lasts(num_rows):
-            self._plan = self._planned(row_ids, num_rows)
+            gain = _STAY if any(self._plan) else _GAIN
+            self._plan = self._planned(row_ids, num_rows, gain=gain)
             self._planned_for, self._age = now, 0
         if self._turns.is_stretching:
             return [min(2 * length, self._longest) for length in self._plan]
@@ -198,19 +200,26 @@ class Paces:
         is_tried = is_tried and (not num_drafting or self._draft.knows(num_drafting))
         return min(1 + num_rows, _OFTEN) if is_tried else 2
 
-    def _look(self, row_ids: tuple[int, ...]) -> list[int]:
-        """Few rows draft: those of the last look, for the drafter has read their text."""
+    def _look(self, row_ids: tuple[int, ...], num_rows: int) -> list[int]:
+        """All that may well win, if that would pay for the look until the next one. Else few rows
+        draft: those of the last look, for the drafter has read their text."""
+        if not self._to_look:
+            gain = 1.0 + _LOOK_PRICE / self._turns.look_after
+            hoped = self._planned(row_ids, num_rows, _HOPE, gain)
+            if any(hoped):
+                return hoped
         share = _LOOK_ROWS if self._verify.has_slope else _BLIND_ROWS
         ready = sorted(row_ids, key=lambda row: row not in self._looked_at)
         chosen = self._looked_at = frozenset(ready[: max(1, len(row_ids) // share)])
         length = self._to_look[0] if self._to_look else min(_LOOK_LEN, self._longest)
         return [length if row in chosen else 0 for row in row_ids]
 
-    def _planned(self, row_ids: tuple[int, ...], num_rows: int, hope: float = 0.0) -> list[int]:
+    def _planned(
+        self, row_ids: tuple[int, ...], num_rows: int, hope: float = 0.0, gain: float = 1.0
+    ) -> list[int]:
         if not row_ids:
             return []
         costs = self._costs(len(row_ids), num_rows, hope)
-        gain = 1.0 if hope else _STAY if any(self._plan) else _GAIN
         return allotted(self._chances.of(row_ids), num_rows, costs, gain)
 
     def _costs(self, num_asking: int, num_rows: int, hope: float) -> RoundCosts:

@@ -1,8 +1,9 @@
 """What a drafted node and a drafting pass must be expected to yield, to be worth their time.
 
-Costs are timed once, when an engine is built; what a second is worth is learned round by round. A
-node pays if its chance to be kept is at least the tokens that its share of the verification would
-have yielded otherwise. Any price gives the same tokens.
+Costs are timed once, when an engine is built; what a second is worth, and what a round of so many
+rows takes without drafts, is learned round by round. A node pays if its chance to be kept is at
+least the tokens that its share of the verification would have yielded otherwise. Any price gives
+the same tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from forerun.control.curve import Curve
 from forerun.control.trial import DraftOf, chain_of, least_seconds
 from forerun.protocols import Backend
 from forerun.stats import RoundStats
@@ -21,6 +23,7 @@ _MEMORY = 0.95  # of past rounds that a round keeps: about the last twenty
 _PASS_YIELD = 0.6  # of the scores that a pass expands, what its best children keep
 _FIRST_PAUSE, _LAST_PAUSE = 32, 512  # plain rounds before drafting is tried again
 _TRIED = 12  # drafting rounds before it is compared with decoding plainly
+_REST, _RESTED = 128, 2  # drafting rounds after which so many are plain, to see what those take
 _GAIN = 1.02
 
 
@@ -63,36 +66,73 @@ def measured(target: Backend, draft_of: DraftOf | None) -> Costs:
     return Costs(tuple(zip(_WIDTHS, seconds, strict=False)), pass_s)
 
 
+@dataclass(slots=True)
+class _Load:
+    """What rounds of about so many rows brought, as fading sums, and whether they rest."""
+
+    num_rows: int
+    tokens: float = 0.0  # of a row
+    seconds: float = 0.0
+    plain_s: float = 0.0  # of the same rounds without drafts
+    num_drafting: int = 0
+    pause: int = 0
+    next_pause: int = _FIRST_PAUSE
+    is_behind: bool = False  # whether a drafter still has to read what came in a pause
+
+    def learn(self, tokens: float, seconds: float, plain_s: float) -> None:
+        """Take in a round that drafted."""
+        if self.is_behind:
+            self.is_behind = False
+            return
+        self.tokens = _MEMORY * self.tokens + tokens
+        self.seconds = _MEMORY * self.seconds + seconds
+        # As many tokens as plain rounds would take so long for.
+        self.plain_s = _MEMORY * self.plain_s + plain_s * tokens
+        self.num_drafting += 1
+        if self.num_drafting < _TRIED or not plain_s:
+            return
+        if self.plain_s * _GAIN < self.seconds:
+            self.pause, self.next_pause = self.next_pause, min(2 * self.next_pause, _LAST_PAUSE)
+            self.num_drafting, self.tokens, self.seconds, self.plain_s = 0, 0.0, 0.0, 0.0
+            return
+        self.next_pause = _FIRST_PAUSE
+        if self.num_drafting % _REST == 0:
+            self.pause = _RESTED
+
+
 class Prices:
     """Prices by costs and by the tokens a second that rounds yield; pauses drafting that loses.
 
-    Nothing costs anything before `settle`.
+    What loses beside many rows may pay for few, so each doubling of rows is judged apart, from the
+    round after the first that has so many. Nothing costs anything before `settle`.
     """
 
     def __init__(self) -> None:
         self._slopes: tuple[tuple[int, float], ...] = ((1, 0.0),)
         self._pass_s = 0.0
-        self._plain_s = 0.0
-        self._tokens, self._seconds = 0.0, 0.0
-        self._num_drafting = 0
-        self._pause, self._next_pause = 0, _FIRST_PAUSE
+        self._verify, self._plain = Curve(), Curve()
+        self._loads: dict[int, _Load] = {}
+        self._load = self._load_of(1)
 
     def settle(self, costs: Costs) -> None:
         """Take the costs of the machine and the models at hand."""
         self._slopes, self._pass_s = costs.slopes(), costs.pass_s
-        self._plain_s = costs.verify[0][1]
+        for num_nodes, seconds in costs.verify:
+            self._verify.take(num_nodes, seconds)
+            self._plain.take(num_nodes, seconds)
 
     @property
     def rate(self) -> float:
         """Tokens a second of a row, over the last rounds; of plain decoding before the first."""
-        if self._seconds:
-            return self._tokens / self._seconds
-        return 1.0 / self._plain_s if self._plain_s else 0.0
+        if self._load.seconds:
+            return self._load.tokens / self._load.seconds
+        plain_s = self._plain.at(self._load.num_rows)
+        return 1.0 / plain_s if plain_s else 0.0
 
     @property
     def is_paused(self) -> bool:
         """Whether rows decode plainly for now."""
-        return self._pause > 0
+        return self._load.pause > 0
 
     def of_nodes(self, num_rows: int, most: int) -> tuple[float, ...]:
         """Price of the first, second, … node of each of so many rows."""
@@ -100,25 +140,27 @@ class Prices:
         return tuple(worth * self._slope(num_rows * (node + 2)) for node in range(max(1, most)))
 
     def of_pass(self, num_rows: int) -> float:
-        """What the scores of the nodes that a pass would expand must sum to."""
-        return self.rate * num_rows * self._pass_s / _PASS_YIELD
+        """What the scores of the nodes that a pass would expand must sum to; the drafter's passes
+        are taken to grow with rows as the target's do."""
+        alone_s = self._verify.at(1)
+        growth = self._verify.at(num_rows) / alone_s if alone_s else 1.0
+        return self.rate * num_rows * growth * self._pass_s / _PASS_YIELD
 
     def learn(self, stats: RoundStats) -> None:
         """Take in a decoding round."""
-        if self._pause:
-            self._pause -= 1
-            self._plain_s += 0.1 * (stats.round_s - self._plain_s)
+        load = self._load = self._load_of(stats.num_rows)
+        if load.pause:
+            load.pause, load.is_behind = load.pause - 1, True
+            if not stats.num_drafted:
+                self._plain.take(stats.num_rows, stats.round_s)
             return
-        self._tokens = _MEMORY * self._tokens + stats.num_accepted / stats.num_rows + 1
-        self._seconds = _MEMORY * self._seconds + stats.round_s
-        self._num_drafting += 1
-        if self._num_drafting < _TRIED:
-            return
-        if self.rate * self._plain_s * _GAIN < 1.0 and stats.num_rows == 1:
-            self._pause, self._next_pause = self._next_pause, min(2 * self._next_pause, _LAST_PAUSE)
-            self._num_drafting, self._tokens, self._seconds = 0, 0.0, 0.0
-        else:
-            self._next_pause = _FIRST_PAUSE
+        tokens = stats.num_accepted / stats.num_rows + 1
+        load.learn(tokens, stats.round_s, self._plain.at(stats.num_rows))
+
+    def _load_of(self, num_rows: int) -> _Load:
+        load = self._loads.setdefault(num_rows.bit_length(), _Load(num_rows))
+        load.num_rows = num_rows
+        return load
 
     def _slope(self, num_nodes: int) -> float:
         for up_to, slope in self._slopes:
