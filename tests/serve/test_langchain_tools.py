@@ -123,7 +123,7 @@ def test_given_tools_that_may_be_called_then_the_model_calls_or_talks(
 
 
 def test_given_tools_and_a_format_then_the_model_calls_or_answers_in_it(marked: Live) -> None:
-    """What an agent with an answer of a form asks for in every turn."""
+    """What a program that calls until it can answer asks for in every turn."""
 
     def asked(bias: float, **changes: Any) -> Any:
         fields = {"parallel_tool_calls": False, "response_format": Answer} | changes
