@@ -79,6 +79,13 @@ class Curve:
         """Whether a size near this one was seen."""
         return any(abs(one.size - size) <= _NEAR * size for one in self._places)
 
+    def mean_s(self, size: int) -> float:
+        """Mean seconds of what was seen of a size, whatever others say; 0 if nothing was."""
+        key = _key(size)
+        at = bisect_left(self._keys, key)
+        is_seen = at < len(self._keys) and self._keys[at] == key
+        return self._places[at].mean_s if is_seen else 0.0
+
     def take(self, size: int, seconds: float) -> None:
         """Take in a time."""
         key = _key(size)

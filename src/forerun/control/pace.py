@@ -37,7 +37,8 @@ _DARE, _DARE_EARLY = 16, 4  # … or two of lengths that may be better by what i
 _HOPE = 1.0  # deviations by which such a round's seconds may be less than expected
 _LOOK_LEN = 2
 _STEP = 2.0  # no pass is planned that is larger by more than this than any that was seen
-_OFTEN = 8  # rounds that a plan of many rows is kept for; making it costs time too
+_OFTEN = 8  # rounds that a plan of many rows is kept for; making it costs time too …
+_PLAN_S, _RAREST = 0.03, 32  # … and is not worth it for fewer seconds, but after so many rounds
 _OTHER_PACE, _PACE_MEMORY = 0.3, 0.8  # running mean of surprise that all sizes are to blame for
 _STALL = 0.5  # no round surprises more
 _LEAST_S = 1e-9
@@ -105,6 +106,7 @@ class Paces:
         self._plan: list[int] = []
         self._planned_for: tuple[int, tuple[int, ...]] = (0, ())
         self._age = 0
+        self._round_s = 0.0  # of the last one
 
     @property
     def acceptance(self) -> float:
@@ -133,6 +135,7 @@ class Paces:
         self._turns.turn(is_drafting=bool(self._asked))
         self._asked_before = frozenset(self._asked)
         self._age += 1
+        self._round_s = stats.round_s
 
     def forget(self, row_id: int) -> None:
         """A row has ended."""
@@ -157,8 +160,8 @@ class Paces:
 
     def _slowness_after(self, num_nodes: int, seconds: float) -> float:
         """How slow the machine is; where many rounds in a row surprise, it is another now."""
-        if self._verify.knows(num_nodes):
-            expected_s = max(self._verify.at(num_nodes) * self._slowness, _LEAST_S)
+        expected_s = self._verify.mean_s(num_nodes) * self._slowness
+        if expected_s:
             off = math.log(max(seconds, _LEAST_S) / expected_s)
             surprise = min(max(off, -_STALL), _STALL)
             self._surprise = _PACE_MEMORY * self._surprise + (1 - _PACE_MEMORY) * surprise
@@ -194,11 +197,14 @@ class Paces:
         return self._plan
 
     def _lasts(self, num_rows: int) -> int:
-        """Rounds that the plan is kept for: one where a round may teach that it was none."""
+        """Rounds that the plan is kept for: few where they may teach that it was none."""
         num_drafting = sum(length > 0 for length in self._plan)
         is_tried = self._verify.knows(num_rows + sum(self._plan))
         is_tried = is_tried and (not num_drafting or self._draft.knows(num_drafting))
-        return min(1 + num_rows, _OFTEN) if is_tried else 2
+        if not is_tried:
+            return 2  # the first lets the drafter catch up
+        num_worth = math.ceil(_PLAN_S / max(self._round_s, _LEAST_S))
+        return max(min(1 + num_rows, _OFTEN), min(num_worth, _RAREST))
 
     def _look(self, row_ids: tuple[int, ...], num_rows: int) -> list[int]:
         """All that may well win, if that would pay for the look until the next one. Else few rows
