@@ -7,8 +7,9 @@ nothing of a newcomer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -37,14 +38,22 @@ class _Tally:
         self.trials = memory * self.trials + trials
 
 
+@dataclass(slots=True)
+class _Depth:
+    """What was kept at one depth, and what the chances of the rows that came so far would give."""
+
+    kept: _Tally = field(default_factory=_Tally)
+    expected: _Tally = field(default_factory=_Tally)
+
+
 class Chances:
-    """Learns what is kept: what the n-th drafted token adds is how often chains were kept so far,
-    to the power by which the row's luck differs from all rows'."""
+    """Learns what is kept: each token of a row's chain by the row's own chance, to the power by
+    which tokens so deep were kept otherwise than those rows' chances say."""
 
     def __init__(self, longest: int) -> None:
         self._all = _Tally(1.2, 2.0)
         self._new = _Tally(1.2, 2.0)
-        self._depths = [_Tally() for _ in range(longest)]
+        self._depths = [_Depth() for _ in range(longest)]
         self._rows: dict[int, _Tally] = {}
 
     @property
@@ -59,6 +68,7 @@ class Chances:
 
     def learn(self, kept: Sequence[Kept]) -> None:
         """Take in what rows kept of what they drafted in one round."""
+        self._learn_depths(kept)
         hits = trials = new_hits = new_trials = 0
         for row, num_drafted, num_kept in kept:
             # A row's chain ends in one rejection, or in none when all of it was kept.
@@ -71,11 +81,16 @@ class Chances:
         self._all.add(hits / len(kept), trials / len(kept))
         if new_trials:
             self._new.add(new_hits, new_trials, _NEW_MEMORY)
+
+    def _learn_depths(self, kept: Sequence[Kept]) -> None:
+        own = [self._own(row) for row, _, _ in kept]
         for depth, known in enumerate(self._depths, start=1):
-            num_tried = sum(one[1] >= depth and one[2] >= depth - 1 for one in kept)
-            if num_tried:
-                num_kept = sum(one[2] >= depth for one in kept)
-                known.add(num_kept / len(kept), num_tried / len(kept))
+            tried = [at for at, one in enumerate(kept) if one[1] >= depth and one[2] >= depth - 1]
+            if not tried:
+                return
+            share = len(tried) / len(kept)
+            known.kept.add(sum(kept[at][2] >= depth for at in tried) / len(kept), share)
+            known.expected.add(sum(own[at] for at in tried) / len(kept), share)
 
     def forget(self, row_id: int) -> None:
         """A row has ended."""
@@ -83,17 +98,23 @@ class Chances:
 
     def of(self, row_ids: Sequence[int]) -> NDArray[np.float64]:
         """How likely a chain of 1, 2, … tokens is kept whole, a line for each row."""
-        mean = min(max(self.mean, _LEAST), _SURE)
-        like_others = self._new.hits / self._new.trials
-        lucks = np.array([self._own(row, like_others) for row in row_ids])
-        lucks = np.log(np.clip(lucks, _LEAST, _SURE)) / np.log(mean)
-        each = [(one.hits + _OTHERS * mean) / (one.trials + _OTHERS) for one in self._depths]
-        reach = np.cumprod(np.clip(each, _LEAST, _SURE))
-        chances: NDArray[np.float64] = np.clip(reach, _LEAST, _SURE) ** lucks[:, None]
+        powers = np.cumsum([self._power(one) for one in self._depths])
+        own = np.array([[self._own(row)] for row in row_ids])
+        chances: NDArray[np.float64] = np.maximum(own**powers, _LEAST)
         return chances
 
-    def _own(self, row: int, like_others: float) -> float:
-        own = self._rows.get(row)
+    def _power(self, depth: _Depth) -> float:
+        few = _OTHERS * min(max(self.mean, _LEAST), _SURE)
+        kept = (depth.kept.hits + few) / (depth.kept.trials + _OTHERS)
+        expected = (depth.expected.hits + few) / (depth.expected.trials + _OTHERS)
+        return math.log(_bounded(kept)) / math.log(_bounded(expected))
+
+    def _own(self, row: int) -> float:
+        own, like_others = self._rows.get(row), self._new.hits / self._new.trials
         if own is None:
-            return like_others
-        return (own.hits + _OWN * like_others) / (own.trials + _OWN)
+            return _bounded(like_others)
+        return _bounded((own.hits + _OWN * like_others) / (own.trials + _OWN))
+
+
+def _bounded(chance: float) -> float:
+    return min(max(chance, _LEAST), _SURE)

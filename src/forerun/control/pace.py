@@ -26,7 +26,7 @@ from forerun.stats import RoundStats
 
 __all__ = ["Kept", "Paces"]
 
-_GAIN, _STAY = 1.03, 1.015  # drafting must win by so much to begin, and to go on
+_GAIN, _STAY = 1.02, 1.01  # drafting must win by so much to begin, and to go on
 _FIRST_PROBE, _LAST_PROBE = 32, 512  # plain rounds between two looks whether drafting pays again
 _LOOK_ROUNDS = 4  # of drafting in such a look; the first only lets the drafter catch up
 _LOOK_PRICE = 4.0  # plain rounds that a look of all rows costs, most of it for reading their texts
