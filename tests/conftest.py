@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -35,6 +36,10 @@ TINY = {
     "bos_token_id": None,
 }
 WriteCheckpoint = Callable[..., Path]
+
+# A busy machine makes any example slow: time is nobody's proof here.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
