@@ -54,7 +54,7 @@ def _recipe(training: Mapping[str, Any], machine: str) -> str:
 
 {training["num_steps"]:,} steps in {training["minutes"]:.0f} minutes on {machine},
 over windows of {training["num_tokens"]:,} tokens, most of them text that the target wrote itself
-from corpus prompts at temperatures 0 to 1:
+from prompts at temperatures 0 to 1:
 
     {training["command"]}
 
