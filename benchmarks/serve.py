@@ -4,7 +4,8 @@
     python benchmarks/serve.py --model build/260M-matched --out serve-260M.json \
       --peer-command 'env OMP_NUM_THREADS=2 VLLM_CPU_OMP_THREADS_BIND=nobind
       VLLM_CPU_KVCACHE_SPACE=1 ENVIRONMENT/bin/python -m vllm.entrypoints.openai.api_server
-      --model {model} --port {port} --dtype bfloat16 --max-model-len 4096 --gpu-memory-utilization 0.2'
+      --model {model} --port {port} --dtype bfloat16
+      --max-model-len 4096 --gpu-memory-utilization 0.2'
 
 Three servers of one model, one that never speculates, one with a fixed chain and one left to itself
 (`auto`), each a process of its own. They are loaded in turns, one at a time, at every concurrency,
