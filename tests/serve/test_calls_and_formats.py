@@ -130,14 +130,14 @@ def test_given_a_text_with_the_mark_inside_then_it_is_text(marked: Live) -> None
 @pytest.mark.parametrize(
     ("fields", "texts"),
     [
-        ({"guided_choice": ["yes", "no"]}, {"yes", "no"}),
-        ({"structured_outputs": {"regex": "y(es)?/"}}, {"y/", "yes/"}),
-        ({"guided_grammar": 'start: "ho" "!"'}, {"ho!"}),
+        ({"guided_choice": ["yes", "no"]}, ("yes", "no")),
+        ({"structured_outputs": {"regex": "y(es)?/"}}, ("y/", "yes/")),
+        ({"guided_grammar": 'start: "ho" "!"'}, ("ho!",)),
     ],
     ids=str,
 )
 def test_given_a_peer_s_words_for_a_format_then_they_bind_alike(
-    marked: Live, fields: dict[str, Any], texts: set[str]
+    marked: Live, fields: dict[str, Any], texts: tuple[str, ...]
 ) -> None:
     said = asked(marked, **fields, response_format=None, seed=1, **liking(marked, -100.0))
     made = asked(marked, **fields, response_format=None, seed=1, **liking(marked, 100.0))
