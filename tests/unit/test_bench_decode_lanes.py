@@ -83,12 +83,12 @@ def test_given_ahead_then_json_has_the_old_keys_and_the_new(
     assert found["overlap"].keys() >= OVERLAP_KEYS
     assert sum(found["overlap"]["causes"].values()) == pytest.approx(1.0)
     assert found["overlap"]["verdict"].startswith("ahead:4 ")
-    # And: preparing what may come costs more than drafting what has come. A lane that a busy
-    # machine made late every time delivered nothing, and nothing is counted for it.
+    # And: what the lane delivered has a price. How much that is hangs on how often a busy machine
+    # made it late, and is proved where rounds are made up (test_lane_report.py).
     causes = found["overlap"]["causes"]
-    if causes["hit"] + causes["wrong"] + causes["short"] > 0:
-        costs = [found[name]["draft_flops_per_token"] for name in ("ahead", "sequential")]
-        assert costs[0] > costs[1]
+    has_delivered = causes["hit"] + causes["wrong"] + causes["short"] > 0
+    assert (found["ahead"]["draft_flops_per_token"] > 0) >= has_delivered
+    assert found["plain"]["draft_flops_per_token"] == 0
     spans = [one for one in ET.parse(picture).iter() if "span" in one.get("class", "")]
     assert spans
 
