@@ -25,7 +25,7 @@ PARTITION = "forerun.partition"  # in a request's scope: whose caches it may use
 REQUEST_ID = "forerun.request_id"  # in a request's scope: what the log calls it
 _OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 _WHILE_DRAINING = _OPEN_PATHS | {"/metrics"}
-_HEARD_S, _HEARD_BODIES = 1.0, 4  # of a body that is too large: for so long, and so many limits
+_HEARD_S, _HEARD_BODIES = 10.0, 4  # of a body that is too large: for so long, and so many limits
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.:-]{1,64}")
 
 
