@@ -170,7 +170,7 @@ def _speculators_eagle(spec: EagleSpec, verifier: str | None) -> dict[str, Any]:
 def _heads(spec: BlockSpec) -> dict[str, Any]:
     return {
         "markov_rank": spec.markov_rank,
-        "markov_head_type": "vanilla",
+        "markov_head_type": spec.markov_kind.value,
         "enable_confidence_head": spec.has_confidence,
         "confidence_head_with_markov": spec.has_confidence and spec.markov_rank > 0,
     }

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from forerun.errors import ModelError
 from forerun.models.drafter_configs import config_of
 from forerun.models.drafter_layouts import DEEPSPEC, SPECULATORS, SPECULATORS_EAGLE3, read_layout
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
 from forerun.models.shards import (
     READABLE,
     SINGLE_NAME,
@@ -118,6 +118,10 @@ def _head_tensors(spec: BlockSpec) -> dict[str, tuple[int, ...]]:
     if spec.markov_rank:
         table = (spec.body.vocab, spec.markov_rank)
         shapes = {f"markov_head.markov_w{side}.weight": table for side in (1, 2)}
+    if spec.markov_inputs:
+        mixing = "gate_proj" if spec.markov_kind is MarkovKind.GATED else "joint_proj"
+        shapes[f"markov_head.{mixing}.weight"] = (spec.markov_outputs, spec.markov_inputs)
+        shapes[f"markov_head.{mixing}.bias"] = (spec.markov_outputs,)
     if spec.has_confidence:
         shapes["confidence_head.proj.weight"] = (1, spec.body.hidden + spec.markov_rank)
         shapes["confidence_head.proj.bias"] = (1,)

@@ -12,7 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from forerun.errors import ModelError
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, spread_taps
+from forerun.models.drafter_spec import (
+    BlockSpec,
+    DrafterSpec,
+    EagleSpec,
+    MarkovKind,
+    spread_taps,
+)
 from forerun.models.spec import FAMILIES, ConfigReader, ModelSpec, architecture_of, body_from_config
 
 Z_LAB, DEEPSPEC, SPECULATORS = "z-lab", "deepspec", "speculators"
@@ -197,6 +203,7 @@ def _block(
         windows=_windows(source),
         is_causal=is_causal,
         markov_rank=rank,
+        markov_kind=_markov_kind(source) if rank else MarkovKind.VANILLA,
         has_confidence=has_confidence,
     )
 
@@ -304,11 +311,15 @@ def _mask_id(source: _Source) -> int:
 
 def _markov_rank(source: _Source) -> int:
     keys = source.keys
-    rank = keys.count("markov_rank") if keys.config.get("markov_rank") else 0
-    kind = str(keys.config.get("markov_head_type") or "vanilla").lower()
-    if rank and kind != "vanilla":
-        source.refuse(f"markov_head_type={kind!r} is not supported; 'vanilla' is")
-    return rank
+    return keys.count("markov_rank") if keys.config.get("markov_rank") else 0
+
+
+def _markov_kind(source: _Source) -> MarkovKind:
+    kind = str(source.keys.config.get("markov_head_type") or "vanilla").lower()
+    if kind not in list(MarkovKind):
+        known = ", ".join(repr(one.value) for one in MarkovKind)
+        source.refuse(f"markov_head_type={kind!r} is not supported; {known} are")
+    return MarkovKind(kind)
 
 
 def _refuse_scalars(source: _Source) -> None:

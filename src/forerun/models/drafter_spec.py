@@ -7,9 +7,18 @@ whose *output* is read, before any final norm.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TypeAlias
 
 from forerun.models.spec import ModelSpec
+
+
+class MarkovKind(StrEnum):
+    """How the choices before a slot reach its logits (DSpark, arXiv:2607.05147, section 3)."""
+
+    VANILLA = "vanilla"  # the token before
+    GATED = "gated"  # the same, as far as the slot's own state lets it
+    RNN = "rnn"  # all tokens of the draft before, through a state that goes along
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +29,8 @@ class BlockSpec:
     `body.vocab` is the target's. Fed are the pending token and `block_len - 1` masks, which see all
     fused features before the pending token and, but in causal layers, all of the block. Slot k says
     the token one further where `is_shifted`, else the token at its own place (slot 0 says nothing).
-    `markov_rank`: width of the table that adds the choice before to a slot's logits, 0 without one.
+    `markov_rank`: width of the tables through which the choices before reach a slot's logits, in
+    the way of `markov_kind`; 0 without them.
     `windows`: of each layer, the positions back that it sees; 0 sees all. `is_causal`: whether
     inside the block each layer sees earlier slots only.
     """
@@ -35,6 +45,7 @@ class BlockSpec:
     windows: tuple[int, ...]
     is_causal: tuple[bool, ...]
     markov_rank: int = 0
+    markov_kind: MarkovKind = MarkovKind.VANILLA
     has_confidence: bool = False
 
     @property
@@ -48,11 +59,27 @@ class BlockSpec:
         return len(self.tap_layers) * self.target_hidden
 
     @property
+    def markov_inputs(self) -> int:
+        """Values that are mixed before the second table is asked; 0 where it is a token's alone."""
+        if not self.markov_rank or self.markov_kind is MarkovKind.VANILLA:
+            return 0
+        tables = 1 if self.markov_kind is MarkovKind.GATED else 2
+        return tables * self.markov_rank + self.body.hidden
+
+    @property
+    def markov_outputs(self) -> int:
+        """Values that they are mixed to: a gate; or gate, candidate and output."""
+        if not self.markov_inputs:
+            return 0
+        return self.markov_rank * (1 if self.markov_kind is MarkovKind.GATED else 3)
+
+    @property
     def num_parameters(self) -> int:
         """Parameters of its own; the borrowed table and head are not counted."""
         own = self.body.num_parameters - self.body.vocab * self.body.hidden
         own += self.body.hidden * (self.feature_width + 1)
-        return own + 2 * self.body.vocab * self.markov_rank
+        mixing = (self.markov_inputs + 1) * self.markov_outputs
+        return own + 2 * self.body.vocab * self.markov_rank + mixing
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from forerun.models.drafter_spec import MarkovKind
+
 
 class Engine(StrEnum):
     """How a step runs: compiled is a third faster and takes a minute to start."""
@@ -135,6 +137,9 @@ class SparkArguments:
         int | None, typer.Option(help="Token that stands for a slot; default: the padding token.")
     ] = None
     markov_rank: Annotated[int, typer.Option(help="Width of what a token says of the next.")] = 64
+    markov_kind: Annotated[
+        MarkovKind, typer.Option(help="Whether a slot hears the token before, or all of the draft.")
+    ] = MarkovKind.RNN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

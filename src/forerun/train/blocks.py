@@ -16,7 +16,7 @@ from torch import Tensor
 
 from forerun.backends.torch.block import BlockDrafter
 from forerun.backends.torch.decoder import Decoder, Layer, Rotation, rotary_frequencies
-from forerun.models.drafter_spec import BlockSpec, spread_taps
+from forerun.models.drafter_spec import BlockSpec, MarkovKind, spread_taps
 from forerun.models.spec import ModelSpec
 from forerun.train.attending import attend
 from forerun.train.losses import gather_tokens
@@ -44,7 +44,7 @@ def block_logits(
     hidden = hidden.view(rows, num_anchors, num_slots, -1)[..., num_slots - num_drafted :, :]
     before = anchors.unsqueeze(-1) + slots[:num_drafted]
     previous = gather_tokens(windows, before.clamp(max=windows.shape[1] - 1))
-    return model.logits(hidden, head_of(target)) + model.markov(previous)
+    return model.logits(hidden, head_of(target)) + model.markov(previous, hidden)
 
 
 def _filled(
@@ -93,6 +93,7 @@ def block_spec(  # noqa: PLR0913  the sizes of a drafter
     mask_id: int,
     is_shifted: bool,
     markov_rank: int,
+    markov_kind: MarkovKind = MarkovKind.VANILLA,
 ) -> BlockSpec:
     """A block drafter whose layers have the target's shape, norms of queries and keys included."""
     return BlockSpec(
@@ -106,6 +107,7 @@ def block_spec(  # noqa: PLR0913  the sizes of a drafter
         windows=(0,) * num_layers,
         is_causal=(False,) * num_layers,
         markov_rank=markov_rank,
+        markov_kind=markov_kind,
     )
 
 

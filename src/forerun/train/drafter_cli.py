@@ -72,7 +72,13 @@ def dspark(
         from forerun.train.drafters import Job, train_block
 
         job = Job("dspark", out, minutes, source, draft, step)
-        train_block(job, shape, is_shifted=True, markov_rank=shape.markov_rank)
+        train_block(
+            job,
+            shape,
+            is_shifted=True,
+            markov_rank=shape.markov_rank,
+            markov_kind=shape.markov_kind,
+        )
     return 0
 
 

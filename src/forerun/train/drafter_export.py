@@ -15,12 +15,12 @@ from forerun.backends.torch.eagle import EagleDrafter
 from forerun.errors import OptionError
 from forerun.models import drafter_files
 from forerun.models.drafter_layouts import DEEPSPEC, EAGLE3, Z_LAB
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
 from forerun.models.spec import ModelSpec, Rope
 from forerun.models.weights import EMBEDDING, HEAD, Checkpoint
 from forerun.train.lm import load_checkpoint
 
-_OF_BLOCK = ("block_len", "markov_rank")
+_OF_BLOCK = ("block_len", "markov_kind")
 
 
 def drafter_of(spec: DrafterSpec) -> BlockDrafter | EagleDrafter:
@@ -104,7 +104,10 @@ def _from_checkpoint(path: Path) -> BlockDrafter | EagleDrafter:
     fields = dict(state["spec"])
     body = dict(fields["body"])
     fields["body"] = ModelSpec(**{**body, "rope": Rope(**body["rope"])})
-    spec = BlockSpec(**fields) if all(key in fields for key in _OF_BLOCK) else EagleSpec(**fields)
+    is_block = all(key in fields for key in _OF_BLOCK)
+    if is_block:
+        fields["markov_kind"] = MarkovKind(fields["markov_kind"])
+    spec = BlockSpec(**fields) if is_block else EagleSpec(**fields)
     model = drafter_of(spec)
     model.load_state_dict(state["model"])
     return model

@@ -19,6 +19,7 @@ from forerun.backends.torch.decoder import Decoder
 from forerun.backends.torch.eagle import EagleDrafter
 from forerun.models.drafter_configs import config_of
 from forerun.models.drafter_layouts import DEEPSPEC
+from forerun.models.drafter_spec import MarkovKind
 from forerun.models.resolve import resolve_model
 from forerun.models.spec import read_spec
 from forerun.models.weights import open_checkpoint
@@ -32,7 +33,7 @@ from forerun.train.drafter_export import load_drafter, write_drafter
 from forerun.train.drafting import Drafter, Drafting, by_temperature, examine
 from forerun.train.eagle import eagle_spec
 from forerun.train.expected import Expected
-from forerun.train.inherit import start_at_target
+from forerun.train.inherit import start_at_drafter, start_at_target
 from forerun.train.lm import Budget, Recipe, Run, Watch, write_facts
 from forerun.train.losses import DraftLoss
 from forerun.train.patience import Patience
@@ -77,7 +78,12 @@ class Job:
 
 
 def train_block(
-    job: Job, shape: BlockArguments | SparkArguments, *, is_shifted: bool, markov_rank: int
+    job: Job,
+    shape: BlockArguments | SparkArguments,
+    *,
+    is_shifted: bool,
+    markov_rank: int,
+    markov_kind: MarkovKind = MarkovKind.VANILLA,
 ) -> None:
     """Train, or go on training, a block drafter; write it to the job's `out`.
 
@@ -95,6 +101,7 @@ def train_block(
         mask_id=mask_id_of(directory, target.spec, shape.mask_id),
         is_shifted=is_shifted,
         markov_rank=markov_rank,
+        markov_kind=markov_kind,
     )
     _train(
         job, BlockDrafter(spec), Drafting(target, _loss(job.draft)), _changed(shape), shape.block
@@ -188,7 +195,7 @@ def _train(job: Job, model: Drafter, drafting: Drafting, command: str, num_slots
     start_at_target(model, target)
     run = Run(model, _recipe(step), run_directory, device=step.device)
     if job.draft.start_from is not None and run.position.step == 0:
-        model.load_state_dict(load_drafter(job.draft.start_from, target.spec).state_dict())
+        start_at_drafter(model, load_drafter(job.draft.start_from, target.spec))
     minutes = job.minutes
     held_out = _kept_held_out(job.source, directory, run_directory, step.threads)
     if not job.source.text:

@@ -15,7 +15,13 @@ from torch import nn
 from forerun.backends.torch.block import BlockDrafter
 from forerun.backends.torch.decoder import Decoder, Layer
 from forerun.backends.torch.eagle import EagleDrafter
+from forerun.backends.torch.markov import MarkovHead, RecurrentHead
+from forerun.errors import OptionError
+from forerun.train.drafting import Drafter
 from forerun.train.reading import head_of
+
+_HEAD = "markov_head."
+_UNBENT = 1 / 3  # of a trained table's codes, whose like is one: tanh bends these by 1 %
 
 
 @torch.no_grad()
@@ -39,6 +45,46 @@ def start_at_target(model: BlockDrafter | EagleDrafter, target: Decoder) -> None
     for at, layer in enumerate(model.layers):
         like = target.layers[-(-at * depth // max(1, num - 1))]
         _copy_layer(layer, like)
+
+
+@torch.no_grad()
+def start_at_drafter(model: Drafter, like: Drafter) -> None:
+    """Copy a trained drafter of the same shape into `model`, but for its Markov head: that may be
+    of another kind or wider, and then adds nearly what the trained one adds.
+
+    Raises:
+        OptionError: another shape.
+    """
+    own, theirs = model.state_dict(), like.state_dict()
+    shared = {name for name in own if not name.startswith(_HEAD)}
+    differ = [name for name in sorted(shared) if _shape(own, name) != _shape(theirs, name)]
+    if differ:
+        raise OptionError(
+            f"the drafter to start from is of another shape ({differ[0]}): give its sizes, or none"
+            " to start from"
+        )
+    model.load_state_dict({name: theirs[name] for name in shared}, strict=False)
+    head = {name for name in own if name.startswith(_HEAD)}
+    if all(_shape(own, name) == _shape(theirs, name) for name in head):
+        model.load_state_dict({name: theirs[name] for name in head}, strict=False)
+    elif isinstance(model, BlockDrafter) and isinstance(like, BlockDrafter):
+        _start_head(model.markov_head, like.markov_head)
+
+
+def _start_head(head: MarkovHead, like: MarkovHead) -> None:
+    """Say what the narrower plain `like` says. Through a tangent: small codes pass it unbent."""
+    scale, rank = (_UNBENT, like.markov_w1.embedding_dim)
+    head.markov_w1.weight[:, :rank] = like.markov_w1.weight * scale
+    head.markov_w2.weight[:, :rank] = like.markov_w2.weight / scale
+    if isinstance(head, RecurrentHead):
+        own = head.markov_w1.embedding_dim
+        outputs = head.joint_proj.weight[2 * own :]
+        outputs[:rank].zero_()
+        outputs[:rank, own : own + rank] = torch.eye(rank)
+
+
+def _shape(tensors: dict[str, torch.Tensor], name: str) -> torch.Size | None:
+    return tensors[name].shape if name in tensors else None
 
 
 def _copy_layer(layer: nn.Module, like: Layer) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
@@ -153,7 +154,7 @@ def optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
 
 def _is_inside(name: str) -> bool:
     """Whether a matrix maps states to states: rows of tables and heads are tokens."""
-    return any(part in name for part in (".layers.", ".midlayer.", ".fc."))
+    return any(part in name for part in (".layers.", ".midlayer.", ".fc.", "_head.joint_proj."))
 
 
 def next_token_loss(model: Decoder, windows: Tensor) -> Tensor:
@@ -255,7 +256,7 @@ class Run(Generic[Model]):
 
     @property
     def _spec(self) -> dict[str, Any]:
-        return asdict(cast(Any, self.model).spec)
+        return asdict(cast(Any, self.model).spec, dict_factory=_plain)
 
     def _progress(self, budget: Budget) -> float:
         return budget.progress(self.position.step, self.position.elapsed_s)
@@ -315,6 +316,11 @@ def write_facts(run: Run[Any], command: str) -> None:
         "minutes": position.elapsed_s / 60,
     }
     (run.directory / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Names of kinds as text: a checkpoint holds no class of ours."""
+    return {name: one.value if isinstance(one, Enum) else one for name, one in fields}
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ saving is a plain `state_dict`. Must not know K/V slots, files or training; a ca
 
     fused = drafter.fuse(features)
     x = drafter.blocks(fused, context_positions, block_inputs, block_positions, mask)
-    logits = drafter.logits(x, head_weight) + drafter.markov(previous_tokens)
+    logits = drafter.logits(x, head_weight) + drafter.markov(previous_tokens, x)
 """
 
 from __future__ import annotations
@@ -18,23 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from forerun.backends.torch.decoder import Layer, RMSNorm, Rotation, rotary_frequencies
+from forerun.backends.torch.markov import markov_head
 from forerun.models.drafter_spec import BlockSpec
 
 KeysValues: TypeAlias = tuple[Tensor, Tensor]  # [B G S D] each, keys rotated
 Masks: TypeAlias = Tensor | Sequence[Tensor]  # [B 1 Q S+Q] bool, one for all layers or each its own
-
-
-class _Markov(nn.Module):
-    """What the token before adds to the logits, in rank r."""
-
-    def __init__(self, vocab: int, rank: int) -> None:
-        super().__init__()
-        self.markov_w1 = nn.Embedding(vocab, rank)
-        self.markov_w2 = nn.Linear(rank, vocab, bias=False)
-
-    def forward(self, previous: Tensor) -> Tensor:
-        bias: Tensor = self.markov_w2(self.markov_w1(previous))
-        return bias
 
 
 class _Confidence(nn.Module):
@@ -61,7 +49,7 @@ class BlockDrafter(nn.Module):
         self.layers = nn.ModuleList(Layer(body) for _ in range(body.num_layers))
         self.norm = RMSNorm(body.hidden, body.norm_eps)
         if spec.markov_rank:
-            self.markov_head = _Markov(body.vocab, spec.markov_rank)
+            self.markov_head = markov_head(spec)
         if spec.has_confidence:
             self.confidence_head = _Confidence(body.hidden + spec.markov_rank)
         # No buffer: angles are computed in float32, whatever the weights' type.
@@ -133,13 +121,23 @@ class BlockDrafter(nn.Module):
         """Logits `[..., V]` of `blocks` by the target's head `[V H]`, without the Markov bias."""
         return F.linear(self.norm(hidden), head_weight)
 
-    def markov(self, previous_tokens: Tensor) -> Tensor:
-        """What the tokens before slots `[...]` add to their logits `[..., V]`; one zero that
-        broadcasts where the drafter has no such head."""
+    def markov(self, previous_tokens: Tensor, hidden: Tensor) -> Tensor:
+        """What the tokens `[..., K]` before the slots of whole drafts add to their logits
+        `[..., K, V]`; `hidden [..., K, H]` of `blocks`. One zero that broadcasts where the drafter
+        has no such head."""
         if not self.spec.markov_rank:
             return self.norm.weight.new_zeros(())
-        bias: Tensor = self.markov_head(previous_tokens)
-        return bias
+        return self.markov_head.along(previous_tokens, self.norm(hidden))
+
+    def markov_step(
+        self, state: Tensor, previous_tokens: Tensor, hidden: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """One slot of many drafts: the state `[N R]` below the tokens `[N]` before it, and what
+        they add to its logits `[N V]`; `state [N R]` of the slot before, zeros at the first;
+        `hidden [N H]` of `blocks`. As `markov` where the drafter has no such head."""
+        if not self.spec.markov_rank:
+            return state, self.norm.weight.new_zeros(())
+        return self.markov_head.step(state, previous_tokens, self.norm(hidden))
 
     def confidence(self, hidden: Tensor, previous_tokens: Tensor) -> Tensor:
         """Logit `[...]` of a slot's draft being kept, from `blocks [..., H]` and the tokens before.

@@ -210,6 +210,20 @@ class _Paged:
         return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Slots:
+    """Slots of a block: `logits [... V]` but for what the tokens before add, `hidden [... H]`."""
+
+    logits: Tensor
+    hidden: Tensor
+
+    def at(self, depth: int) -> _Slots:
+        """The slot of a depth; past the last one a law of NaN."""
+        if depth < len(self.logits):
+            return _Slots(self.logits[depth], self.hidden[depth])
+        return _Slots(torch.full_like(self.logits[0], torch.nan), self.hidden[0])
+
+
 class _Blocks:
     """A block drafter: one pass, whose slots are read below every node of their depth."""
 
@@ -235,31 +249,38 @@ class _Blocks:
         drafted = np.array([int(tree.depths().max()) for tree in plan.trees])
         most = self._drafter.spec.max_drafted
         depths = np.minimum(drafted + 1 + np.minimum(plan.below.depths, LONGEST), most)
-        drafts = foreseeing.foresee(plan, self._read(texts, depths))
+        drafts = foreseeing.foresee(plan, self._read(texts, depths), by_level=True)
         return [replace(draft, num_passes=1) for draft in drafts]
 
     def _read(self, texts: Sequence[_Text], depths: NDArray[np.int32]) -> growing.Read:
         """Slots by depth, so many a row; below the last a law of NaN, which offers nothing."""
-        said = [
-            self._slots(text, max(1, depth))
+        filled = [
+            self._filled(text, max(1, depth))
             for text, depth in zip(texts, depths.tolist(), strict=True)
         ]
-
-        def line(slots: Tensor, depth: int) -> Tensor:
-            return slots[depth] if depth < len(slots) else torch.full_like(slots[0], torch.nan)
+        start = self._table.new_zeros(self._drafter.spec.markov_rank)
+        states: list[dict[int, Tensor]] = [{-1: start} for _ in texts]  # what each node has heard
 
         def read(rows: Sequence[Row], leaves: Sequence[tuple[int, int]]) -> Logits:
             nodes = [rows[index].nodes[node] for index, node in leaves]
-            own = [
-                line(said[index], one.depth) for (index, _), one in zip(leaves, nodes, strict=True)
+            slots = [
+                filled[index].at(one.depth) for (index, _), one in zip(leaves, nodes, strict=True)
+            ]
+            above = [
+                states[index][one.parent if node else -1]
+                for (index, node), one in zip(leaves, nodes, strict=True)
             ]
             before = torch.tensor([one.token for one in nodes], device=self._table.device)
-            return _numpy(torch.stack(own) + self._drafter.markov(before))
+            hidden = torch.stack([slot.hidden for slot in slots])
+            heard, added = self._drafter.markov_step(torch.stack(above), before, hidden)
+            for (index, node), state in zip(leaves, heard, strict=True):
+                states[index][node] = state
+            return _numpy(torch.stack([slot.logits for slot in slots]) + added)
 
         return read
 
-    def _slots(self, text: _Text, depth: int) -> Tensor:
-        """`[depth V]` logits of the tokens at each depth, but for what the one before adds."""
+    def _filled(self, text: _Text, depth: int) -> _Slots:
+        """The slots of the tokens at so many depths."""
         spec = self._drafter.spec
         unused = 0 if spec.is_shifted else 1
         num_fed = max(min(spec.block_len, FREE_SLOTS, text.room), depth + unused)
@@ -273,7 +294,8 @@ class _Blocks:
             text.pending + torch.arange(len(tokens), device=tokens.device),
             self._drafter.masks(context, anchor, len(tokens)),
         )
-        return self._drafter.logits(x[0, unused : unused + depth], self._head)
+        hidden = x[0, unused : unused + depth]
+        return _Slots(self._drafter.logits(hidden, self._head), hidden)
 
 
 @dataclass(slots=True, eq=False)
