@@ -61,6 +61,10 @@ def swiglu(x: Array, weights: Weights, at: str) -> Array:
     return linear(hidden, weights[f"{at}down_proj.weight"])
 
 
+def sigmoid(x: Array) -> Array:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
 def heads_of(x: Array, weight: NDArray[Any], head_dim: int) -> Array:
     """A projection `[positions, heads, head_dim]`."""
     return linear(x, weight).reshape(len(x), -1, head_dim)
@@ -161,21 +165,79 @@ def block_logits(
     return linear(states, head)
 
 
+class Heard(NamedTuple):
+    """What a Markov head makes of one slot: `bias [vocab]` on its logits, `code [rank]` of the
+    token before it, and `memory [rank]`, which the slots below go on with."""
+
+    bias: Array
+    code: Array
+    memory: Array
+
+
+def hear(weights: Weights, spec: Values, memory: Array, before: int, state: Array) -> Heard:
+    """The Markov head at a slot of normed `state [hidden]` behind token `before` (DSpark, 3).
+
+    `memory [rank]` is what the slot above left, zeros above the first; only an rnn changes it.
+    """
+    code = np.asarray(weights["markov_head.markov_w1.weight"], np.float64)[before]
+    said = code
+    if spec["markov_kind"] == "gated":
+        mixed = linear(np.concatenate([state, code]), weights["markov_head.gate_proj.weight"])
+        said = sigmoid(mixed + weights["markov_head.gate_proj.bias"]) * code
+    if spec["markov_kind"] == "rnn":
+        read = np.concatenate([memory, code, state])
+        mixed = linear(read, weights["markov_head.joint_proj.weight"])
+        mixed = mixed + weights["markov_head.joint_proj.bias"]
+        gate, candidate, output = np.split(mixed, 3)
+        kept = sigmoid(gate)
+        memory = kept * memory + (1.0 - kept) * np.tanh(candidate)
+        said = np.tanh(output)
+    return Heard(linear(said, weights["markov_head.markov_w2.weight"]), code, memory)
+
+
+def drafted_logits(
+    weights: Weights,
+    spec: Values,
+    states: Array,
+    head: NDArray[Any],
+    pending: int,
+    drafted: Sequence[int] = (),
+    parents: Sequence[int] = (),
+) -> Array:
+    """Logits `[1 + drafted, vocab]` below the pending token, then below each drafted node.
+
+    With a Markov head, from `slot_states`. Node n >= 1 is `drafted[n - 1]` below `parents[n - 1]`
+    < n; what comes below it is said by the slot of its depth and by its parent's memory gone on.
+    """
+    states = states if spec["is_shifted"] else states[1:]
+    unary = linear(states, head)
+    first = hear(weights, spec, np.zeros(spec["markov_rank"]), pending, states[0])
+    logits, memories, depths = [unary[0] + first.bias], [first.memory], [0]
+    for token, parent in zip(drafted, parents, strict=True):
+        depth = depths[parent] + 1
+        heard = hear(weights, spec, memories[parent], token, states[depth])
+        logits.append(unary[depth] + heard.bias)
+        memories.append(heard.memory)
+        depths.append(depth)
+    return np.array(logits)
+
+
 def propose_block(
     weights: Weights, spec: Values, states: Array, head: NDArray[Any], pending: int
 ) -> Proposal:
     """The greedy block from `slot_states`, slot after slot; lowest id on ties.
 
-    With a Markov head the token before a slot's own, pending or proposed, adds to its logits.
+    With a Markov head the tokens before a slot's own, pending or proposed, add to its logits.
     """
     states = states if spec["is_shifted"] else states[1:]
     before, tokens, logits, codes = pending, [], [], []
-    for unary in linear(states, head):
+    memory = np.zeros(spec["markov_rank"])
+    for state, unary in zip(states, linear(states, head), strict=True):
         law = unary
         if spec["markov_rank"]:
-            code = np.asarray(weights["markov_head.markov_w1.weight"], np.float64)[before]
-            law = unary + linear(code, weights["markov_head.markov_w2.weight"])
-            codes.append(code)
+            heard = hear(weights, spec, memory, before, state)
+            law, memory = unary + heard.bias, heard.memory
+            codes.append(heard.code)
         before = int(law.argmax())
         tokens.append(before)
         logits.append(law)
@@ -183,7 +245,7 @@ def propose_block(
     if spec["has_confidence"]:
         read = np.concatenate([states, np.array(codes)], axis=1) if codes else states
         score = linear(read, weights["confidence_head.proj.weight"])[:, 0]
-        sure = 1.0 / (1.0 + np.exp(-score - float(weights["confidence_head.proj.bias"][0])))
+        sure = sigmoid(score + float(weights["confidence_head.proj.bias"][0]))
     return Proposal(np.array(tokens), np.array(logits), sure)
 
 

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 
 from exact.second_reading import (
     block_logits,
+    drafted_logits,
     eagle_logits,
     propose_block,
     propose_eagle,
     slot_states,
 )
-from forerun.models.drafter_spec import BlockSpec, EagleSpec
+from forerun.models.drafter_spec import BlockSpec, EagleSpec, MarkovKind
 from forerun.models.spec import ModelSpec, Rope
 
 KNOWN = Path(__file__).parent / "known_answers"
@@ -41,10 +42,12 @@ class Case:
     `spec`: fields of `BlockSpec` or `EagleSpec` (`built_spec` builds one). `tensors` float32 by
     canonical name, `d2t` int64; `table`, `head [vocab, hidden]` are the target's. `features [p, F]`
     float32 are of positions 0 to p - 1, `tokens [p + 1]` of 0 to p, the pending one last. Of EAGLE
-    drafters `drafted` is a tree below it: node n >= 1 is `drafted[n - 1]` below `parents[n - 1]`.
+    drafters, and of blocks whose Markov head reads more than the token before, `drafted` is a tree
+    below it: node n >= 1 is `drafted[n - 1]` below `parents[n - 1]`.
 
     `answers`, float64 unless said: of blocks `logits [block_len, V]` of every slot without Markov
-    head, `short_logits [SHORT_SLOTS, V]` with fewer masks fed; of EAGLE drafters `logits [1 + N,
+    head, `short_logits [SHORT_SLOTS, V]` with fewer masks fed, and of those with a tree
+    `tree_logits [1 + N, V]` with Markov head; of EAGLE drafters `logits [1 + N,
     Vd]` of node 0 and each drafted node; of both `greedy [K]` int64, the target's ids proposed, and
     `greedy_logits [K, V or Vd]`, what each was chosen from, Markov head included; `confidence [K]`
     of each where there is such a head.
@@ -65,6 +68,10 @@ class Case:
     @property
     def is_block(self) -> bool:
         return "block_len" in self.spec
+
+    @property
+    def has_tree(self) -> bool:
+        return len(self.drafted) > 0
 
     @property
     def pending(self) -> int:
@@ -129,6 +136,17 @@ def layer_shapes(fields: dict[str, Any], at: str, width: int) -> dict[str, tuple
     return {f"{at}{name}.weight": shape for name, shape in shapes.items()}
 
 
+def markov_shapes(kind: MarkovKind, rank: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a Markov head has beside its two tables."""
+    if kind is MarkovKind.VANILLA:
+        return {}
+    name, rows, width = {
+        MarkovKind.GATED: ("gate_proj", rank, hidden + rank),
+        MarkovKind.RNN: ("joint_proj", 3 * rank, 2 * rank + hidden),
+    }[kind]
+    return {f"markov_head.{name}.weight": (rows, width), f"markov_head.{name}.bias": (rows,)}
+
+
 def tensor_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Canonical name and shape of every floating point tensor of a drafter."""
     fields = spec["body"]
@@ -150,6 +168,7 @@ def tensor_shapes(spec: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         shapes |= {
             f"markov_head.markov_w{one}.weight": (VOCAB, spec["markov_rank"]) for one in (1, 2)
         }
+    shapes |= markov_shapes(spec["markov_kind"], spec["markov_rank"], hidden)
     if spec["has_confidence"]:
         shapes["confidence_head.proj.weight"] = (1, hidden + spec["markov_rank"])
         shapes["confidence_head.proj.bias"] = (1,)
@@ -163,12 +182,15 @@ def drawn(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.int64]:
 
 
 def drawn_tensor(seed: int, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """A matrix that about keeps the size of what it maps, or gains from 0.5 to 1.5.
+    """A matrix that about keeps the size of what it maps, gains from 0.5 to 1.5, or shifts of a
+    Markov head from -1 to 1.
 
     The Markov head's are larger, so that what it adds changes choices, and queries are: slots of
     equal masks differ by their positions alone.
     """
     whole = drawn(seed, name, shape)
+    if len(shape) == 1 and name.startswith("markov"):
+        return (whole / 128).astype(np.float32)
     if len(shape) == 1:
         sharpness = 2.0 if "q_norm" in name else 1.0
         return (sharpness * (1.0 + (whole >> 1) / 128)).astype(np.float32)
@@ -192,6 +214,7 @@ def block_spec(fields: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "windows": (0,) * num_layers,
         "is_causal": (False,) * num_layers,
         "markov_rank": 0,
+        "markov_kind": MarkovKind.VANILLA,
         "has_confidence": False,
     } | changes
 
@@ -220,6 +243,17 @@ SPECS = {
     "block_window_causal": block_spec(
         body("qwen3", 2, 64, 32), is_shifted=True, windows=(8, 0), is_causal=(True, False)
     ),
+    "block_gated": block_spec(
+        body("qwen3", 2, 48, 16), is_shifted=True, markov_rank=16, markov_kind=MarkovKind.GATED
+    ),
+    "block_rnn": block_spec(
+        body("qwen3", 2, 64, 32),
+        is_shifted=True,
+        tap_layers=(1, 9),
+        markov_rank=8,
+        markov_kind=MarkovKind.RNN,
+        has_confidence=True,
+    ),
     "eagle_full_vocabulary": eagle_spec(body("llama", 1, 48, 16, norm_eps=1e-5)),
     "eagle_token_map": eagle_spec(
         body("llama", 1, 64, 32, vocab=40, rope={"theta": 500000.0}),
@@ -228,7 +262,7 @@ SPECS = {
     ),
 }
 # Of which greedy tokens differ from each other, with no near ties.
-SEEDS = dict(zip(SPECS, (55, 138, 126, 124, 12), strict=True))
+SEEDS = dict(zip(SPECS, (55, 138, 126, 91, 293, 124, 12), strict=True))
 CONTEXT_LENS = {"block_window_causal": 44}
 
 
@@ -248,7 +282,8 @@ def unanswered(name: str, seed: int | None = None) -> Case:
     table = drawn(seed, "table", (VOCAB, fields["hidden"])) / 512
     head = drawn(seed, "head", (VOCAB, fields["hidden"])) / 512
     features = drawn(seed, "features", (context_len, shapes["fc.weight"][1])) / 32
-    num_drafted = 0 if "block_len" in spec else len(TREE_PARENTS)
+    one_law_a_slot = spec.get("markov_kind") is MarkovKind.VANILLA
+    num_drafted = 0 if one_law_a_slot else len(TREE_PARENTS)
     words = (drawn(seed, "tokens", (context_len + 1 + num_drafted,)) + 127) % (VOCAB - 2) + 2
     return Case(
         name=name,
@@ -279,6 +314,9 @@ def answers(case: Case) -> dict[str, NDArray[Any]]:
     found = dict(zip(GREEDY_KEYS, greedy, strict=False))
     if greedy.confidence is not None:
         found["confidence"] = greedy.confidence
+    if case.has_tree:
+        below = case.pending, list(case.drafted), list(case.parents)
+        found["tree_logits"] = drafted_logits(case.tensors, case.spec, states, case.head, *below)
     for key, num_slots in (("logits", block_len), ("short_logits", SHORT_SLOTS)):
         found[key] = block_logits(*given, case.head, case.pending, case.start, num_slots)
     return found

@@ -23,6 +23,23 @@ BLOCK_MISTAKES = (
     "turned before normed",
     "taps in another order",
 )
+GATED_MISTAKES = (
+    "the gate is of another slot",
+    "hidden and embedding swapped",
+    "the gate is no gate",
+    "the gate closes",
+)
+RNN_MISTAKES = (
+    "state forgotten",
+    "state of the node before",
+    "gate and candidate swapped",
+    "candidate and output swapped",
+    "hidden and embedding swapped",
+    "state and embedding swapped",
+    "the gate closes",
+    "the new state speaks",
+    "output is not squashed",
+)
 EAGLE_MISTAKES = (
     "feature with its own token",
     "feature first",
@@ -143,6 +160,68 @@ def sees(case: Case, layer: int, position: int, place: int) -> bool:
     return not window or place > position - window
 
 
+def opened(x: Vector, wrong: str) -> Vector:
+    shares = np.array([1.0 / (1.0 + math.exp(-float(one))) for one in x])
+    return 1.0 - shares if wrong == "the gate closes" else shares
+
+
+def slow_gated(tensors: dict[str, Vector], code: Vector, hidden: Vector, wrong: str) -> Vector:
+    weight, shift = (tensors[f"markov_head.gate_proj.{one}"] for one in ("weight", "bias"))
+    pair = [code, hidden] if wrong == "hidden and embedding swapped" else [hidden, code]
+    mixed = np.array([row @ np.concatenate(pair) for row in weight]) + shift
+    shares = mixed if wrong == "the gate is no gate" else opened(mixed, wrong)
+    return np.array([share * one for share, one in zip(shares, code, strict=True)])
+
+
+def slow_recurrent(
+    tensors: dict[str, Vector], memory: Vector, code: Vector, hidden: Vector, wrong: str
+) -> tuple[Vector, Vector]:
+    """What is said of a slot, and the memory that goes on."""
+    weight, shift = (tensors[f"markov_head.joint_proj.{one}"] for one in ("weight", "bias"))
+    read = {
+        "hidden and embedding swapped": [memory, hidden, code],
+        "state and embedding swapped": [code, memory, hidden],
+        "state forgotten": [0.0 * memory, code, hidden],
+    }.get(wrong, [memory, code, hidden])
+    mixed = np.array([row @ np.concatenate(read) for row in weight]) + shift
+    rank = len(code)
+    gate, candidate, output = (mixed[at : at + rank] for at in (0, rank, 2 * rank))
+    if wrong == "gate and candidate swapped":
+        gate, candidate = candidate, gate
+    if wrong == "candidate and output swapped":
+        candidate, output = output, candidate
+    after = np.array(
+        [
+            share * old + (1.0 - share) * math.tanh(new)
+            for share, old, new in zip(opened(gate, wrong), memory, candidate, strict=True)
+        ]
+    )
+    said = after if wrong == "the new state speaks" else output
+    squashed = np.array([math.tanh(one) for one in said])
+    return (output if wrong == "output is not squashed" else squashed), after
+
+
+def slow_markov(case: Case, states: Vector, paths: list[list[int]], wrong: str = "") -> Vector:
+    """Logits below each path of tokens under the pending one, read along it alone.
+
+    `states [slots, hidden]` are normed.
+    """
+    tensors, rank = in_float64(case), case.spec["markov_rank"]
+    first, second = (tensors[f"markov_head.markov_w{one}.weight"] for one in (1, 2))
+    found, left = [], np.zeros(rank)
+    for path in paths:
+        memory = left if wrong == "state of the node before" else np.zeros(rank)
+        for slot, token in enumerate([case.pending, *path]):
+            hidden = states[slot + (wrong == "the gate is of another slot")]
+            if case.spec["markov_kind"] == "gated":
+                said = slow_gated(tensors, first[token], hidden, wrong)
+            else:
+                said, memory = slow_recurrent(tensors, memory, first[token], hidden, wrong)
+        left = memory
+        found.append(case.head.astype(np.float64) @ states[len(path)] + second @ said)
+    return np.array(found)
+
+
 def slow_chain(case: Case, below: list[int], wrong: str) -> Vector:
     """Logits behind the last of `below`, tokens one after another below the pending one."""
     fields, tensors = case.spec["body"], in_float64(case)
@@ -177,12 +256,17 @@ def slow_chain(case: Case, below: list[int], wrong: str) -> Vector:
     return tensors["lm_head.weight"] @ normed(outputs[-1], tensors["norm.weight"], eps)
 
 
-def slow_eagle(case: Case, wrong: str = "") -> Vector:
-    """Logits of the pending token's row and of each node, with one mistake or none."""
+def paths_of(case: Case) -> list[list[int]]:
+    """The tokens from below the pending one to each node of the case's tree; its own are none."""
     paths: list[list[int]] = [[]]
     for token, parent in zip(case.drafted, case.parents, strict=True):
         paths.append([*paths[parent], int(token)])
-    return np.array([slow_chain(case, path, wrong) for path in paths])
+    return paths
+
+
+def slow_eagle(case: Case, wrong: str = "") -> Vector:
+    """Logits of the pending token's row and of each node, with one mistake or none."""
+    return np.array([slow_chain(case, path, wrong) for path in paths_of(case)])
 
 
 def in_float64(case: Case) -> dict[str, Vector]:

@@ -10,6 +10,7 @@ import pytest
 
 from exact.second_reading import (
     block_logits,
+    drafted_logits,
     eagle_logits,
     propose_block,
     propose_eagle,
@@ -28,11 +29,22 @@ from exact.second_reading_cases import (
     fingerprint,
     unanswered,
 )
-from exact.second_reading_slowly import BLOCK_MISTAKES, EAGLE_MISTAKES, slow_block, slow_eagle
+from exact.second_reading_slowly import (
+    BLOCK_MISTAKES,
+    EAGLE_MISTAKES,
+    GATED_MISTAKES,
+    RNN_MISTAKES,
+    paths_of,
+    slow_block,
+    slow_eagle,
+    slow_markov,
+)
 
 ALL = {case.name: case for case in cases()}
 BLOCKS = [name for name, case in ALL.items() if case.is_block]
 EAGLES = [name for name, case in ALL.items() if not case.is_block]
+TREES = [name for name in BLOCKS if ALL[name].has_tree]
+MARKOVS = ["block_shifted_markov", *TREES]
 SAME, FAR = 1e-10, 1e-2  # standard deviations of the logits
 
 
@@ -196,6 +208,75 @@ def test_confidence_is_of_the_state_and_the_token_before() -> None:
     # then the first slot is judged anew
     assert found is not None
     assert abs(found[0] - case.answers["confidence"][0]) > 1e-3
+
+
+# --- Markov heads that read more than the token before --------------------------------------------
+
+
+def states_of(case: Case) -> np.ndarray:
+    given = case.tensors, case.spec, case.features, case.table, case.pending, case.start
+    return slot_states(*given, case.spec["block_len"])
+
+
+def answer(case: Case) -> np.ndarray:
+    return case.answers["tree_logits"]
+
+
+def below(case: Case, *drafted: int) -> np.ndarray:
+    """Logits behind a chain of tokens below the pending one."""
+    given = case.tensors, case.spec, states_of(case), case.head, case.pending
+    return drafted_logits(*given, drafted, range(len(drafted)))[-1]
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_a_slow_reading_of_a_markov_head_agrees(name: str) -> None:
+    # given a tree, every node of which the slow reading reads along its own path alone
+    case = ALL[name]
+    assert apart(slow_markov(case, states_of(case), paths_of(case)), answer(case)) < SAME
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        *(("block_gated", wrong) for wrong in GATED_MISTAKES),
+        *(("block_rnn", wrong) for wrong in RNN_MISTAKES),
+    ],
+)
+def test_a_markov_head_read_wrongly_is_told(name: str, wrong: str) -> None:
+    case = ALL[name]
+    assert apart(slow_markov(case, states_of(case), paths_of(case), wrong), answer(case)) > FAR
+
+
+@pytest.mark.parametrize("name", MARKOVS)
+def test_a_greedy_block_is_a_chain_of_its_own_tokens(name: str) -> None:
+    case = ALL[name]
+    chain = [int(one) for one in case.answers["greedy"][:-1]]
+    given = case.tensors, case.spec, states_of(case), case.head, case.pending
+    found = drafted_logits(*given, chain, range(len(chain)))
+    assert apart(found, case.answers["greedy_logits"]) < SAME
+
+
+@pytest.mark.parametrize("name", MARKOVS)
+def test_only_an_rnn_remembers_tokens_before_the_one_before(name: str) -> None:
+    case = ALL[name]
+    # given two drafts that differ in their first token alone
+    one, other = below(case, 7, 40), below(case, 8, 40)
+    # then the third slot has another law if its head has a memory; the controls have none
+    assert (apart(one, other) > FAR) is (name == "block_rnn")
+    assert (apart(one, other) == 0) is (name != "block_rnn")
+    # and each slot knows the token just before it
+    assert apart(one, below(case, 7, 41)) > FAR
+
+
+def test_what_an_rnn_remembers_fades_and_is_not_lost() -> None:
+    case = ALL["block_rnn"]
+    # given drafts that are alike from the second token on
+    found = [
+        apart(below(case, 7, *[40] * num_alike), below(case, 8, *[40] * num_alike))
+        for num_alike in (1, 6)
+    ]
+    # then the first is less heard further below
+    assert found[0] > found[1] > SAME
 
 
 # --- EAGLE-3 --------------------------------------------------------------------------------------
