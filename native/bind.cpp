@@ -35,6 +35,7 @@ Model::Role role_of(const std::string& name) {
   if (name == "fusion") return Model::Role::kFusion;
   if (name == "markov_in") return Model::Role::kMarkovIn;
   if (name == "markov") return Model::Role::kMarkov;
+  if (name == "mix") return Model::Role::kMix;
   if (name == "head") return Model::Role::kHead;
   require(name == "embedding", [&] { return "no matrix is called " + name; });
   return Model::Role::kEmbedding;
@@ -47,6 +48,7 @@ Model::Vector vector_of(const std::string& name) {
   if (name == "qkv_bias") return Model::Vector::kQkvBias;
   if (name == "query_norm") return Model::Vector::kQueryNorm;
   if (name == "key_norm") return Model::Vector::kKeyNorm;
+  if (name == "mix_bias") return Model::Vector::kMixBias;
   require(name == "final_norm", [&] { return "no vector is called " + name; });
   return Model::Vector::kFinalNorm;
 }
@@ -267,6 +269,13 @@ void bind_sampler(nb::module_& m) {
           "prompt_ids"_a, "output_ids"_a, "output_counts"_a);
 }
 
+Markov markov_of(const std::string& name) {
+  if (name == "gated") return Markov::kGated;
+  if (name == "rnn") return Markov::kRecurrent;
+  require(name == "vanilla", [&] { return "no Markov head is called " + name; });
+  return Markov::kVanilla;
+}
+
 void bind_model(nb::module_& m) {
   nb::class_<Model> model(m, "Model");
   model
@@ -276,7 +285,8 @@ void bind_model(nb::module_& m) {
              int num_kv_heads, int head_dim, int ffn, int vocab, int max_context, float norm_eps,
              bool tied, bool qkv_bias, bool qk_norm, std::vector<double> inverse_frequencies,
              int num_blocks, const std::string& reads, int feature_width, int head_rows,
-             int markov_rank, int mask, int block_len, bool is_shifted, bool norms_residual) {
+             int markov_rank, int mask, int block_len, bool is_shifted, bool norms_residual,
+             const std::string& markov) {
             require(num_heads % num_kv_heads == 0 && num_heads / num_kv_heads <= kMaxRows,
                     "query heads per K/V head must be whole and at most 32");
             require(static_cast<int>(inverse_frequencies.size()) * 2 == head_dim,
@@ -303,14 +313,15 @@ void bind_model(nb::module_& m) {
                               mask,
                               block_len,
                               is_shifted,
-                              norms_residual},
+                              norms_residual,
+                              markov_of(markov)},
                              std::move(lane), num_blocks);
           },
           "lane"_a, "hidden"_a, "num_layers"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a,
           "ffn"_a, "vocab"_a, "max_context"_a, "norm_eps"_a, "tied"_a, "qkv_bias"_a, "qk_norm"_a,
           "inverse_frequencies"_a, "num_blocks"_a, "reads"_a = "tokens", "feature_width"_a = 0,
           "head_rows"_a = -1, "markov_rank"_a = 0, "mask"_a = 0, "block_len"_a = 0,
-          "is_shifted"_a = false, "norms_residual"_a = false)
+          "is_shifted"_a = false, "norms_residual"_a = false, "markov"_a = "vanilla")
       .def("pack", &pack)
       .def("set_vector",
            [](Model& model, const std::string& role, int layer, const Array<float>& values) {

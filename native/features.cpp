@@ -64,30 +64,95 @@ Model::Packed Model::pack_inputs(const Batch& batch, int l, int worker) {
   });
 }
 
-void Model::add_markov(const std::vector<int32_t>& tokens, const std::vector<const float*>& base,
-                       float* out) {
-  const int rows = static_cast<int>(tokens.size()), rank = shape_.markov_rank;
+// What a pass does not make room for: slots are asked after it, in any number.
+void Model::reserve_markov(int rows) {
+  const size_t count = static_cast<size_t>(rows);
+  const auto room = [&](Arena& arena) {
+    if (static_cast<int64_t>(arena.size()) < packed_bytes(rows))
+      arena = Arena(static_cast<size_t>(packed_bytes(rows)));
+  };
+  room(shared_packed_);
+  for (Scratch& w : scratch_) room(w.packed);
+  if (shape_.markov_inputs() == 0) return;
+  mixed_.resize(count * static_cast<size_t>(mix_.num_panels * kPanelColumns));
+  codes_.resize(count * static_cast<size_t>(shape_.markov_rank));
+}
+
+void Model::read_code(int32_t token, float* out) const {
+  const int rank = shape_.markov_rank;
+  const uint16_t* row = markov_in_.as<uint16_t>() + static_cast<int64_t>(token) * rank;
+  for (int i = 0; i < rank; ++i) out[i] = bf16_to_float(row[i]);
+}
+
+void Model::add_markov(const std::vector<Heard>& slots, float* out) {
+  const int rows = static_cast<int>(slots.size()), rank = shape_.markov_rank;
+  const bool mixes = shape_.markov_inputs() > 0;
   const int64_t stride = logits_stride();
-  if (static_cast<int64_t>(shared_packed_.size()) < packed_bytes(rows))
-    shared_packed_ = Arena(static_cast<size_t>(packed_bytes(rows)));
-  for (Scratch& w : scratch_)
-    if (static_cast<int64_t>(w.packed.size()) < packed_bytes(rows))
-      w.packed = Arena(static_cast<size_t>(packed_bytes(rows)));
-  lane_->reset_phases(1);
+  reserve_markov(rows);
+  lane_->reset_phases(3);
   lane_->run([&](int worker) {
-    const Packed before = pack_rows(worker, rows, rank, [&](int r, float* staging) {
-      const uint16_t* row =
-          markov_in_.as<uint16_t>() + static_cast<int64_t>(tokens[static_cast<size_t>(r)]) * rank;
-      for (int i = 0; i < rank; ++i) staging[i] = bf16_to_float(row[i]);
+    if (mixes) mix(slots, worker, 0);
+    const Packed codes = pack_rows(worker, rows, rank, [&](int r, float* staging) {
+      if (mixes) return static_cast<const float*>(&codes_[static_cast<size_t>(r * rank)]);
+      read_code(slots[static_cast<size_t>(r)].before, staging);
       return static_cast<const float*>(staging);
     });
-    product(worker, 0, markov_, before, [&](int64_t p, int r, const float* c) {
+    product(worker, 2, markov_, codes, [&](int64_t p, int r, const float* c) {
       const int64_t column = p * kPanelColumns;
       float* sum = out + r * stride + column;
-      std::memcpy(sum, base[static_cast<size_t>(r)] + column, kPanelColumns * 4);
+      std::memcpy(sum, slots[static_cast<size_t>(r)].base + column, kPanelColumns * 4);
       lane_->kernels().add(c, kPanelColumns, sum);
     });
   });
+}
+
+// The codes of slots whose own state has a say, and what they have heard; two phases.
+void Model::mix(const std::vector<Heard>& slots, int worker, int phase) {
+  const int rows = static_cast<int>(slots.size()), rank = shape_.markov_rank;
+  const size_t width = static_cast<size_t>(mix_.num_panels * kPanelColumns);
+  const size_t hidden = static_cast<size_t>(shape_.hidden);
+  const bool has_state = shape_.markov == Markov::kRecurrent;
+  const Packed inputs = pack_rows(worker, rows, shape_.markov_inputs(), [&](int r, float* staging) {
+    const Heard& slot = slots[static_cast<size_t>(r)];
+    float *code = has_state ? staging + rank : staging + hidden,
+          *read = has_state ? staging + 2 * rank : staging;
+    if (has_state) std::memcpy(staging, slot.above, static_cast<size_t>(rank) * 4);
+    read_code(slot.before, code);
+    lane_->kernels().rms_norm(&x_[static_cast<size_t>(slot.node) * hidden], final_norm_.data(),
+                              shape_.hidden, shape_.norm_eps, read);
+    return static_cast<const float*>(staging);
+  });
+  product(worker, phase, mix_, inputs, [&](int64_t p, int r, const float* c) {
+    const size_t column = static_cast<size_t>(p) * kPanelColumns;
+    float* sum = &mixed_[static_cast<size_t>(r) * width + column];
+    std::memcpy(sum, c, kPanelColumns * 4);
+    lane_->kernels().add(&mix_bias_[column], kPanelColumns, sum);
+  });
+  lane_->barrier(worker);
+  lane_->share(worker, phase + 1, rows, [&](int64_t r) {
+    const size_t row = static_cast<size_t>(r);
+    turn(slots[row], &mixed_[row * width], &codes_[row * static_cast<size_t>(rank)]);
+  });
+  lane_->barrier(worker);
+}
+
+// DSpark, arXiv:2607.05147, section 3: a gate for the token's code; or a state that is kept as far
+// as a gate lets it, a candidate for the rest, and what the slot says.
+void Model::turn(const Heard& slot, const float* mixed, float* code) const {
+  const Kernels& k = lane_->kernels();
+  const int rank = shape_.markov_rank;
+  if (shape_.markov == Markov::kGated) {
+    std::vector<float> gate(static_cast<size_t>(rank));
+    k.sigmoid(mixed, rank, gate.data());
+    read_code(slot.before, code);
+    for (int i = 0; i < rank; ++i) code[i] = gate[static_cast<size_t>(i)] * code[i];
+    return;
+  }
+  float *gate = code, *below = slot.below;
+  k.sigmoid(mixed, rank, gate);
+  k.tangent(mixed + rank, rank, below);
+  for (int i = 0; i < rank; ++i) below[i] = gate[i] * slot.above[i] + (1.0f - gate[i]) * below[i];
+  k.tangent(mixed + 2 * rank, rank, code);
 }
 
 }  // namespace forerun

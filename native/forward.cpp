@@ -237,8 +237,8 @@ bool Model::computed(const Batch& batch) const { return nodes_ == planned(batch)
 
 int64_t Model::packed_bytes(int rows) const {
   const Shape& s = shape_;
-  const int widest =
-      std::max({s.input_width(), s.ffn, s.query_width(), s.feature_width, s.markov_rank});
+  const int widest = std::max(
+      {s.input_width(), s.ffn, s.query_width(), s.feature_width, s.markov_rank, s.markov_inputs()});
   return ceil_div(rows, kMaxRows) * kMaxRows * ceil_div(widest, kBlock) *
          lane_->kernels().row_block_bytes;
 }
@@ -286,7 +286,7 @@ void Model::reserve(const Batch& batch) {
   const int width = s.head_blocks() * kBlock, row_bytes = lane_->kernels().row_block_bytes;
   for (Scratch& w : scratch_) {
     w.rounded.resize(static_cast<size_t>(2 * s.head_dim));
-    const int staged = std::max({s.input_width(), s.head_dim, s.markov_rank});
+    const int staged = std::max({s.input_width(), s.head_dim, s.markov_rank, s.markov_inputs()});
     grow(w.normed, static_cast<size_t>(kMaxRows) * staged);
     grow(w.scores, kMaxRows * kChunkKeys);
     grow(w.weights, kMaxRows * kChunkKeys);

@@ -19,6 +19,10 @@ enum class Reads : uint8_t {
   kBoth      // EAGLE-3: token and feature of a node side by side
 };
 
+// How the choices before a slot of a block reach its logits: the token before; the same, as far as
+// the slot lets it; all of the draft before, through a state that goes along.
+enum class Markov : uint8_t { kVanilla, kGated, kRecurrent };
+
 struct Shape {
   int hidden, num_layers, num_heads, num_kv_heads, head_dim, ffn, vocab, max_context;
   float norm_eps;
@@ -33,8 +37,17 @@ struct Shape {
   int mask = 0, block_len = 0;
   bool is_shifted = false;
   bool norms_residual = false;  // of kBoth: the residual stream begins with the normed feature
+  Markov markov = Markov::kVanilla;
   int max_drafted() const { return is_shifted ? block_len : block_len - 1; }
 
+  // What the kinds that mix multiply: the slot as the head reads it, the token's code, the state.
+  int markov_inputs() const {
+    if (markov_rank == 0 || markov == Markov::kVanilla) return 0;
+    return hidden + markov_rank * (markov == Markov::kGated ? 1 : 2);
+  }
+  int markov_outputs() const {
+    return markov_inputs() == 0 ? 0 : markov_rank * (markov == Markov::kGated ? 1 : 3);
+  }
   int input_width() const { return reads == Reads::kBoth ? 2 * hidden : hidden; }
   int group() const { return num_heads / num_kv_heads; }
   int query_width() const { return num_heads * head_dim; }
@@ -71,6 +84,15 @@ struct Matrix {
   int64_t num_blocks = 0, num_panels = 0;
   int64_t num_bytes() const { return num_blocks * num_panels * kPanelBlockBytes; }
   const uint8_t* panel(int64_t p) const { return data + p * num_blocks * kPanelBlockBytes; }
+};
+
+// One slot of one draft as a Markov head sees it; the memory is the caller's.
+struct Heard {
+  int32_t before;      // the token chosen before it
+  int node;            // of the last pass: what the head read there
+  const float* base;   // its logits without the head
+  const float* above;  // of kRecurrent, markov_rank values each: what the slot before had heard,
+  float* below;        // and what this one has
 };
 
 struct Layer {
@@ -115,7 +137,18 @@ class Model {
 
   Model(Shape shape, std::shared_ptr<Lane> lane, int num_blocks);
 
-  enum class Role { kQkv, kOutput, kGateUp, kDown, kHead, kEmbedding, kFusion, kMarkovIn, kMarkov };
+  enum class Role {
+    kQkv,
+    kOutput,
+    kGateUp,
+    kDown,
+    kHead,
+    kEmbedding,
+    kFusion,
+    kMarkovIn,
+    kMarkov,
+    kMix
+  };
   enum class Vector {
     kAttentionNorm,
     kFeatureNorm,  // of a layer of kBoth; of the fused features of kContext
@@ -123,7 +156,8 @@ class Model {
     kQkvBias,
     kQueryNorm,
     kKeyNorm,
-    kFinalNorm
+    kFinalNorm,
+    kMixBias
   };
   void pack(Role role, int layer, const std::vector<Source>& sources);
   void set_vector(Vector role, int layer, std::vector<float> values);
@@ -159,9 +193,8 @@ class Model {
   int64_t num_computed() const { return num_computed_; }
   // Rows of the residual stream behind the last layer, of the last pass.
   const float* output(int node) const { return &x_[static_cast<size_t>(node) * shape_.hidden]; }
-  // out[r] = base[r] + what the token chosen before adds; rows of logits_stride() floats.
-  void add_markov(const std::vector<int32_t>& tokens, const std::vector<const float*>& base,
-                  float* out);
+  // out[r] = base[r] + what the tokens chosen before add; rows of logits_stride() floats.
+  void add_markov(const std::vector<Heard>& slots, float* out);
 
   // Keeps the K/V of grown nodes at positions from `position` on of the row with that block table.
   void keep_grown(const int32_t* table, int position, const std::vector<int32_t>& grown);
@@ -256,6 +289,10 @@ class Model {
   void feed_forward(const Batch& batch, int layer, int worker, int phase);
   void copy_taps(const Batch& batch, int layer, int worker);
   void project(const Batch& batch, int worker, int phase);
+  void reserve_markov(int rows);
+  void read_code(int32_t token, float* out) const;
+  void mix(const std::vector<Heard>& slots, int worker, int phase);
+  void turn(const Heard& slot, const float* mixed, float* code) const;
   // Packs rows that `prepare(row, staging)` yields one behind the other: by every worker for itself
   // when they are few, else shared out, with a barrier behind.
   template <typename Prepare>
@@ -291,8 +328,8 @@ class Model {
   Arena weights_, embedding_, markov_in_, kv_, node_kv_;
   int64_t weights_used_ = 0;
   std::vector<Layer> layers_;
-  Matrix head_, fusion_, markov_;
-  std::vector<float> final_norm_, fused_norm_, cosine_, sine_;
+  Matrix head_, fusion_, markov_, mix_;
+  std::vector<float> final_norm_, fused_norm_, mix_bias_, cosine_, sine_;
 
   std::vector<Node> nodes_;
   // Of all tree nodes whose K/V is held: the one above it (-1: committed text), and its position.
@@ -302,6 +339,7 @@ class Model {
   std::vector<Scratch> scratch_;
   std::vector<float> x_, qkv_, attended_;
   std::vector<float> fused_, token_rows_;  // of nodes that have features
+  std::vector<float> mixed_, codes_;       // of slots that hear more than a token
   Floats logits_, taps_;                   // replaced, not reused, while somebody holds them
   Arena shared_packed_, activated_;        // activated_: packed as the down projection reads it
   int num_tail_blocks_ = 1;

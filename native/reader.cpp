@@ -195,12 +195,12 @@ bool TextReader::read_drafts(const ForecastPlan& plan, int capacity, std::vector
   return true;
 }
 
-void BlockReader::read_text(const GrowthPlan& plan, int) {
+void BlockReader::read_text(const GrowthPlan& plan, int capacity) {
   constexpr int kFreeSlots = 8;  // rows that a pass takes in the time of one
   PassRows pass(plan);
   const int num_context_rows = add_context(plan, pass), num_context = pass.num_nodes();
   const int unheard = model_.shape().is_shifted ? 0 : 1;  // slots that say nothing
-  std::vector<int32_t> pending;
+  std::vector<Wanted> pending;
   first_slots_.clear();
   num_levels_.clear();
   silence_.assign(static_cast<size_t>(model_.logits_stride()), std::nanf(""));
@@ -209,48 +209,53 @@ void BlockReader::read_text(const GrowthPlan& plan, int) {
         plan.budgets[b] < 1 ? 0 : std::clamp(plan.depths[b], 0, model_.shape().max_drafted());
     num_levels_.push_back(levels);
     first_slots_.push_back(static_cast<int>(pass.logit_nodes.size()));
-    pending.push_back(plan.catch_up[plan.catch_up_starts[b + 1] - 1]);
+    pending.push_back({b, plan.catch_up[plan.catch_up_starts[b + 1] - 1], 0, -1, -1});
     if (levels == 0) continue;
     pass.begin_row(b, plan.known(b) - 1);
     const int room = std::min(plan.table_width * kBlock, model_.shape().max_context);
     const int free = std::min({model_.shape().block_len, kFreeSlots, room - (plan.known(b) - 1)});
     const int fed = std::max(free, levels + unheard);
     for (int i = 0; i < levels; ++i) pass.logit_nodes.push_back(pass.num_nodes() + unheard + i);
-    for (int i = 0; i < fed; ++i) pass.add(i == 0 ? pending.back() : model_.shape().mask, i - 1);
+    for (int i = 0; i < fed; ++i)
+      pass.add(i == 0 ? pending.back().token : model_.shape().mask, i - 1);
   }
   Batch batch = pass.batch();
   batch.features = features_;
   batch.num_context = num_context;
   batch.num_context_rows = num_context_rows;
   if (batch.num_nodes > 0) model_.forward(batch);
-  rows_.clear();
-  for (int b = 0; b < plan.num_rows; ++b) rows_.push_back(slot(b, 0));
+  slot_nodes_ = pass.logit_nodes;
+  num_rows_ = plan.num_rows;
+  num_wanted_ = 0;
+  heard_.assign(at(num_rows_ + capacity + 1) * at(model_.shape().markov_rank), 0.0f);
+  none_ = num_rows_ + capacity;
   say(pending);
 }
 
-const float* BlockReader::slot(int row, int level) const {
-  if (level >= num_levels_[static_cast<size_t>(row)]) return silence_.data();
-  const int at = first_slots_[static_cast<size_t>(row)] + level;
-  return model_.logits()->data() + at * model_.logits_stride();
-}
-
 void BlockReader::read(const GrowthPlan&, std::vector<Wanted>& wanted) {
-  std::vector<int32_t> before;
-  rows_.clear();
-  for (const Wanted& one : wanted) {
-    rows_.push_back(slot(one.row, one.depth));
-    before.push_back(one.token);
-  }
-  say(before);
+  for (Wanted& one : wanted) one.kv = num_wanted_++;
+  say(wanted);
 }
 
-// Adds to the slots in `rows_` what the tokens before them say of the next.
-void BlockReader::say(const std::vector<int32_t>& before) {
-  if (model_.shape().markov_rank == 0) return;
+// The slots of nodes, and to each what the tokens before it add.
+void BlockReader::say(const std::vector<Wanted>& nodes) {
   const size_t stride = static_cast<size_t>(model_.logits_stride());
-  mixed_.resize(before.size() * stride);
-  model_.add_markov(before, rows_, mixed_.data());
-  for (size_t i = 0; i < before.size(); ++i) rows_[i] = &mixed_[i * stride];
+  std::vector<Heard> slots;
+  rows_.assign(nodes.size(), silence_.data());
+  sums_.resize(nodes.size() * stride);
+  for (size_t i = 0; i < nodes.size(); ++i) {
+    const Wanted& one = nodes[i];
+    if (is_silent(one.row, one.depth)) continue;
+    const int place = first_slots_[at(one.row)] + one.depth;
+    rows_[i] = model_.logits()->data() + at(place) * stride;
+    if (model_.shape().markov_rank == 0) continue;
+    const bool is_pending = one.depth == 0;
+    const int above = is_pending ? none_ : one.parent_kv < 0 ? one.row : num_rows_ + one.parent_kv;
+    float* below = heard(is_pending ? one.row : num_rows_ + one.kv);
+    slots.push_back({one.token, slot_nodes_[at(place)], rows_[i], heard(above), below});
+    rows_[i] = &sums_[(slots.size() - 1) * stride];
+  }
+  if (!slots.empty()) model_.add_markov(slots, sums_.data());
 }
 
 void EagleReader::read_text(const GrowthPlan& plan, int capacity) {

@@ -94,8 +94,9 @@ class TextReader : public Reader {
   ReadLogits all_read_;
 };
 
-// A block drafter: one pass says all levels; what a node adds is the token before. Below the
-// deepest level nothing is said: logits that are no numbers.
+// A block drafter: one pass says all levels; what a node adds are the tokens before, as far as its
+// head hears them. Below the deepest level nothing is said: logits that are no numbers. A node's
+// number is the place of what it has heard.
 class BlockReader : public Reader {
  public:
   BlockReader(Model& model, const float* features) : model_(model), features_(features) {}
@@ -107,14 +108,19 @@ class BlockReader : public Reader {
   int num_passes() const override { return 1; }
 
  private:
-  const float* slot(int row, int level) const;
-  void say(const std::vector<int32_t>& before);
+  bool is_silent(int row, int level) const { return level >= num_levels_[at(row)]; }
+  void say(const std::vector<Wanted>& nodes);
+  float* heard(int place) { return &heard_[at(place) * at(model_.shape().markov_rank)]; }
+  static size_t at(int i) { return static_cast<size_t>(i); }
 
   Model& model_;
   const float* features_;
   std::vector<int> first_slots_, num_levels_;  // of every row, among the logits of the pass
+  std::vector<int32_t> slot_nodes_;            // of the pass, of each of its logits
   std::vector<const float*> rows_;             // of the last answer
-  std::vector<float> mixed_, silence_;
+  std::vector<float> sums_, silence_;
+  std::vector<float> heard_;  // by each row's pending token, by each node wanted, by none
+  int num_rows_ = 0, num_wanted_ = 0, none_ = 0;
 };
 
 // EAGLE-3: a node is read with the layer's own output above it.

@@ -101,7 +101,7 @@ int64_t layer_bytes(const Shape& s) {
 // Of everything but the layers.
 int64_t outer_bytes(const Shape& s) {
   return matrix_bytes(s.head_rows, s.hidden) + matrix_bytes(s.hidden, s.feature_width) +
-         matrix_bytes(s.vocab, s.markov_rank);
+         matrix_bytes(s.vocab, s.markov_rank) + matrix_bytes(s.markov_outputs(), s.markov_inputs());
 }
 
 }  // namespace
@@ -157,9 +157,13 @@ void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
     (role == Role::kEmbedding ? embedding_ : markov_in_) = table_of(first);
     return;
   }
-  if (role == Role::kHead || role == Role::kFusion || role == Role::kMarkov) {
-    Matrix& outer = role == Role::kHead ? head_ : role == Role::kFusion ? fusion_ : markov_;
-    outer = pack_matrix(all_rows(first), first.columns);
+  Matrix* const outer = role == Role::kHead     ? &head_
+                        : role == Role::kFusion ? &fusion_
+                        : role == Role::kMarkov ? &markov_
+                        : role == Role::kMix    ? &mix_
+                                                : nullptr;
+  if (outer) {
+    *outer = pack_matrix(all_rows(first), first.columns);
     return;
   }
   Layer& target = layers_.at(static_cast<size_t>(layer));
@@ -224,6 +228,11 @@ Matrix Model::pack_matrix(std::vector<Row> rows, int64_t inputs) {
 void Model::set_vector(Vector role, int layer, std::vector<float> values) {
   if (role == Vector::kFinalNorm) {
     final_norm_ = std::move(values);
+    return;
+  }
+  if (role == Vector::kMixBias) {
+    values.resize(static_cast<size_t>(mix_.num_panels * kPanelColumns));
+    mix_bias_ = std::move(values);
     return;
   }
   if (role == Vector::kFeatureNorm && shape_.reads == Reads::kContext) {

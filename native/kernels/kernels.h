@@ -39,6 +39,9 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y);
   // y = silu(gate) * up
   void (*silu_mul)(const float* gate, const float* up, int n, float* y);
+  // y = 1 / (1 + exp(-x)), and tanh(x) by the same exp
+  void (*sigmoid)(const float* x, int n, float* y);
+  void (*tangent)(const float* x, int n, float* y);
   // y += x
   void (*add)(const float* x, int n, float* y);
   // Rotate halves in place: x[i], x[i + n] by (cosine[i], sine[i]), n = head_dim / 2.

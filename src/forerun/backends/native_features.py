@@ -18,7 +18,7 @@ from forerun.backends.native_weights import Packer, body_shape
 from forerun.draft import Draft
 from forerun.errors import BackendError
 from forerun.forecast import ForecastPlan
-from forerun.models.drafter_files import DrafterCheckpoint
+from forerun.models.drafter_files import DrafterCheckpoint, mixing_name
 from forerun.models.drafter_spec import DrafterSpec, EagleSpec
 from forerun.protocols import BLOCK_LEN, GrowthPlan
 from forerun.tree import Tokens
@@ -118,6 +118,7 @@ def _shape(spec: DrafterSpec, max_context: int) -> dict[str, Any]:
         "head_rows": 0,
         "reads": "context",
         "markov_rank": spec.markov_rank,
+        "markov": spec.markov_kind.value,
         "mask": spec.mask_id,
         "block_len": spec.block_len,
         "is_shifted": spec.is_shifted,
@@ -140,3 +141,7 @@ def _load(model: Any, checkpoint: DrafterCheckpoint) -> None:
     if spec.markov_rank:
         packer.matrix("markov_in", 0, "markov_head.markov_w1.weight")
         packer.matrix("markov", 0, "markov_head.markov_w2.weight")
+    mixing = mixing_name(spec)
+    if mixing is not None:
+        packer.matrix("mix", 0, f"{mixing}.weight")
+        packer.vector("mix_bias", 0, f"{mixing}.bias")

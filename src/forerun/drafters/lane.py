@@ -10,24 +10,45 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 from time import perf_counter
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from forerun.errors import DrafterError
 
 _Result = TypeVar("_Result")
 
 
+class Clock(Protocol):
+    """What a lane knows of time: how late it is, and how long a wait has lasted."""
+
+    def now_s(self) -> float: ...
+
+    def wait(self, done: threading.Event, longest_s: float | None) -> bool: ...
+
+
+class WallClock:
+    """The machine's own time, by `perf_counter`."""
+
+    def now_s(self) -> float:
+        """Seconds of which only differences mean anything."""
+        return perf_counter()
+
+    def wait(self, done: threading.Event, longest_s: float | None) -> bool:
+        """Wait at most so long, or for ever; whether it is done."""
+        return done.wait(longest_s)
+
+
 class Ticket(Generic[_Result]):
-    """A job's result, once it is there; `posted_s`, `began_s` and `ended_s` by `perf_counter`."""
+    """A job's result, once it is there; `posted_s`, `began_s` and `ended_s` by the lane's clock."""
 
-    __slots__ = ("_done", "_error", "_job", "_result", "began_s", "ended_s", "posted_s")
+    __slots__ = ("_clock", "_done", "_error", "_job", "_result", "began_s", "ended_s", "posted_s")
 
-    def __init__(self, job: Callable[[], _Result]) -> None:
+    def __init__(self, job: Callable[[], _Result], clock: Clock) -> None:
         self._job = job
+        self._clock = clock
         self._done = threading.Event()
         self._result: _Result | None = None
         self._error: BaseException | None = None
-        self.posted_s = perf_counter()
+        self.posted_s = clock.now_s()
         self.began_s = self.ended_s = 0.0
 
     @property
@@ -37,11 +58,11 @@ class Ticket(Generic[_Result]):
 
     def elapsed_s(self) -> float:
         """Seconds since the job was posted."""
-        return perf_counter() - self.posted_s
+        return self._clock.now_s() - self.posted_s
 
     def wait(self, longest_s: float | None = None) -> bool:
         """Wait at most so long; whether the job has ended."""
-        return self._done.wait(longest_s)
+        return self._clock.wait(self._done, longest_s)
 
     def result(self) -> _Result:
         """What the job returned; raises what it raised."""
@@ -51,7 +72,7 @@ class Ticket(Generic[_Result]):
 
     def run(self) -> None:
         """Do the job, on the lane's thread; raises only what ends that thread."""
-        self.began_s = perf_counter()
+        self.began_s = self._clock.now_s()
         try:
             self._result = self._job()
         except BaseException as error:
@@ -59,7 +80,7 @@ class Ticket(Generic[_Result]):
             if not isinstance(error, Exception):
                 raise
         finally:
-            self.ended_s = perf_counter()
+            self.ended_s = self._clock.now_s()
 
     def finish(self) -> None:
         """Let everybody see how the job ended."""
@@ -72,10 +93,11 @@ class Ticket(Generic[_Result]):
 
 
 class DraftLane:
-    """One daemon thread and its jobs."""
+    """One daemon thread and its jobs, waited for by `clock`: the machine's, if none is given."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, clock: Clock | None = None) -> None:
         self._name = name
+        self._clock = clock or WallClock()
         self._jobs: SimpleQueue[Ticket[object] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._posting = threading.Lock()  # a job goes to a thread that lives, or to a new one
@@ -88,7 +110,7 @@ class DraftLane:
 
     def post(self, job: Callable[[], _Result]) -> Ticket[_Result]:
         """Have a job done; returns at once."""
-        ticket = Ticket(job)
+        ticket = Ticket(job, self._clock)
         with self._posting:
             if not self.is_alive:
                 self.num_starts += 1

@@ -113,15 +113,22 @@ def _layer_tensors(body: ModelSpec, prefix: str, num_inputs: int) -> dict[str, t
     return {prefix + name: shape for name, shape in shapes.items()}
 
 
+def mixing_name(spec: BlockSpec) -> str | None:
+    """What the matrix of a Markov head that hears more than a token is called; None without one."""
+    if not spec.markov_inputs:
+        return None
+    return f"markov_head.{'gate' if spec.markov_kind is MarkovKind.GATED else 'joint'}_proj"
+
+
 def _head_tensors(spec: BlockSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     if spec.markov_rank:
         table = (spec.body.vocab, spec.markov_rank)
         shapes = {f"markov_head.markov_w{side}.weight": table for side in (1, 2)}
-    if spec.markov_inputs:
-        mixing = "gate_proj" if spec.markov_kind is MarkovKind.GATED else "joint_proj"
-        shapes[f"markov_head.{mixing}.weight"] = (spec.markov_outputs, spec.markov_inputs)
-        shapes[f"markov_head.{mixing}.bias"] = (spec.markov_outputs,)
+    mixing = mixing_name(spec)
+    if mixing is not None:
+        shapes[f"{mixing}.weight"] = (spec.markov_outputs, spec.markov_inputs)
+        shapes[f"{mixing}.bias"] = (spec.markov_outputs,)
     if spec.has_confidence:
         shapes["confidence_head.proj.weight"] = (1, spec.body.hidden + spec.markov_rank)
         shapes["confidence_head.proj.bias"] = (1,)

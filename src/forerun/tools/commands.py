@@ -108,19 +108,21 @@ def chat(
     as_json: _Json = False,
     engine: EngineArguments,
     sampling: SamplingArguments,
+    grammar: GrammarArguments,
 ) -> int:
     """Talk with a model: one line is one message, Ctrl-D ends, Ctrl-C stops at once.
 
-    A model without a chat template continues what you type instead.
+    A model without a chat template continues what you type instead. A grammar binds every answer.
 
     \b
     Examples
       forerun chat -m org/name-instruct -t 0.7
       echo "What is a monad?" | forerun chat -m org/name-instruct --json
+      forerun chat -m org/name-instruct --choice yes --choice no
     """
-    from forerun.tools.chat import run
+    from forerun.tools.chat import Talk, run
 
-    return run(system, engine, sampling, as_json=as_json)
+    return run(Talk(system, sampling.params(), grammar.pattern()), engine, as_json=as_json)
 
 
 @bench.command("forward")

@@ -16,7 +16,8 @@ every step is then the old one, times a power of two:
 - *Heads.* A borrowed head that is the target's table has rows s times the old: the final norm
   carries 1/s^2. A head of the target's own, or EAGLE-3's own, is not scaled: 1/s. Logits are the
   old bits, so Markov tables, which are added to them and know no width, stay as they are. The
-  confidence head reads what the borrowed head reads: its old columns carry what is missing there.
+  confidence head and Markov heads that hear the slot read what the borrowed head reads: their old
+  columns carry what is missing there.
 - *EAGLE-3* multiplies token and feature side by side: `q_proj`, `k_proj` and `v_proj` have two
   blocks of columns, the second at the new width. What it hands on is its stream, s times the old,
   as the fused state is. Where the residual is the normed feature (`norm_before_residual`) that norm
@@ -183,8 +184,10 @@ def _blocks(width: int, name: str, how: _Widening) -> list[tuple[int, int, int]]
     spec, old, new = how.before, how.old, how.new
     if name == "fc.weight":
         return [(old, tap * new, 0) for tap in range(len(spec.tap_layers))]
-    if name == "confidence_head.proj.weight":
+    if name in ("confidence_head.proj.weight", "markov_head.gate_proj.weight"):
         return [(old, 0, -how.head_doublings), (width - old, new, 0)]
+    if name == "markov_head.joint_proj.weight":
+        return [(width - old, 0, 0), (old, width - old, -how.head_doublings)]
     if isinstance(spec, EagleSpec) and name.endswith(_READS_BOTH):
         feature = -how.doublings if spec.norm_before_residual else 0
         return [(old, 0, 0), (old, new, feature)]

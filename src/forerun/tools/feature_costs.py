@@ -65,8 +65,14 @@ def node_flops(spec: AnySpec, context: int) -> int:
     if isinstance(spec, ModelSpec):
         return pass_flops(spec, 1, context)
     head = 2 * spec.body.vocab * spec.body.hidden
-    markov = 2 * spec.body.vocab * spec.markov_rank if isinstance(spec, BlockSpec) else 0
+    markov = _markov_flops(spec) if isinstance(spec, BlockSpec) else 0
     return _layers_flops(spec, context) + head + markov
+
+
+def _markov_flops(spec: BlockSpec) -> int:
+    """Of the head on the tokens before one slot."""
+    mixing = spec.markov_inputs * spec.markov_outputs
+    return 2 * (spec.body.vocab * spec.markov_rank + mixing)
 
 
 def _round_bytes(spec: DrafterSpec, one: RoundCount) -> int:
@@ -95,9 +101,8 @@ def _drafting_flops(spec: DrafterSpec, num_drafted: int, context: int) -> int:
         return num_drafted * head + (num_drafted - 1) * _layers_flops(spec, context)
     num_slots = min(spec.block_len, num_drafted + 1 - spec.is_shifted)
     head = 2 * body.vocab * body.hidden
-    markov = 2 * body.vocab * spec.markov_rank
     slot = _layers_flops(spec, context + num_slots) + head
-    return num_slots * slot + num_drafted * markov
+    return num_slots * slot + num_drafted * _markov_flops(spec)
 
 
 def _layers_flops(spec: DrafterSpec, context: int) -> int:

@@ -165,16 +165,26 @@ def _stream(engine: Engine, text: str, request: Request, watch: LaneWatch) -> No
     pieces = engine.stream(text, request.params, grammar=request.pattern)
     if sys.stdout.isatty():
         write(ink.dim(text))
-    figures = _Figures()
+    figures = Figures()
     write_pieces(figures.count(pieces), ink)
     write("\n")
     line = f"{figures.line()}{watch.line()} · seed {request.params.seed} · {engine.numerics}"
     say(Ink.of(sys.stderr).dim(line))
-    if request.pattern is not None and figures.finish_reason == "length":
-        say(f"the text was cut and is not whole: {request.params.max_tokens} tokens were too few")
+    if why := cut_short(request.pattern, figures.finish_reason, request.params):
+        say(why)
 
 
-class _Figures:
+def cut_short(pattern: Pattern | None, finish_reason: str | None, params: SamplingParams) -> str:
+    """Why a text that a grammar binds is not what it asks for; empty where it is."""
+    if pattern is None or finish_reason != "length":
+        return ""
+    return (
+        f"the text was cut and is not whole: {params.max_tokens} tokens were too few; give more"
+        " with --max-tokens"
+    )
+
+
+class Figures:
     """Counts pieces as they pass; the first one's time is the prompt's, not decoding's."""
 
     def __init__(self) -> None:
