@@ -1,7 +1,8 @@
-"""`forerun generate` with a grammar, as the process a user runs."""
+"""`forerun generate` and `forerun chat` with a grammar, as a user runs them."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -116,3 +117,83 @@ def test_given_what_cannot_be_then_one_sentence_says_so(
         said = generated("x", *words, code=2)
         assert sentence in said, said
         assert said.count("\n") == 1
+
+
+# --- chat --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def talked(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Any]:
+    """The command with lines of a user: the answers, what people hear, and the exit code."""
+
+    def run(lines: str, *words: str) -> tuple[list[str], str, int]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(lines))
+        common = ["chat", "-m", model, "--threads", "1", "--seed", "1", "-n", "40", "--json"]
+        code = cli.run([*common, *words])
+        said = capsys.readouterr()
+        messages = json.loads(said.out)["messages"] if code == 0 else []
+        return [one["content"] for one in messages if one["role"] == "assistant"], said.err, code
+
+    return run
+
+
+@pytest.mark.parametrize("temperature", ["0", "1.2"])
+def test_given_a_grammar_then_every_answer_is_of_it_with_and_without_drafts(
+    talked: Callable[..., Any], temperature: str
+) -> None:
+    asked, ways = ("one\ntwo two\n", "-t", temperature), ("yes", "no", "perhaps")
+    choices = tuple(word for way in ways for word in ("--choice", way))
+
+    drafted, _, _ = talked(*asked, "-d", "lookup", *choices)
+    plain, _, _ = talked(*asked, "-d", "none", *choices)
+    free, _, _ = talked(*asked, "-d", "lookup")
+
+    assert drafted == plain
+    assert len(drafted) == 2
+    assert set(drafted) <= set(ways)
+    assert not set(free) & set(ways)
+
+
+def test_given_each_way_to_say_it_then_the_answer_is_of_it(
+    talked: Callable[..., Any], tmp_path: Path
+) -> None:
+    lark = tmp_path / "laugh.lark"
+    lark.write_text('start: "ho"{1,3} "!"')
+    schema = json.dumps({"const": {"a": 1}, "uniqueItems": True})
+
+    def answer(*words: str) -> str:
+        (only,), _, _ = talked("x\n", *words)
+        return str(only)
+
+    assert answer("--regex", "[a-c]{4}").strip("abc") == ""
+    assert answer("--grammar", str(lark)).replace("ho", "") == "!"
+    assert json.loads(answer("--json-schema", '{"const": {"a": 1}}')) == {"a": 1}
+    assert json.loads(answer("--json-schema", schema, "--lenient")) == {"a": 1}
+    assert answer("--json-object", "-n", "4").startswith("{")
+
+
+def test_given_too_few_tokens_then_a_cut_answer_is_told_and_a_whole_one_is_not(
+    talked: Callable[..., Any],
+) -> None:
+    _, cut, _ = talked("x\n", "--regex", "[a-c]{40}", "-n", "5")
+    _, whole, _ = talked("x\n", "--regex", "[a-c]{3}", "-n", "5")
+    _, free, _ = talked("x\n", "-n", "5")
+
+    assert "is not whole: 5 tokens were too few" in cut
+    assert "is not whole" not in whole + free
+
+
+def test_given_a_grammar_that_cannot_be_then_it_is_said_before_anybody_types(
+    talked: Callable[..., Any],
+) -> None:
+    for sentence, words in {
+        "cannot be used: at": ("--regex", "a("),
+        "ignore_eos": ("--regex", "a", "--ignore-eos"),
+        "a text can be of one kind only": ("--regex", "a", "--choice", "b"),
+    }.items():
+        _, said, code = talked("", *words)
+        assert (code, said.count("\n")) == (2, 1), said
+        assert sentence in said
+    assert talked("", "--regex", "a")[2] == 0
