@@ -50,8 +50,8 @@ def run(talk: Talk, engine: EngineArguments, *, as_json: bool) -> int:
                 say(f"forerun: {error}: the conversation ends here")
                 break
             figures = Figures()
-            pieces = figures.count(pieces)
-            answer = _drain(pieces) if as_json else write_pieces(pieces, Ink.of(sys.stdout))
+            told = figures.count(pieces)
+            answer = _drain(told) if as_json else write_pieces(told, Ink.of(sys.stdout))
             if not as_json:
                 write("\n")
             if why := cut_short(talk.pattern, figures.finish_reason, params):
