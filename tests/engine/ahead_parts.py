@@ -14,13 +14,16 @@ from forerun.control.patience import Patience, Wait
 from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.ahead import rewind, settle
 from forerun.drafters.asking import foreseen
+from forerun.drafters.lane import DraftLane
 from forerun.drafters.lane_side import LaneSide
 from forerun.drafters.overlapped import Overlapped, Spares
 from forerun.drafters.plain import Plain, plain_draft
 from forerun.protocols import DraftRow, Outlook
 from forerun.tree import TokenTree
 
-SOON_S = 30.0  # what is waited for comes at once, or the test has failed
+SOON_S = 120.0  # what is waited for comes on any machine, or the test has failed
+LOOK_S = 0.002  # between two looks of who waits
+AGES_S = 3600.0
 THREAD = "forerun-draft"
 VOCAB = 272
 Fault = Callable[[Sequence[Draft], list[Draft]], list[Draft]]
@@ -47,17 +50,43 @@ class Patient(Patience):
         return self.longest_s
 
 
+class StillClock:
+    """Time of a test's own: none goes by while a drafter works, however slow the machine, so that
+    every wait sees its end. While it `flies` no wait lasts, and ages have passed."""
+
+    def __init__(self) -> None:
+        self._now_s, self.flies = 0.0, False
+
+    def fly(self) -> None:
+        """Let every wait end at once, in vain or not."""
+        self._now_s, self.flies = self._now_s + AGES_S, True
+
+    def stand_still(self) -> None:
+        """Let every wait last again until what it waits for."""
+        self.flies = False
+
+    def now_s(self) -> float:
+        return self._now_s
+
+    def wait(self, done: threading.Event, longest_s: float | None) -> bool:
+        for _ in range(int(SOON_S / LOOK_S)):
+            if self.flies or done.wait(LOOK_S):
+                return done.is_set()
+        raise AssertionError("neither did it end, nor did the test let time go by")
+
+
 class Faulty:
     """Drafts as `inner` does; what it foresees goes through `fault`, while there is one."""
 
-    def __init__(self, inner) -> None:
-        self.inner = inner
+    def __init__(self, inner, catch_up: Callable[[], None] = lambda: None) -> None:
+        self.inner, self._catch_up = inner, catch_up
         self.fault: Fault | None = None
         self.num_left = 0  # so many more calls are faulty
         self.num_foreseen = 0
 
     def breaks(self, fault: Fault, num_calls: int = 1) -> None:
-        """Let the next calls go wrong."""
+        """Let the next calls go wrong; one that is still under way does not."""
+        self._catch_up()
         self.fault, self.num_left = fault, num_calls
 
     def foresee(
@@ -211,17 +240,22 @@ SILENT: dict[str, Fault] = {
 
 
 class Stopped:
-    """Hangs until `gate` opens; `begun` says that it does."""
+    """Hangs until it `goes_on`; nobody's wait lasts meanwhile, and every wait does otherwise."""
 
-    def __init__(self, when_it_stops: Callable[[], None] = lambda: None) -> None:
-        self.gate, self.begun = threading.Event(), threading.Event()
-        self.when_it_stops = when_it_stops
+    def __init__(self, clock: StillClock) -> None:
+        self._clock, self._gate = clock, threading.Event()
+        self.num_stops = 0
 
     def __call__(self, drafts, grown):
-        self.when_it_stops()
-        self.begun.set()
-        assert self.gate.wait(SOON_S)
+        self.num_stops += 1
+        self._clock.fly()
+        assert self._gate.wait(SOON_S)
         return grown
+
+    def goes_on(self) -> None:
+        """Let what stopped go on."""
+        self._clock.stand_still()
+        self._gate.set()
 
 
 class LateSide(LaneSide):
@@ -248,24 +282,32 @@ def overlapped_of(engine: Engine) -> Overlapped:
     return drafter
 
 
-def broken(engine: Engine, *, waits: Patience | None = None) -> Faulty:
-    """Put a `Faulty` between an engine's lane and its drafter, and a patience of one's own; without
-    one the lane is always done before anybody asks."""
+def broken(engine: Engine) -> Faulty:
+    """Put a `Faulty` between an engine's lane and its drafter, which is always done before anybody
+    asks, and a patience of one's own."""
     overlapped = overlapped_of(engine)
-    faulty = Faulty(overlapped._drafter)
+    faulty = Faulty(overlapped._drafter, lambda: caught_up(engine))
     overlapped._drafter, overlapped._side = faulty, LaneSide(faulty, VOCAB)
-    overlapped._waits = waits or Patient()
-    if waits is None:
-        in_time(overlapped)
+    overlapped._waits = Patient()
+    in_time(overlapped)
     return faulty
 
 
+def that_stops(engine: Engine) -> tuple[Faulty, Stopped]:
+    """The same with a fault that hangs, and time that goes by only while it does."""
+    clock = StillClock()
+    overlapped_of(engine)._lane = DraftLane(THREAD, clock)
+    return broken(engine), Stopped(clock)
+
+
 def in_time(overlapped: Overlapped) -> None:
-    """Let every job end before the next draft is asked for."""
+    """Let every job end before the next draft is asked for, but where a test's clock flies."""
     propose = overlapped.propose
 
     def late(rows):
-        assert overlapped._last is None or overlapped._last.wait(SOON_S)
+        last, clock = overlapped._last, overlapped._lane._clock
+        is_done = last is None or last.wait(SOON_S)
+        assert is_done or (isinstance(clock, StillClock) and clock.flies)
         return propose(rows)
 
     overlapped.propose = late

@@ -15,16 +15,14 @@ from engine.ahead_parts import (
     LOUD,
     SILENT,
     SOON_S,
-    Patient,
-    Stopped,
     broken,
-    caught_up,
     killed,
     lane_sums,
     lane_threads,
     late_by,
     overlapped_of,
     raises,
+    that_stops,
 )
 from engine.conftest import HAS_NATIVE
 from engine.lattice import completions, differences, opened, outcomes, prompt_of
@@ -245,8 +243,8 @@ def test_given_a_drafter_that_stops_then_it_is_waited_for_once_and_used_when_it_
     places, expected, lines
 ):
     with opened(places, ("lm", "chain:4", "match", "ahead:8")) as engine:
-        waits, stopped = Patient(0.01), Stopped()
-        drafter = broken(engine, waits=waits)
+        drafter, stopped = that_stops(engine)
+        waits = overlapped_of(engine)._waits
         healthy = lane_sums(completions(engine, asked()))
         drafter.breaks(stopped)
         waits.num_waits = 0
@@ -254,38 +252,26 @@ def test_given_a_drafter_that_stops_then_it_is_waited_for_once_and_used_when_it_
 
         def comes_back():
             num_waits.append(waits.num_waits)
-            stopped.gate.set()
+            stopped.goes_on()
 
         watched(engine, 25, comes_back)
         made = completions(engine, asked())
-        caught_up(engine)
         after = completions(engine, asked())
 
-    assert stopped.begun.is_set()
-    assert num_waits[0] <= 4  # of 25 rounds: one draft before it stopped, and what it stopped in
+    assert stopped.num_stops == 1
+    assert num_waits == [2]  # in 25 rounds: for a draft before it stopped, and where it stopped
     assert differences(expected, outcomes(made)) == []
     assert differences(expected, outcomes(after)) == []
     assert lane_sums(made)["late"] > 0
-    assert lane_sums(after)["hits"] >= 0.5 * healthy["hits"]
+    assert lane_sums(after)["hits"] >= 0.8 * healthy["hits"]
     assert lane_threads() == []
 
 
-def test_given_a_drafter_that_stops_for_long_then_one_line_says_so(
-    places, expected, lines, monkeypatch
-):
-    def longest(seconds):
-        monkeypatch.setattr(overlapped_module, "_PATIENT_S", seconds)
-
+def test_given_a_drafter_that_stops_for_long_then_one_line_says_so(places, expected, lines):
     with opened(places, ("lm", "chain:4", "match", "ahead:8")) as engine:
-        longest(SOON_S)
-        stopped = Stopped(when_it_stops=lambda: longest(0.0))
-        broken(engine, waits=Patient(0.001)).breaks(stopped)
-
-        def comes_back():
-            longest(SOON_S)
-            stopped.gate.set()
-
-        watched(engine, 40, comes_back)
+        drafter, stopped = that_stops(engine)
+        drafter.breaks(stopped)
+        watched(engine, 40, stopped.goes_on)
         made = completions(engine, asked())
 
         assert differences(expected, outcomes(made)) == []
@@ -294,41 +280,54 @@ def test_given_a_drafter_that_stops_for_long_then_one_line_says_so(
 
 @pytest.mark.parametrize("rule", ["rejection", "block"])
 def test_given_a_drafter_that_stops_under_a_sampled_rule_then_it_rests(
-    places, expected, lines, monkeypatch, rule
+    places, expected, lines, rule
 ):
     # its draws are needed, so it is waited for longer, but not round by round
     with opened(places, ("lm", "chain:4", rule, "ahead:8")) as engine:
-        stopped = Stopped()
-        drafter = broken(engine, waits=Patient())
-        completions(engine, asked(1))
-        monkeypatch.setattr(overlapped_module, "_PATIENT_S", 0.05)
+        drafter, stopped = that_stops(engine)
+        healthy = lane_sums(completions(engine, asked()))
         drafter.breaks(stopped)
-        watched(engine, 30, stopped.gate.set)
+        watched(engine, 20, stopped.goes_on)
 
         made = completions(engine, asked(max_tokens=80))
-        monkeypatch.setattr(overlapped_module, "_PATIENT_S", SOON_S)
-        caught_up(engine)
         after = lane_sums(completions(engine, asked()))
 
     assert made[0].token_ids[:60] == expected[0][0]
-    assert 1 <= sum("rests for" in line for line in lines) <= 3  # 8 + 16 rounds, and one at the end
-    assert after["hits"] > 0
+    rests = [int(line.split("rests for ")[1].split()[0]) for line in lines if "rests" in line]
+    assert rests == [FIRST_REST, 2 * FIRST_REST]  # for the job that stopped, and for one behind it
+    assert after["hits"] >= 0.8 * healthy["hits"] > 0
 
 
 def test_given_a_drafter_that_never_comes_back_then_closing_does_not_hang(
     places, expected, lines, monkeypatch
 ):
     monkeypatch.setattr(overlapped_module, "_CLOSING_S", 0.01)
-    stopped = Stopped()
     with opened(places, ("lm", "chain:4", "match", "ahead:8")) as engine:
-        broken(engine, waits=Patient(0.01)).breaks(stopped)
+        drafter, stopped = that_stops(engine)
+        drafter.breaks(stopped)
         assert differences(expected, outcomes(completions(engine, asked()))) == []
 
+    assert stopped.num_stops == 1
     assert any("the drafter's lane does not end" in line for line in lines)
-    stopped.gate.set()
+    stopped.goes_on()
     for thread in lane_threads():
         thread.join(SOON_S)
     assert lane_threads() == []
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_control_given_a_drafter_that_does_not_stop_then_the_same_clock_makes_none_late(
+    places, lines, stops
+):
+    with opened(places, ("lm", "chain:4", "match", "ahead:8")) as engine:
+        drafter, stopped = that_stops(engine)
+        drafter.breaks(stopped, num_calls=int(stops))
+        watched(engine, 25, stopped.goes_on)
+        lane = lane_sums(completions(engine, asked()))
+
+    assert stopped.num_stops == stops
+    assert (lane["late"] == 0) is not stops
+    assert (len(lines) == 0) is not stops
 
 
 # --- the same proofs must catch a lane that is trusted --------------------------------------------
