@@ -18,7 +18,7 @@ from builders import bf16_tensor, tiny_spec
 
 from forerun.errors import ModelError
 from forerun.models.drafter_files import drafter_tensors
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
 from forerun.models.weights import WeightTensor
 from forerun.tools.drafter_inflation import (
     Targets,
@@ -163,7 +163,7 @@ def block_said(module: Any, features: Any, table: Any, head: Any) -> Any:
     slots = torch.arange(NUM_CONTEXT, NUM_CONTEXT + NUM_SLOTS)
     hidden = module.blocks(module.fuse(features), context, inputs, slots, masks)
     previous = torch.tensor([[5, 6, 7, 8]])
-    logits = module.logits(hidden, head) + module.markov(previous)
+    logits = module.logits(hidden, head) + module.markov(previous, hidden)
     return torch.cat([logits.flatten(), module.confidence(hidden, previous).flatten()])
 
 
@@ -194,6 +194,9 @@ CASES: dict[str, tuple[DrafterSpec, Targets]] = {
     "block, untied head": (block_spec(), targets(tied=False)),
     "block, 16 times as wide": (block_spec(), targets(times=16)),
     "block, as wide": (block_spec(), targets(times=1)),
+    "block, gated": (block_spec(markov_kind=MarkovKind.GATED), targets()),
+    "block, recurrent": (block_spec(markov_kind=MarkovKind.RNN), targets()),
+    "block, recurrent, untied": (block_spec(markov_kind=MarkovKind.RNN), targets(tied=False)),
     "eagle": (eagle_spec(), targets()),
     "eagle, normed residual": (eagle_spec(norm_before_residual=True), targets()),
     "eagle, 16 times as wide": (eagle_spec(), targets(times=16, tied=False)),
@@ -246,6 +249,8 @@ def test_a_tensor_that_is_not_scaled_is_caught(case: str) -> None:
 
 MISPLACED = {
     "block, tied head": ("fc.weight", "confidence_head.proj.weight"),
+    "block, gated": ("markov_head.gate_proj.weight",),
+    "block, recurrent": ("markov_head.joint_proj.weight",),
     "eagle": ("fc.weight", "midlayer.self_attn.k_proj.weight"),
 }
 

@@ -19,7 +19,7 @@ from builders import bf16_bits
 
 from forerun import Engine, SamplingParams, Speculation
 from forerun.models.drafter_files import drafter_tensors, open_drafter, write_drafter
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
 from forerun.models.resolve import resolve_model
 from forerun.models.spec import read_spec
 from forerun.tools.inflation import Frame, Size
@@ -46,6 +46,7 @@ SPECS: dict[str, tuple[DrafterSpec, str]] = {
             windows=(0, 0),
             is_causal=(False, False),
             markov_rank=16,
+            markov_kind=MarkovKind.RNN,
         ),
         "deepspec",
     ),

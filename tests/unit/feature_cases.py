@@ -11,7 +11,7 @@ from forerun.backends.torch.block import BlockDrafter  # noqa: E402  after the s
 from forerun.backends.torch.eagle import EagleDrafter  # noqa: E402
 from forerun.backends.torch.features import TorchFeatureBackend  # noqa: E402
 from forerun.draft import Draw  # noqa: E402
-from forerun.models.drafter_spec import BlockSpec, EagleSpec  # noqa: E402
+from forerun.models.drafter_spec import BlockSpec, EagleSpec, MarkovKind  # noqa: E402
 from forerun.models.spec import ModelSpec, Rope  # noqa: E402
 from forerun.models.weights import WeightTensor  # noqa: E402
 from forerun.options import SamplingParams  # noqa: E402
@@ -147,6 +147,8 @@ EVERY_KIND = {
     "shifted": block_spec(),
     "same position": block_spec(is_shifted=False, markov_rank=0),
     "causal": block_spec(is_causal=(True, True)),
+    "gated": block_spec(markov_kind=MarkovKind.GATED),
+    "recurrent": block_spec(markov_kind=MarkovKind.RNN),
     "windows": block_spec(windows=(4, 0), is_causal=(True, False)),
     "eagle": eagle_spec(),
     "eagle, normed residual": eagle_spec(norm_before_residual=True),
