@@ -16,6 +16,7 @@ import pytest
 
 from exact.second_reading import block_logits, eagle_logits
 from exact.second_reading_cases import Case, apart, cases, drawn
+from exact.second_reading_slowly import paths_of
 
 pytest.importorskip("speculators")
 torch = pytest.importorskip("torch")
@@ -103,7 +104,8 @@ def block_model(case: Case) -> Any:
     }
     if not spec["markov_rank"]:
         return loaded(DFlashDraftModel(DFlashSpeculatorConfig(**fields)), case)
-    config = DSparkSpeculatorConfig(**fields, markov_rank=spec["markov_rank"])
+    head = {"markov_rank": spec["markov_rank"], "markov_head_type": str(spec["markov_kind"])}
+    config = DSparkSpeculatorConfig(**fields, **head, enable_confidence_head=spec["has_confidence"])
     return loaded(DSparkDraftModel(config), case)
 
 
@@ -126,24 +128,44 @@ def block_states(case: Case, model: Any) -> tuple[Any, Any]:
     return hidden[0], logits[0]
 
 
-@pytest.mark.parametrize("name", ["block_same_position", "block_shifted_markov"])
+MARKOVS = [name for name in BLOCKS if ALL[name].spec["markov_rank"]]
+
+
+@pytest.mark.parametrize("name", ["block_same_position", *MARKOVS])
 def test_blocks_agree(name: str) -> None:
     case = ALL[name]
     _, logits = block_states(case, block_model(case))
     assert apart(logits.numpy(), case.answers["logits"]) < CLOSE
 
 
-def test_both_heads_agree() -> None:
-    case = ALL["block_shifted_markov"]
+@pytest.mark.parametrize("name", MARKOVS)
+def test_both_heads_agree(name: str) -> None:
+    case = ALL[name]
     model = block_model(case)
     hidden, logits = block_states(case, model)
     before = torch.tensor([[case.pending, *case.answers["greedy"][:-1]]])
     with torch.no_grad():
-        codes = model.markov_head.prev_embeddings(before)
         added = model.markov_head.block_bias(prev_token_ids=before, hidden_states=hidden[None])
-        sure = model.confidence_head(torch.cat([hidden[None], codes], dim=-1)).sigmoid()
     assert apart((logits + added[0]).numpy(), case.answers["greedy_logits"]) < CLOSE
-    assert apart(sure[0].numpy(), case.answers["confidence"]) < CLOSE
+    if case.spec["has_confidence"]:
+        with torch.no_grad():
+            codes = model.markov_head.prev_embeddings(before)
+            sure = model.confidence_head(torch.cat([hidden[None], codes], dim=-1)).sigmoid()
+        assert apart(sure[0].numpy(), case.answers["confidence"]) < CLOSE
+
+
+@pytest.mark.parametrize("name", [name for name in MARKOVS if ALL[name].has_tree])
+def test_paths_of_a_tree_agree(name: str) -> None:
+    case = ALL[name]
+    model = block_model(case)
+    hidden, logits = block_states(case, model)
+    for path, expected in zip(paths_of(case), case.answers["tree_logits"], strict=True):
+        before, num_slots = torch.tensor([[case.pending, *path]]), len(path) + 1
+        with torch.no_grad():
+            added = model.markov_head.block_bias(
+                prev_token_ids=before, hidden_states=hidden[None, :num_slots]
+            )
+        assert apart((logits[:num_slots] + added[0])[-1].numpy(), expected) < CLOSE
 
 
 def test_a_window_without_its_edge_agrees() -> None:

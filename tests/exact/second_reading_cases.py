@@ -262,7 +262,7 @@ SPECS = {
     ),
 }
 # Of which greedy tokens differ from each other, with no near ties.
-SEEDS = dict(zip(SPECS, (55, 138, 126, 91, 293, 124, 12), strict=True))
+SEEDS = dict(zip(SPECS, (55, 138, 126, 484, 293, 124, 12), strict=True))
 CONTEXT_LENS = {"block_window_causal": 44}
 
 

@@ -37,6 +37,7 @@ from forerun.backends.torch.features import TorchFeatureBackend  # noqa: E402
 
 ALL = {case.name: case for case in cases()}
 BLOCKS = [name for name, case in ALL.items() if case.is_block]
+MARKOVS = [name for name in BLOCKS if ALL[name].spec["markov_rank"]]
 EAGLES = [name for name, case in ALL.items() if not case.is_block]
 # In standard deviations of the logits. The modules take their angles in float32, as checkpoints are
 # trained with; with exact ones everything else is held to float64.
@@ -45,7 +46,7 @@ PRECISIONS = {
     "float64": (torch.float64, 1e-5),
     "float32": (torch.float32, 1e-4),
 }
-NUM_BLOCKS, NUM_SEEDS, CLEAR, MOST_LOST = 4, 24, 0.1, 0.01
+NUM_BLOCKS, NUM_SEEDS, CLEAR, MOST_LOST = 4, 48, 0.1, 0.01
 precisions = pytest.mark.parametrize("precision", PRECISIONS)
 
 
@@ -115,18 +116,20 @@ def test_the_block_module_gives_the_known_logits(name: str, limits: Any) -> None
 
 
 @precisions
-def test_both_heads_of_the_module_give_the_known_figures(limits: Any) -> None:
+@pytest.mark.parametrize("name", MARKOVS)
+def test_both_heads_of_the_module_give_the_known_figures(name: str, limits: Any) -> None:
     # given the known greedy block
-    case = ALL["block_shifted_markov"]
+    case = ALL[name]
     dtype, close = limits(case)
     module = module_of(case, dtype)
     hidden = block_hidden(case, module, dtype, case.spec["block_len"])
     before = torch.tensor([case.pending, *case.answers["greedy"][:-1]])
-    # then each slot adds what the token before it says, and is as sure of it
-    logits = module.logits(hidden, as_tensor(case.head, dtype)) + module.markov(before)
-    sure = torch.sigmoid(module.confidence(hidden, before))
+    # then each slot adds what the tokens before it say, and is as sure of it
+    logits = module.logits(hidden, as_tensor(case.head, dtype)) + module.markov(before, hidden)
     assert apart(logits.numpy(), case.answers["greedy_logits"]) < close
-    assert apart(sure.numpy(), case.answers["confidence"]) < close
+    if case.spec["has_confidence"]:
+        sure = torch.sigmoid(module.confidence(hidden, before))
+        assert apart(sure.numpy(), case.answers["confidence"]) < close
 
 
 @precisions
@@ -307,6 +310,8 @@ def test_backends_draft_alike_with_other_weights(name: str, opened: Opened, clos
         ("block_same_position", {"is_causal": (True, True)}),
         ("block_shifted_markov", {"mask_id": 2}),
         ("block_window_causal", {"windows": (9, 0)}),
+        ("block_gated", {"mask_id": 2}),
+        ("block_rnn", {"mask_id": 2}),
         ("eagle_full_vocabulary", {"norm_before_residual": True}),
     ],
 )

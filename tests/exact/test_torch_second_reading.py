@@ -9,7 +9,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from exact.second_reading_cases import SHORT_SLOTS, cases  # noqa: E402  after the skip
+from exact.second_reading import drafted_logits  # noqa: E402  after the skip
+from exact.second_reading_cases import SHORT_SLOTS, apart, cases  # noqa: E402
+from exact.second_reading_slowly import paths_of  # noqa: E402
 from forerun.backends.torch.block import BlockDrafter  # noqa: E402
 from forerun.backends.torch.eagle import EagleDrafter  # noqa: E402
 from forerun.backends.torch.features import TorchFeatureBackend  # noqa: E402
@@ -21,7 +23,9 @@ from forerun.protocols import NUM_MARGINS, NUM_RANKS, Growth, GrowthPlan, Sample
 ALL = {case.name: case for case in cases()}
 BLOCKS = [name for name, case in ALL.items() if case.is_block]
 EAGLES = [name for name, case in ALL.items() if not case.is_block]
+TREES = [name for name in BLOCKS if ALL[name].has_tree]
 CLOSE = 1e-4  # angles are float32
+SAME, FAR = 1e-9, 1e-2  # standard deviations, of heads over the same states
 
 
 class InMemory:
@@ -163,3 +167,93 @@ def test_given_a_confidence_head_then_it_is_as_sure_as_the_second_reading(name):
 
     assert np.abs(sure - case.answers["confidence"]).max() < CLOSE
     assert np.abs(unsure - case.answers["confidence"]).max() > 100 * CLOSE
+
+
+# --- Markov heads, over the states of the module itself -------------------------------------------
+
+
+def read_from(case, module):
+    """The case's tree as it is read a second time from the slots of a right module."""
+    states = module.norm(block_states(module, case, case.spec["block_len"])[0]).numpy()
+    tree = case.drafted.tolist(), case.parents.tolist()
+    return drafted_logits(case.tensors, case.spec, states, case.head, case.pending, *tree)
+
+
+def by_drafts(case, module):
+    """Logits of every node from `markov`, its path a draft of its own."""
+    hidden = block_states(module, case, case.spec["block_len"])[0]
+    slots, found = module.logits(hidden, torch.tensor(case.head).double()), []
+    for path in paths_of(case):
+        before = torch.tensor([case.pending, *path])
+        found.append((slots[: len(before)] + module.markov(before, hidden[: len(before)]))[-1])
+    return torch.stack(found).numpy()
+
+
+def by_steps(case, module, handed_on=lambda states, parent: states[parent]):
+    """Logits of every node from `markov_step`, node by node; `handed_on` chooses a state."""
+    hidden = block_states(module, case, case.spec["block_len"])[0]
+    slots, found = module.logits(hidden, torch.tensor(case.head).double()), []
+    states = {-1: torch.zeros(1, case.spec["markov_rank"]).double()}
+    parents, depths = [-1, *case.parents.tolist()], {-1: -1}
+    for node, token in enumerate([case.pending, *case.drafted.tolist()]):
+        depth = depths[node] = depths[parents[node]] + 1
+        above = handed_on(states, parents[node])
+        states[node], bias = module.markov_step(
+            above, torch.tensor([token]), hidden[depth : depth + 1]
+        )
+        found.append(slots[depth] + bias[0])
+    return torch.stack(found).numpy()
+
+
+def with_mixing(case, name, changed):
+    """The module with the matrix of its Markov head as `changed` makes it."""
+    module = module_of(case)
+    layer = getattr(module.markov_head, name)
+    layer.weight.data = changed(layer.weight.data)
+    return module
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_given_a_tree_then_the_markov_head_is_as_it_was_read_a_second_time(name):
+    case, module = ALL[name], module_of(ALL[name])
+
+    expected = read_from(case, module)
+
+    assert apart(by_drafts(case, module), expected) < SAME
+    assert apart(by_steps(case, module), expected) < SAME
+    assert apart(expected, case.answers["tree_logits"]) < CLOSE
+
+
+def test_control_given_a_state_forgotten_or_a_siblings_then_the_reading_tells():
+    case, module = ALL["block_rnn"], module_of(ALL["block_rnn"])
+    expected = read_from(case, module)
+
+    forgotten = by_steps(case, module, lambda states, parent: states[-1])
+    siblings = by_steps(case, module, lambda states, parent: states[max(states)])
+
+    assert apart(forgotten, expected) > FAR
+    assert apart(siblings, expected) > FAR
+
+
+def test_control_given_parts_of_a_head_in_another_order_then_the_reading_tells():
+    gated, rnn = ALL["block_gated"], ALL["block_rnn"]
+    wide, rank = rnn.spec["body"]["hidden"], rnn.spec["markov_rank"]
+    of_gated = gated.spec["body"]["hidden"]
+    swapped = {
+        "gate and candidate": lambda one: torch.cat(
+            [one[rank : 2 * rank], one[:rank], one[2 * rank :]]
+        ),
+        "hidden and embedding": lambda one: torch.cat(
+            [one[:, :rank], one[:, -rank:], one[:, rank : rank + wide]], dim=1
+        ),
+        "state and embedding": lambda one: torch.cat(
+            [one[:, rank : 2 * rank], one[:, :rank], one[:, 2 * rank :]], dim=1
+        ),
+    }
+    wrong = {name: (rnn, "joint_proj", changed) for name, changed in swapped.items()}
+    wrong["gate"] = gated, "gate_proj", lambda one: one.roll(-of_gated, dims=1)
+
+    for what, (case, layer, changed) in wrong.items():
+        expected = read_from(case, module_of(case))
+        assert apart(by_drafts(case, with_mixing(case, layer, lambda one: one)), expected) < SAME
+        assert apart(by_drafts(case, with_mixing(case, layer, changed)), expected) > FAR, what
