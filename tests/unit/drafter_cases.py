@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.models.drafter_files import drafter_tensors, write_drafter
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
 from forerun.models.spec import ModelSpec, Rope
 
 Change = Callable[[dict[str, Any]], None]
@@ -52,6 +52,8 @@ DFLASH = BlockSpec(
 )
 SHIFTED = replace(DFLASH, is_shifted=True)
 DSPARK = replace(SHIFTED, markov_rank=8)
+GATED = replace(DSPARK, markov_kind=MarkovKind.GATED)
+RECURRENT = replace(DSPARK, markov_kind=MarkovKind.RNN)
 CONFIDENT = replace(DSPARK, has_confidence=True)
 SLIDING = replace(DFLASH, windows=(16, 0), is_causal=(True, False))
 BIDIRECTIONAL = replace(DFLASH, windows=(16, 0))
@@ -78,12 +80,20 @@ ROUND_TRIPS: dict[str, tuple[DrafterSpec, str, str]] = {
     "z-lab long rope": (SCALED, "z-lab", "z-lab"),
     "deepspec": (SHIFTED, "deepspec", "deepspec"),
     "deepspec markov": (DSPARK, "deepspec", "deepspec"),
+    "deepspec gated": (GATED, "deepspec", "deepspec"),
+    "deepspec rnn": (RECURRENT, "deepspec", "deepspec"),
     "deepspec confidence": (CONFIDENT, "deepspec", "deepspec"),
     "speculators": (DFLASH, "speculators", "speculators"),
     "speculators shifted": (SHIFTED, "speculators", "speculators"),
     "speculators sliding": (SLIDING, "speculators", "speculators"),
     "speculators sliding both ways": (BIDIRECTIONAL, "speculators", "speculators"),
     "speculators dspark": (CONFIDENT, "speculators", "speculators"),
+    "speculators gated": (GATED, "speculators", "speculators"),
+    "speculators rnn": (
+        replace(RECURRENT, has_confidence=True),
+        "speculators",
+        "speculators",
+    ),
     "eagle3": (EAGLE, "eagle3", "eagle3"),
     "eagle3 usual taps": (DEFAULT_EAGLE, "eagle3", "eagle3"),
     "eagle3 map": (MAPPED, "eagle3", "eagle3"),

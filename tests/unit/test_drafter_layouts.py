@@ -17,6 +17,7 @@ from drafter_cases import (
     MAPPED,
     NORMED,
     NUM_TARGET_LAYERS,
+    RECURRENT,
     ROUND_TRIPS,
     SHIFTED,
     SLIDING,
@@ -31,7 +32,7 @@ from forerun.errors import ModelError
 from forerun.models.drafter_configs import config_of
 from forerun.models.drafter_files import drafter_tensors, open_drafter
 from forerun.models.drafter_layouts import LAYOUTS, read_layout
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, spread_taps
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, MarkovKind, spread_taps
 from forerun.models.spec import ModelSpec
 
 TARGET = replace(BODY, num_layers=NUM_TARGET_LAYERS, max_position=512)
@@ -166,9 +167,10 @@ WRONG_CONFIGS: dict[str, tuple[DrafterSpec, str, Change, str]] = {
                 "architecture 'Other' is not a drafter that is known; forerun reads"),
     "no layers": (DFLASH, "speculators", lambda config: config.pop("transformer_layer_config"),
                   "transformer_layer_config is missing"),
-    "gated": (DSPARK, "deepspec", edited(markov_head_type="gated"),
-              "markov_head_type='gated' is not supported; 'vanilla' is"),
-    "recurrent": (DSPARK, "speculators", edited(markov_head_type="rnn"), "'rnn' is not supported"),
+    "markov head": (DSPARK, "deepspec", edited(markov_head_type="lstm"),
+                    "markov_head_type='lstm' is not sup.*; 'vanilla', 'gated', 'rnn' are"),
+    "markov head of speculators": (RECURRENT, "speculators", edited(markov_head_type=3),
+                                   "markov_head_type='3' is not supported; 'vanilla', 'gated'"),
     "no mask": (DFLASH, "z-lab", nested(mask_token_id=None),
                 "mask_token_id is None: without it nobody.*drafter's card"),
     "mask by name": (DFLASH, "z-lab", nested(mask_token_id="<|MASK|>"), "mask_token_id is '<|MASK"),
@@ -212,9 +214,26 @@ def test_given_a_config_that_is_not_known_then_it_is_refused_by_name(
     assert "config.json" in str(caught.value)
 
 
+@pytest.mark.parametrize("layout", ["deepspec", "speculators"])
+def test_given_a_markov_head_then_its_kind_is_read_if_said_and_else_it_is_plain(
+    layout: str,
+) -> None:
+    for kind in MarkovKind:
+        spec = replace(DSPARK, markov_kind=kind)
+        config = config_of(spec, layout)
+        assert config["markov_head_type"] == kind.value
+        assert read_layout(config, "config") == (layout, spec)
+    for unsaid in ({"markov_head_type": None}, {"markov_head_type": "Vanilla"}):
+        assert read_layout(config | unsaid, "config") == (layout, DSPARK)
+    # and where there are no tables, what kind they would be is of no account
+    bare = config_of(SHIFTED, layout) | {"markov_head_type": "lstm"}
+    assert read_layout(bare, "config") == (layout, SHIFTED)
+
+
 UNSAYABLE: dict[str, tuple[DrafterSpec, str, str]] = {
     "shifted": (SHIFTED, "z-lab", "holds plain DFlash.*write 'deepspec' or 'speculators'"),
     "markov": (DSPARK, "z-lab", "holds plain DFlash"),
+    "recurrent": (RECURRENT, "z-lab", "holds plain DFlash"),
     "same place": (DFLASH, "deepspec", "slots say the next place"),
     "causal": (CAUSAL, "speculators", "causal layers only where there is a window"),
     "one of two causal": (replace(CAUSAL, is_causal=(True, False)), "z-lab", "all are, none is"),
