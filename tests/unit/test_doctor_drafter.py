@@ -15,8 +15,10 @@ from drafter_cases import (
     DFLASH,
     DSPARK,
     EAGLE,
+    GATED,
     MAPPED,
     NUM_TARGET_LAYERS,
+    RECURRENT,
     SLIDING,
     random_tensors,
 )
@@ -30,6 +32,7 @@ from forerun.models.drafter_match import Finding, compare, compare_copies, refus
 from forerun.models.drafter_spec import DrafterSpec
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import open_checkpoint
+from forerun.tools.doctor_drafter import examine
 
 TARGET = replace(BODY, num_layers=NUM_TARGET_LAYERS)
 Write = Callable[..., Path]
@@ -60,7 +63,7 @@ def sentence(findings: tuple[Finding, ...], name: str) -> str:
     return next(one.sentence for one in findings if one.name == name)
 
 
-@pytest.mark.parametrize("spec", [DFLASH, DSPARK, SLIDING, EAGLE, MAPPED])
+@pytest.mark.parametrize("spec", [DFLASH, DSPARK, RECURRENT, SLIDING, EAGLE, MAPPED])
 def test_given_the_target_it_was_made_for_then_all_is_well(spec: DrafterSpec) -> None:
     refuse_mismatch(spec, TARGET)
     assert set(states(compare(spec, TARGET)).values()) == {"passed"}
@@ -213,7 +216,24 @@ def test_given_what_is_no_drafter_then_a_sentence_and_exit_two(
 
 
 @pytest.mark.parametrize(
-    ("spec", "layout"), [(SLIDING, "z-lab"), (MAPPED, "eagle3"), (EAGLE, "speculators")]
+    ("spec", "words"),
+    [
+        (DFLASH, "none: a slot hears nothing of the draft"),
+        (DSPARK, "vanilla: a slot hears the token before it"),
+        (GATED, "gated: a slot hears the token before it, as far as its own state lets it"),
+        (RECURRENT, "rnn: a slot hears all tokens of the draft before it"),
+    ],
+)
+def test_given_a_block_drafter_then_what_its_slots_hear_is_said(
+    model: Path, tmp_path: Path, spec: DrafterSpec, words: str
+) -> None:
+    write_drafter(tmp_path / "other", spec, random_tensors(spec), layout="speculators")
+    assert examine(model, tmp_path / "other")["markov_head"] == words
+
+
+@pytest.mark.parametrize(
+    ("spec", "layout"),
+    [(SLIDING, "z-lab"), (MAPPED, "eagle3"), (EAGLE, "speculators"), (RECURRENT, "deepspec")],
 )
 def test_given_every_kind_then_the_list_can_be_shown(
     model: Path, tmp_path: Path, spec: DrafterSpec, layout: str, capsys: pytest.CaptureFixture[str]

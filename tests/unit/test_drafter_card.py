@@ -10,6 +10,7 @@ pytest.importorskip("torch")
 
 from feature_cases import block_spec, eagle_spec
 
+from forerun.models.drafter_spec import MarkovKind
 from forerun.train.drafter_card import write_drafter_card
 
 FIGURES = {
@@ -43,3 +44,22 @@ def test_given_no_facts_of_a_training_then_the_card_claims_none(tmp_path):
     write_drafter_card(tmp_path / "card.md", block_spec(), None, FIGURES, "a machine")
 
     assert "Training" not in (tmp_path / "card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({}, "hears the token before it (Markov head `vanilla` of rank 4)."),
+        ({"markov_kind": MarkovKind.GATED}, "through a gate (Markov head `gated` of rank 4)."),
+        (
+            {"markov_kind": MarkovKind.RNN, "markov_rank": 6},
+            "hears every token drafted before it, through a recurrent state (Markov head `rnn` of"
+            " rank 6).",
+        ),
+        ({"markov_rank": 0}, "No slot hears what the ones before it became."),
+    ],
+)
+def test_given_a_markov_head_then_the_card_says_what_a_slot_hears(tmp_path, changes, sentence):
+    write_drafter_card(tmp_path / "card.md", block_spec(**changes), None, FIGURES, "a machine")
+
+    assert sentence in (tmp_path / "card.md").read_text()

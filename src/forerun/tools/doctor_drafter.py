@@ -13,12 +13,17 @@ from forerun.errors import OptionError
 from forerun.models.drafter_files import DrafterCheckpoint, open_drafter
 from forerun.models.drafter_layouts import UNTESTED
 from forerun.models.drafter_match import compare, compare_copies
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
 from forerun.models.resolve import resolve_model
 from forerun.models.weights import open_checkpoint
 from forerun.tools.terminal import write_json
 
 _KINDS = ("dflash:", "dspark:", "eagle3:")
+_HEARS = {
+    MarkovKind.VANILLA: "the token before it",
+    MarkovKind.GATED: "the token before it, as far as its own state lets it",
+    MarkovKind.RNN: "all tokens of the draft before it",
+}
 _MARKS = {"passed": "ok", "warning": "note", "failed": "NO"}
 
 
@@ -80,6 +85,7 @@ def _described(drafter: DrafterCheckpoint) -> dict[str, Any]:
         "windows": list(spec.windows),
         "causal": list(spec.is_causal),
         "markov_rank": spec.markov_rank,
+        "markov_head": _markov(spec),
         "confidence_head": spec.has_confidence,
     }
 
@@ -94,6 +100,12 @@ def _slots(spec: BlockSpec) -> str:
     if spec.is_shifted:
         return "shifted: each says the token after its place"
     return "same position: each says the token at its place, the first says nothing"
+
+
+def _markov(spec: BlockSpec) -> str:
+    if not spec.markov_rank:
+        return "none: a slot hears nothing of the draft"
+    return f"{spec.markov_kind.value}: a slot hears {_HEARS[spec.markov_kind]}"
 
 
 def _without_kind(name: str) -> str:

@@ -9,7 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
+
+_HEARS = {
+    MarkovKind.VANILLA: "the token before it",
+    MarkovKind.GATED: "the token before it, through a gate",
+    MarkovKind.RNN: "every token drafted before it, through a recurrent state",
+}
 
 
 def write_drafter_card(
@@ -37,6 +43,7 @@ def _introduction(spec: DrafterSpec) -> str:
 Reads {reads},
 and proposes {spec.max_drafted} tokens in one pass. {spec.num_parameters:,} parameters of its own in
 {spec.body.num_layers} layers, bfloat16; the table of tokens and the head are the target's.
+{_hears(spec)}
 
 It changes no token of what is written, only when."""
     assert isinstance(spec, EagleSpec)
@@ -47,6 +54,13 @@ and proposes token by token. One layer and a head over {spec.body.vocab} tokens,
 of tokens is the target's.
 
 It changes no token of what is written, only when."""
+
+
+def _hears(spec: BlockSpec) -> str:
+    if not spec.markov_rank:
+        return "No slot hears what the ones before it became."
+    kind = f"Markov head `{spec.markov_kind.value}` of rank {spec.markov_rank}"
+    return f"Each slot hears {_HEARS[spec.markov_kind]} ({kind})."
 
 
 def _recipe(training: Mapping[str, Any], machine: str) -> str:
