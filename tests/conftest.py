@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -38,8 +38,34 @@ TINY = {
 WriteCheckpoint = Callable[..., Path]
 
 # A busy machine makes any example slow: time is nobody's proof here.
-settings.register_profile("any-machine", deadline=None)
+settings.register_profile(
+    "any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("any-machine")
+
+
+class OwnTime:
+    """Time that goes by where a test says so: asked for it, it answers `now_s`."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.num_asked = 0
+
+    def __call__(self) -> float:
+        self.num_asked += 1
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        """Let so much go by, at once."""
+        self.now_s += seconds
+
+
+@pytest.fixture
+def own_time(monkeypatch: pytest.MonkeyPatch) -> OwnTime:
+    """The time that rounds, spans and trials are measured with."""
+    time = OwnTime()
+    monkeypatch.setattr("forerun.stats.perf_counter", time)
+    return time
 
 
 def pytest_configure(config: pytest.Config) -> None:

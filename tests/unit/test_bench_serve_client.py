@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -98,30 +100,50 @@ def asked(script: Script, **changes: Any) -> tuple[Outcome, Scripted]:
     return asyncio.run(ask())
 
 
+@dataclass
+class Times:
+    """The client's time: it goes by where a script says so."""
+
+    now_s: float = 0.0
+    num_asked: int = 0
+
+    def __call__(self) -> float:
+        self.num_asked += 1
+        return self.now_s
+
+    async def heard(self, sent: Awaitable[None]) -> None:
+        """Send, and let the client hear of it."""
+        before = self.num_asked
+        await sent
+        while self.num_asked == before:
+            await asyncio.sleep(0.001)
+
+
 def test_given_a_stream_then_text_times_usage_and_drafts_are_heard() -> None:
     # Given
+    times = Times()
     told = {"speculative_decoding": {"num_spec_steps": 2, "num_draft_tokens": 6,
                                      "num_accepted_draft_tokens": 3}}  # fmt: skip
 
     async def script(talk: Talk) -> None:
         await talk.begin()
-        await talk.event(chunk(""))
-        await talk.event(chunk("a b"))
-        await asyncio.sleep(0.02)
-        await talk.event(chunk(" c", usage=None))
+        times.now_s = 1.0
+        await times.heard(talk.event(chunk("")))
+        times.now_s = 2.0
+        await times.heard(talk.event(chunk("a b")))
+        times.now_s = 3.0
+        await times.heard(talk.event(chunk(" c", usage=None)))
         await talk.event(last(metrics=told))
         await talk.event({"choices": [], "usage": {"completion_tokens": 5, "prompt_tokens": 9}})
         await talk.send(b"data: [DONE]\n\n")
 
     # When
-    outcome, server = asked(script)
+    outcome, server = asked(script, now_s=times)
     # Then
     assert outcome.is_ok, outcome.detail
     assert (outcome.text, outcome.num_tokens, outcome.num_prompt_tokens) == ("a b c", 5, 9)
     assert outcome.drafts == Drafts(2, 6, 3)
-    first_s, second_s = outcome.arrivals_s
-    assert outcome.left_s < first_s < second_s - 0.015
-    assert second_s <= outcome.ended_s
+    assert (outcome.left_s, outcome.arrivals_s, outcome.ended_s) == (0.0, (2.0, 3.0), 3.0)
     body = server.talks[0].body
     assert body["seed"] == 5  # the run's seed and the prompt's number
     assert body["stream"] is True
@@ -168,7 +190,7 @@ async def unstreamed(talk: Talk) -> None:
 async def hanging(talk: Talk) -> None:
     await talk.begin()
     await talk.event(chunk("a"))
-    await asyncio.sleep(60)
+    await asyncio.Event().wait()
 
 
 async def leaving(talk: Talk) -> None:
@@ -218,7 +240,7 @@ async def silent(talk: Talk) -> None:
 def test_given_a_server_that_fails_then_the_outcome_says_how(
     script: Script, kind: str, word: str
 ) -> None:
-    outcome, _ = asked(script, timeout_s=0.2)
+    outcome, _ = asked(script, timeout_s=0.2 if kind == "timeout" else 300.0)
     assert (outcome.error, outcome.is_ok) == (kind, False)
     assert word in outcome.detail
 
@@ -239,16 +261,20 @@ def test_given_text_before_a_failure_then_it_is_kept_in_the_outcome() -> None:
 
 
 def test_given_a_server_that_stays_after_done_then_the_answer_is_whole_and_on_time() -> None:
+    times = Times()
+
     async def script(talk: Talk) -> None:
         await talk.begin()
-        await talk.event(chunk("a"))
-        await talk.send(b"data: [DONE]\n\n")
-        await asyncio.sleep(60)
+        await times.heard(talk.event(chunk("a")))
+        times.now_s = 1.0
+        await times.heard(talk.send(b"data: [DONE]\n\n"))
+        times.now_s = 100.0
+        await asyncio.Event().wait()
 
-    outcome, _ = asked(script)
+    outcome, _ = asked(script, now_s=times)
 
     assert outcome.is_ok
-    assert outcome.ended_s - outcome.left_s < 0.9
+    assert outcome.ended_s == 1.0
 
 
 def test_given_a_reason_but_no_done_then_the_answer_is_whole() -> None:

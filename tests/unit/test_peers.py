@@ -12,11 +12,25 @@ from pathlib import Path
 
 import pytest
 
+SOON_S = 120.0  # what is waited for comes on any machine, or the test has failed
+HANGS_S = 10.0  # what is asked of a fake takes no time, or for ever
 PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
 FAKE = """
-import os, sys, time
+import os, sys
 sys.path.insert(0, {drivers!r})
+import protocol
 from protocol import Stopwatch, serve
+
+class Time:  # goes by where the fake engine says so: a busy machine changes no figure
+    now = 0.0
+
+    def perf_counter(self):
+        return self.now
+
+    def sleep(self, seconds):
+        self.now += seconds
+
+time = protocol.time = Time()
 
 class Fake:
     def load(self, setting):
@@ -31,7 +45,7 @@ class Fake:
             print("out of luck", file=sys.stderr, flush=True)
             os._exit(7)
         if mode == "hangs":
-            os.system("sleep 60")
+            os.system("sleep 3600")
         watch = Stopwatch()
         time.sleep(0.002)
         watch.add([1])
@@ -94,13 +108,13 @@ def generate(mode="plain", max_tokens=4):
 def test_given_a_driver_that_prints_then_its_answers_are_still_understood(opened):
     child = opened(None, "", 1)
 
-    assert child.ask(load(), 20)["versions"] == {"fake": "1"}
-    answer = child.ask(generate(), 20)
+    assert child.ask(load(), SOON_S)["versions"] == {"fake": "1"}
+    answer = child.ask(generate(), SOON_S)
 
     assert answer["token_ids"] == [1, 2, 2, 2]
     assert answer["num_first"] == 1
-    assert answer["first_s"] > 0.001
-    assert answer["rest_s"] > 0.001
+    assert answer["first_s"] == pytest.approx(0.002)
+    assert answer["rest_s"] == pytest.approx(0.002)
 
 
 def test_given_an_error_in_a_driver_then_it_is_quoted_and_the_driver_lives_on(opened):
@@ -109,39 +123,37 @@ def test_given_an_error_in_a_driver_then_it_is_quoted_and_the_driver_lives_on(op
     child = opened(None, "", 1)
 
     with pytest.raises(PeerError, match="this engine refuses"):
-        child.ask(load("refuses"), 20)
-    assert child.ask(load(), 20)["versions"] == {"fake": "1"}
+        child.ask(load("refuses"), SOON_S)
+    assert child.ask(load(), SOON_S)["versions"] == {"fake": "1"}
 
 
 def test_given_a_driver_that_crashes_then_its_last_words_are_the_reason(opened):
     from environments import PeerError
 
     child = opened(None, "", 1)
-    child.ask(load(), 20)
+    child.ask(load(), SOON_S)
 
     with pytest.raises(PeerError, match="its process ended: out of luck"):
-        child.ask(generate("crashes"), 20)
+        child.ask(generate("crashes"), SOON_S)
     with pytest.raises(PeerError, match="ended"):
-        child.ask(generate(), 20)
+        child.ask(generate(), SOON_S)
 
 
 def test_given_a_driver_that_hangs_then_it_is_ended_with_all_it_started(opened):
     from environments import PeerError
 
     child = opened(None, "", 1)
-    child.ask(load(), 20)
-    started = time.monotonic()
+    child.ask(load(), SOON_S)
 
     with pytest.raises(PeerError, match=r"no answer to `generate` within 0\.5 s"):
         child.ask(generate("hangs"), 0.5)
 
-    assert time.monotonic() - started < 10
     assert is_gone(child)
 
 
 def is_gone(child):
-    """Whether no process of the child's group runs any more, after a moment to die in."""
-    deadline = time.monotonic() + 5
+    """Whether no process of the child's group runs any more, after a while to die in."""
+    deadline = time.monotonic() + SOON_S
     while time.monotonic() < deadline:
         if child._process.pid not in set(running_groups()):
             return True
@@ -172,8 +184,8 @@ def plan(tmp_path):
         context=64,
         threads=[1, 2],
         lengths=[1, 4],
-        load_timeout_s=20,
-        timeout_s=2,
+        load_timeout_s=SOON_S,
+        timeout_s=HANGS_S,
         idle_look_s=0.05,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 
 import pytest
 from hypothesis import given
@@ -152,9 +151,9 @@ class Instant:
         return None
 
 
-def test_given_a_block_drafter_then_no_level_has_a_price_and_else_each_has_its_own():
+def test_given_a_block_drafter_then_no_level_has_a_price_and_else_each_has_its_own(own_time):
     def slow_levels(num_levels):
-        time.sleep(0.002 * num_levels)
+        own_time.sleep(0.002 * num_levels)
 
     assert measured(Instant(), None).pass_s == 0.0
-    assert measured(Instant(), slow_levels).pass_s > 0.001
+    assert measured(Instant(), slow_levels).pass_s == pytest.approx(0.002)
