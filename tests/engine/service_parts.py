@@ -10,7 +10,7 @@ from forerun import SamplingParams
 from forerun.engine.service import Began, Ended, Gained, Job
 
 FEW = (36, 37, 65, 68)
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 POISON = 250  # a token that broken targets cannot take
 SAMPLING = (
     {},

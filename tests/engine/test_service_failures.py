@@ -31,7 +31,7 @@ from forerun.engine.service import Gained, Service
 if not HAS_NATIVE:
     pytest.skip("the native core is not built", allow_module_level=True)
 
-PATIENCE_S = 10.0
+PATIENCE_S = 120.0
 
 
 class Raises(Around):

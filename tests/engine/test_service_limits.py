@@ -26,7 +26,7 @@ from forerun.errors import QueueFull
 if not HAS_NATIVE:
     pytest.skip("the native core is not built", allow_module_level=True)
 
-PATIENCE_S = 10.0
+PATIENCE_S = 120.0
 
 
 # --- limits --------------------------------------------------------------------------------------

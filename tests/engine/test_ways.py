@@ -170,7 +170,7 @@ def test_given_many_at_once_then_a_composition_is_built_once_and_few_wait_for_it
 
         def slowly(wanted):
             built.append(wanted)
-            assert can_go_on.wait(60)
+            assert can_go_on.wait(300)
             return build(wanted)
 
         def ask():

@@ -234,7 +234,7 @@ def test_a_forked_child_gets_a_readable_error(
             os.write(writable, answer + b"; closed")
             os._exit(0)
         os.close(writable)
-        ready, _, _ = select.select([readable], [], [], 20)
+        ready, _, _ = select.select([readable], [], [], 120)
         message = os.read(readable, 1000).decode() if ready else "the child hangs"
         os.close(readable)
         if not ready:

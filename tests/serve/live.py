@@ -39,7 +39,7 @@ class Live:
 
     def http(self, **headers: str) -> httpx2.Client:
         """A client that sends what it is told."""
-        return httpx2.Client(base_url=self.address, headers=headers, timeout=30)
+        return httpx2.Client(base_url=self.address, headers=headers, timeout=120)
 
 
 @contextmanager
@@ -59,5 +59,5 @@ def serving(engine: Engine, limits: ServiceLimits | None = None, **changes: Any)
                 yield Live(address_of(listener), engine, service, life)
             finally:
                 server.should_exit = True
-                thread.join(20)
+                thread.join(120)
         assert not thread.is_alive()

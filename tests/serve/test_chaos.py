@@ -172,7 +172,7 @@ def test_given_sigterm_and_a_request_that_takes_too_long_then_it_is_told_and_the
     running, address = process
 
     with httpx2.stream(
-        "POST", f"{address}{COMPLETIONS}", json=LONG | {"stream": True}, timeout=30
+        "POST", f"{address}{COMPLETIONS}", json=LONG | {"stream": True}, timeout=120
     ) as stream:
         lines = stream.iter_lines()
         next(lines)
@@ -180,4 +180,4 @@ def test_given_sigterm_and_a_request_that_takes_too_long_then_it_is_told_and_the
         rest = [line for line in lines if line]
 
     assert json.loads(rest[-1].removeprefix("data: "))["error"]["code"] == "shutting_down"
-    assert running.wait(20) == 0
+    assert running.wait(120) == 0

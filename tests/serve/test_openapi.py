@@ -36,7 +36,7 @@ def cases_against(live: Live, directory: Path, num_examples: int) -> tuple[int, 
     command = [sys.executable, "-m", "schemathesis.cli", "run", f"{live.address}/openapi.json"]
     command += ["--checks", "not_a_server_error", "--phases", "fuzzing"]
     command += ["--max-examples", str(num_examples), "--seed", str(SEED), "--no-color"]
-    command += ["--request-timeout", "60", "--continue-on-failure", "--warnings", "off"]
+    command += ["--request-timeout", "300", "--continue-on-failure", "--warnings", "off"]
     command += ["--suppress-health-check", "all", "--generation-database", "none"]
     done = subprocess.run(
         command, cwd=directory, capture_output=True, text=True, timeout=LONGEST_S, check=False

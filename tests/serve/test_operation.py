@@ -135,7 +135,7 @@ def test_given_options_that_cannot_be_then_one_sentence_before_a_model_is_read(
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "forerun.cli", "serve", "-m", "/no/model", *options],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
     assert done.returncode == 2
@@ -148,7 +148,7 @@ def test_given_a_port_in_use_then_a_sentence_with_a_way_out(server: Live) -> Non
 
     done = subprocess.run(
         [sys.executable, "-m", "forerun.cli", "serve", "-m", "/no/model", "--port", port],
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
 
     assert done.returncode == 2

@@ -47,7 +47,7 @@ def forerun(*arguments: str, given: str | None = None) -> subprocess.CompletedPr
         stdin=subprocess.DEVNULL if given is None else None,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env=environment,
         check=False,
     )
@@ -119,7 +119,7 @@ def test_bytes_that_are_no_text_are_replaced(model: str) -> None:
         command("generate", "-m", model, "-", "-n", "30", "-t", "2"),
         input=b"caf\xc3\xa9 \xff",
         capture_output=True,
-        timeout=60,
+        timeout=600,
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
         check=False,
     )
@@ -153,7 +153,7 @@ def test_generating_loads_nothing_heavy(model: str) -> None:
         f"sys.exit(code or ' '.join(set({watched!r}) & set(sys.modules)) or 0)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
 
@@ -260,7 +260,7 @@ def test_training_without_torch_names_the_extra(tmp_path: Path) -> None:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert "forerun[" in refusal(done)

@@ -71,7 +71,7 @@ def test_ctrl_c_at_any_moment_leaves_nothing(model: str, delay_s: float) -> None
         assert process.stderr.readline() == "!\n"
         time.sleep(delay_s)
         os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
@@ -103,7 +103,7 @@ def interrupted(longest_s: float, before: str = "") -> subprocess.CompletedProce
     """A command whose Ctrl-C comes where exceptions are dropped, as in the midst of an import."""
     script = DROPS.format(longest_s=longest_s, before=before)
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False
     )
 
 
@@ -138,7 +138,7 @@ class Terminal:
         os.close(line)
         self.shown = ""
 
-    def read_until(self, text: str, seconds: float = 60) -> None:
+    def read_until(self, text: str, seconds: float = 300) -> None:
         """Collect what is shown until `text` is, or the program ends."""
         end = time.monotonic() + seconds
         while text not in self.shown and time.monotonic() < end:
@@ -182,7 +182,7 @@ def test_accepted_drafts_are_marked_on_a_terminal(
         assert mark in shown.shown
     else:
         assert "\x1b[" not in shown.shown
-    assert shown.process.wait(20) == 0
+    assert shown.process.wait(120) == 0
 
 
 def test_ctrl_c_in_chat_gives_the_terminal_back(
@@ -194,7 +194,7 @@ def test_ctrl_c_in_chat_gives_the_terminal_back(
     chat.read_until("hello\r\n")
     time.sleep(0.2)
     os.killpg(chat.process.pid, signal.SIGINT)
-    assert chat.process.wait(20) == 130
+    assert chat.process.wait(120) == 130
     chat.read_until("\x1b[?25h")
     assert termios.tcgetattr(chat.screen) == chat.before
     assert "Traceback" not in chat.shown
@@ -204,4 +204,4 @@ def test_ctrl_d_ends_a_chat(terminal: Callable[..., Terminal], model: str) -> No
     chat = terminal("chat", "-m", model, "-n", "4")
     chat.read_until("> ")
     os.write(chat.screen, b"\x04")
-    assert chat.process.wait(20) == 0
+    assert chat.process.wait(120) == 0

@@ -181,7 +181,7 @@ def forerun(*arguments):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env=os.environ | {"COLUMNS": "100"},
         check=False,
     )
@@ -291,7 +291,7 @@ def test_given_a_killed_process_then_its_trace_can_be_read(tmp_path, tiny_checkp
 
 
 def wait_for_lines(path: Path, num_lines: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         if path.exists() and path.read_bytes().count(b"\n") >= num_lines:
             return

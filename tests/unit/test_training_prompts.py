@@ -48,7 +48,7 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     (corpus / "train.jsonl").write_text(json.dumps(document) + "\n")
     command = [sys.executable, str(SCRIPT), "--corpus", str(corpus), "--out", str(out)]
     command += ["--root", str(root), "--of-each", "5"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     return [json.loads(line)["prompt"] for line in out.read_text().splitlines()]
 
