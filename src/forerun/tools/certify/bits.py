@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from forerun.backends.prefill import chain_batch
 from forerun.protocols import Backend, ForwardBatch
-from forerun.tools.certify.checks import Budget, Findings
+from forerun.tools.certify.checks import TIME_WAS_SPENT, Budget, Findings
 from forerun.tools.certify.subject import Subject
 
 Logits = NDArray[np.float32]
@@ -78,14 +78,17 @@ def check_bits(subject: Subject, budget: Budget, findings: Findings) -> None:
             _judge(findings, f"{exact}: {company.name}", [company], expected, exact)
         _control(findings, backend, sample, expected, exact)
         paths = _other_paths(backend)
+    last_s = budget.spent_s
     for isa, threads in paths:
         name = f"bits: {isa}" + (", one thread" if threads == 1 else "")
-        if budget.left_s == 0.0:
-            findings.skip(name, "the time for it was spent: give a larger --budget-s")
+        if not budget.num_fitting(last_s, 1):
+            findings.skip(name, TIME_WAS_SPENT)
             continue
         findings.show(name)
+        began_s = budget.spent_s
         with subject.backend(isa=isa, threads=threads) as backend:
             _judge(findings, name, list(companies(backend, sample)), expected, exact)
+        last_s = budget.spent_s - began_s
 
 
 def decoded(backend: Backend, sample: Sample) -> Logits:

@@ -11,6 +11,8 @@ from time import monotonic
 
 Show = Callable[[str], None]
 
+TIME_WAS_SPENT = "the time for it was spent: give a larger --budget-s"
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -79,6 +81,10 @@ class Budget:
     def spent_s(self) -> float:
         """Seconds since the start."""
         return self.budget_s - (self._ends - monotonic())
+
+    def num_fitting(self, each_s: float, most: int) -> int:
+        """How many things that take `each_s` seconds each can still be done, `most` at most."""
+        return most if each_s * most <= self.left_s else int(self.left_s / each_s)
 
     def share(self, part: float) -> Budget:
         """A budget of that part of what is left."""

@@ -1,8 +1,8 @@
 """`forerun certify`: evidence that a model's output does not depend on how it was computed.
 
     bits      logits of a position in every company                              bits.py
-    tokens    with and without speculation, over temperatures and seeds          same_tokens.py
     exact     every outcome of the sampled rules on tiny laws                    exact.py
+    tokens    with and without speculation, over temperatures and seeds          same_tokens.py
     law       counts of sampled tokens against exact probabilities               laws.py
     controls  each of them has one that must fail, and is reported as a check
 
@@ -11,28 +11,22 @@ This file says in which order, and how the time is shared; nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from forerun.engine.engine import Engine
-from forerun.engine.results import Completion
 from forerun.errors import ForerunError, OptionError
 from forerun.tools.arguments import EngineArguments
 from forerun.tools.certify.bits import check_bits
-from forerun.tools.certify.checks import Budget, Findings
+from forerun.tools.certify.checks import TIME_WAS_SPENT, Budget, Findings
 from forerun.tools.certify.compositions import Candidate, candidates
 from forerun.tools.certify.exact import check_exact
 from forerun.tools.certify.laws import NUM_RUNS, Runs, TwoTokens, check_law, exact_law
 from forerun.tools.certify.report import Head, progress, show, write_markdown
-from forerun.tools.certify.same_tokens import (
-    AT_ONCE,
-    Request,
-    check_tokens,
-    requests,
-    run_all,
-)
+from forerun.tools.certify.same_tokens import Reference, check_tokens, requests, run_all
 from forerun.tools.certify.subject import PLAIN, Subject
 from forerun.tools.prompt_files import BUILT_IN, read_prompts, spread
 from forerun.tools.terminal import write_json
@@ -79,34 +73,35 @@ class Plan:
         return Plan(Subject(engine, tuple(chosen), seed), budget_s, report)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Run:
     """One certificate in the making: what every composition is held against is made once."""
 
     subject: Subject
     budget: Budget
     findings: Findings
-    asked: list[Request] = field(default_factory=list)
-    plain: list[Completion] = field(default_factory=list)
-    law: TwoTokens | None = None
-    exactness: str = "law"  # of the backend; an engine with a sampled rule promises less
+    plain: Reference
+    law: TwoTokens
+    exactness: str  # of the backend; an engine with a sampled rule promises less
 
 
 def run(plan: Plan, *, as_json: bool) -> int:
     """Certify and report; 1 if any check failed."""
-    chosen = candidates(plan.subject.engine)
-    budget = Budget(plan.budget_s)
-    with progress(len(chosen) + 2) as step:
+    subject, budget = plan.subject, Budget(plan.budget_s)
+    chosen = candidates(subject.engine)
+    with progress(len(chosen) + 3) as step:
         findings = Findings(lambda text: step(text, 0))
-        certified = _Run(plan.subject, budget, findings)
         step("bits", 0)
-        check_bits(plan.subject, budget.share(0.25), findings)
+        check_bits(subject, budget.share(0.25), findings)
+        step("sampled rules", 1)
+        for one in chosen:
+            if one.speculation is not None and not one.keeps_tokens:
+                check_exact(one.speculation.composition(), subject.seed, findings)
         step("plain decoding", 1)
-        head = _plain(certified, chosen)
-        for index, one in enumerate(chosen):
-            step(one.name, 1)
-            parts = [_weight(other) for other in chosen[index:]]
-            _composition(certified, one, budget.share(parts[0] / max(1, sum(parts))))
+        with closing(subject.open(PLAIN)) as engine:
+            certified = _plain(engine, subject, budget, findings)
+            head = Head.of(subject, engine, [one.name for one in chosen])
+        _compositions(certified, chosen, lambda name: step(name, 1))
     report = head.report(findings, budget.spent_s)
     if plan.report is not None:
         write_markdown(plan.report, report)
@@ -117,70 +112,95 @@ def run(plan: Plan, *, as_json: bool) -> int:
     return 0 if findings.passed else 1
 
 
+def _compositions(
+    certified: _Run, chosen: Sequence[Candidate], show: Callable[[str], None]
+) -> None:
+    """Each in its part of the time; none is begun in less than the least that its like took."""
+    budget = certified.budget
+    least_s: dict[int, float] = {}  # by weight
+    for index, one in enumerate(chosen):
+        show(one.name)
+        parts, began_s = [_weight(other) for other in chosen[index:]], budget.spent_s
+        if not budget.num_fitting(_needed_s(parts[0], least_s), 1):
+            certified.findings.skip(one.name, TIME_WAS_SPENT)
+        elif _composition(certified, one, budget.share(parts[0] / max(1, sum(parts)))):
+            took_s = budget.spent_s - began_s
+            least_s[parts[0]] = min(took_s, least_s.get(parts[0], took_s))
+
+
+def _needed_s(weight: int, least_s: Mapping[int, float]) -> float:
+    """What one of a weight takes at least, judged by others where none has run; 0 before any."""
+    others = [each_s * weight / other for other, each_s in least_s.items()]
+    return least_s.get(weight, max(others, default=0.0))
+
+
 def _weight(candidate: Candidate) -> int:
-    """Its part of the time: counting a law takes more runs than comparing tokens."""
+    """Its part of the time: counting a law takes more runs than comparing tokens, and what must
+    equal another schedule is drawn on both."""
     if candidate.speculation is None:
         return 0
-    return 1 if candidate.keeps_tokens else 3
+    if candidate.keeps_tokens:
+        return 1
+    return 3 if candidate.sequential is None else 4
 
 
-def _plain(certified: _Run, chosen: Sequence[Candidate]) -> Head:
+def _plain(engine: Engine, subject: Subject, budget: Budget, findings: Findings) -> _Run:
     """What plain decoding says: the tokens and the law that speculation is held against."""
-    subject = certified.subject
-    certified.asked = requests(subject)
-    certified.law = exact_law(subject)
-    with closing(subject.open(PLAIN)) as engine:
-        certified.exactness = engine.exactness
-        certified.plain = run_all(engine, certified.asked)
-        share = certified.budget.share(0.15)
-        runs = Runs(subject.seeds(NUM_RUNS, _LAW_SEEDS), num_tokens=2)
-        check_law("law: plain decoding", engine, certified.law, runs, share, certified.findings)
-        return Head.of(subject, engine, [one.name for one in chosen])
+    asked, law = requests(subject), exact_law(subject)
+    plain = Reference(asked, partial(run_all, engine))
+    plain.of(range(len(asked)))
+    runs = Runs(subject.seeds(NUM_RUNS, _LAW_SEEDS), num_tokens=2)
+    check_law("law: plain decoding", engine, law, runs, budget.share(0.15), findings)
+    return _Run(subject, budget, findings, plain, law, engine.exactness)
 
 
-def _composition(certified: _Run, candidate: Candidate, budget: Budget) -> None:
-    """Tokens under `match`; under a sampled rule tokens at temperature 0, and the law above."""
+def _composition(certified: _Run, candidate: Candidate, budget: Budget) -> bool:
+    """Tokens under `match`; under a sampled rule tokens at temperature 0, and the law above.
+
+    Returns whether it could be opened.
+    """
     findings, subject = certified.findings, certified.subject
     if candidate.speculation is None:
         findings.skip(candidate.name, candidate.reason)
-        return
-    if not candidate.keeps_tokens:
-        check_exact(candidate.speculation.composition(), subject.seed, findings)
+        return False
     try:
         engine = subject.open(candidate.speculation)
     except ForerunError as error:
         if candidate.is_asked_for:
             raise
         findings.skip(candidate.name, error)
-        return
+        return False
     with closing(engine):
         if certified.exactness == "law":
             findings.skip(f"tokens: {candidate.name}", "this backend promises only the law here")
         else:
-            _tokens(certified, candidate, engine, budget)
+            _tokens(certified.plain, candidate, engine, budget, findings)
             _schedule(certified, candidate, engine, budget)
-        if not candidate.keeps_tokens and certified.law is not None:
+        if not candidate.keeps_tokens:
             runs = Runs(subject.seeds(NUM_RUNS, _LAW_SEEDS))
             check_law(f"law: {candidate.name}", engine, certified.law, runs, budget, findings)
+    return True
 
 
-def _tokens(certified: _Run, candidate: Candidate, engine: Engine, budget: Budget) -> None:
-    every = list(zip(certified.asked, certified.plain, strict=True))
-    if not candidate.keeps_tokens:  # a sampled rule chooses otherwise, but for one-hot laws
-        every = [(one, plain) for one, plain in every if one.params.temperature == 0.0]
-    asked, plain = [one for one, _ in every], [plain for _, plain in every]
-    part = 0.9 if candidate.keeps_tokens else 0.3
-    name = "tokens" if candidate.keeps_tokens else "greedy tokens"
-    findings = certified.findings
-    check_tokens(f"{name}: {candidate.name}", engine, asked, plain, budget.share(part), findings)
+def _tokens(
+    plain: Reference, candidate: Candidate, engine: Engine, budget: Budget, findings: Findings
+) -> None:
+    if candidate.keeps_tokens:
+        check_tokens(f"tokens: {candidate.name}", engine, plain, budget, findings)
+        return
+    # A sampled rule chooses otherwise, but for one-hot laws.
+    greedy = plain.where(lambda params: params.temperature == 0.0)
+    name = f"greedy tokens: {candidate.name}"
+    check_tokens(name, engine, greedy, budget.share(0.3), findings)
 
 
 def _schedule(certified: _Run, candidate: Candidate, engine: Engine, budget: Budget) -> None:
     """What a sampled rule draws is the same on every schedule, whatever was prepared."""
     if candidate.sequential is None:
         return
-    asked = [one for one in certified.asked if one.params.temperature > 0][-AT_ONCE:]
+    sampled = [one for one in certified.plain.asked if one.params.temperature > 0]
+    share = budget.share(0.3)
     with closing(certified.subject.open(candidate.sequential)) as other:
-        expected = run_all(other, asked)
-    name = f"tokens as sequential: {candidate.name}"
-    check_tokens(name, engine, asked, expected, budget.share(0.3), certified.findings)
+        expected = Reference(sampled, partial(run_all, other))
+        name = f"tokens as sequential: {candidate.name}"
+        check_tokens(name, engine, expected, share, certified.findings)

@@ -33,7 +33,7 @@ from forerun.tools.certify.subject import Subject
 CHOOSING = SamplingParams(temperature=1.0, top_p=0.95)
 NUM_RUNS = 2048
 LEAST_RUNS = 256  # fewer say too little to be worth a line
-_AT_ONCE = 32
+_AT_FIRST, _AT_ONCE = 16, 32
 _NUM_FIRST, _NUM_BINS = 12, 16
 _BEGIN, _AGAIN = 5, 3  # the prompt: five tokens and the first three of them again
 
@@ -134,17 +134,22 @@ def _closed(
 
 
 def drawn(engine: Engine, prompt: list[int], runs: Runs, budget: Budget) -> Draws:
-    """The first two tokens of every run, until the budget is spent."""
+    """The first two tokens of every run, as far as the budget goes; of few where even the fewest
+    that say anything would not fit."""
     pairs: list[tuple[int, int]] = []
     num_drafted = num_accepted = 0
-    for start, end in pairwise([*range(0, len(runs.seeds), _AT_ONCE), len(runs.seeds)]):
-        if budget.left_s == 0.0:
+    began_s, each_s = budget.spent_s, 0.0
+    num = len(runs.seeds)
+    for start, end in pairwise([0, *range(min(_AT_FIRST, num), num, _AT_ONCE), num]):
+        least = max(end, min(LEAST_RUNS, num)) - start
+        if budget.left_s == 0.0 or budget.num_fitting(each_s, least) < least:
             break
         settings = [_run_params(seed, runs.num_tokens) for seed in runs.seeds[start:end]]
         for one in engine.generate([prompt] * len(settings), settings):
             pairs.append((one.token_ids[0], one.token_ids[1]))
             num_drafted += one.stats.num_drafted
             num_accepted += one.stats.num_accepted
+        each_s = (budget.spent_s - began_s) / len(pairs)
     return Draws(pairs, num_drafted, num_accepted)
 
 
