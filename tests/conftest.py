@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,25 @@ def own_time(monkeypatch: pytest.MonkeyPatch) -> OwnTime:
     time = OwnTime()
     monkeypatch.setattr("forerun.stats.perf_counter", time)
     return time
+
+
+@pytest.fixture
+def counted_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of the load tool: a look at it takes a millisecond, whatever comes between two, so
+    that a load of half a second is as many requests on any machine."""
+    from forerun.tools import bench_serve
+
+    looks = [0]
+
+    def now_s() -> float:
+        looks[0] += 1
+        return looks[0] / 1000
+
+    for name in ("Client", "closed_loop"):
+        kept = partial(getattr(bench_serve, name), now_s=now_s)
+        monkeypatch.setattr(bench_serve, name, kept)
+    monkeypatch.setattr(bench_serve, "perf_counter", now_s)
+    monkeypatch.setattr(bench_serve, "process_time", lambda: looks[0] / 2000)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from engine.conftest import HAS_NATIVE
 from engine.service_parts import (
+    Around,
     Held,
     Listener,
     around,
@@ -65,9 +66,24 @@ def test_given_too_many_prompt_tokens_that_wait_then_both_numbers_are_named(engi
         held.gate.set()
 
 
-def test_given_a_fast_service_then_it_says_to_come_again_sooner(engine):
+class Timed(Around):
+    """A target whose passes take so much of a test's time."""
+
+    def __init__(self, target, pass_s, time):
+        super().__init__(target)
+        self.pass_s, self.time = pass_s, time
+
+    def forward(self, batch):
+        self.time.sleep(self.pass_s)
+        return self._target.forward(batch)
+
+
+def test_given_a_fast_service_then_it_says_to_come_again_sooner_and_a_slow_one_later(
+    engine, own_time
+):
     waits = []
-    for num_done in (0, 40):
+    for num_done, pass_s in ((0, 0.001), (40, 0.001), (40, 10.0)):
+        around(engine, lambda target, pass_s=pass_s: Timed(target, pass_s, own_time))
         with Service(engine, ServiceLimits(max_waiting=1, max_rows=1)) as service:
             for seed in range(num_done):
                 listener = Listener()
@@ -82,7 +98,7 @@ def test_given_a_fast_service_then_it_says_to_come_again_sooner(engine):
                 service.submit(endless(), Listener())
             waits.append(caught.value.retry_after_s)
             held.gate.set()
-    assert waits[1] < waits[0]
+    assert waits[1] < waits[0] < waits[2]
 
 
 def test_given_what_can_never_fit_then_it_is_refused_at_once(engine):

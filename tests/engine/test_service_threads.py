@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
 from engine.conftest import HAS_NATIVE
-from engine.service_parts import Listener, alone, jobs, outcome
+from engine.service_parts import PATIENCE_S, Held, Listener, alone, around, jobs, outcome
 from forerun import Engine, Speculation
 from forerun.engine.service import Service, ServiceLimits
 from forerun.errors import QueueFull
@@ -29,10 +30,13 @@ def test_given_many_threads_then_every_request_ends_once_and_memory_is_whole(
         target_dir, speculate=words, kv_positions=2048, threads=1, backend="native"
     ) as engine:
         expected = alone(engine, asked)
+        # Nothing is computed before somebody was refused: a slow sender finds a full queue too.
+        held = around(engine, Held)
         limits = ServiceLimits(max_waiting=8, max_rows=6)
         with Service(engine, limits) as service, ThreadPoolExecutor(NUM_THREADS) as pool:
-            counts = list(pool.map(lambda seed: customer(service, asked, expected, seed), range(6)))
-            assert service.drain(60)
+            wants = partial(customer, service, asked, expected, held.gate)
+            counts = list(pool.map(wants, range(NUM_THREADS)))
+            assert service.drain(PATIENCE_S)
             load = service.load()
 
         assert engine._parts.slots.num_free == engine._parts.slots.num_blocks
@@ -43,8 +47,9 @@ def test_given_many_threads_then_every_request_ends_once_and_memory_is_whole(
     assert min(num_refused, num_left) > 0
 
 
-def customer(service, asked, expected, seed):
-    """Sends all requests in some order, leaves some of them early, and looks at the others."""
+def customer(service, asked, expected, gate, seed):
+    """Sends all requests in some order, leaves some of them early, and looks at the others; who is
+    refused opens the gate."""
     rng = random.Random(seed)
     num_sent = num_refused = num_left = 0
     mine = []
@@ -54,6 +59,7 @@ def customer(service, asked, expected, seed):
             handle = service.submit(asked[place], listener)
         except QueueFull as full:
             num_refused += full.retry_after_s > 0
+            gate.set()
             for _, other in mine:
                 assert other.completion
             continue

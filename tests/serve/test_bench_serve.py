@@ -47,6 +47,7 @@ def drafts_now(server: Live) -> Drafts:
     return found
 
 
+@pytest.mark.usefixtures("counted_time")
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
 def test_given_the_server_then_every_figure_is_there_and_texts_do_not_depend_on_load(
     server: Live, prompts: Path, capsys: pytest.CaptureFixture[str], endpoint: str
@@ -70,6 +71,7 @@ def test_given_the_server_then_every_figure_is_there_and_texts_do_not_depend_on_
         assert row["tokens_per_s"] > 0
 
 
+@pytest.mark.usefixtures("counted_time")
 def test_given_a_run_then_drafts_in_answers_are_those_in_the_metrics(
     server: Live, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,6 +102,7 @@ def test_given_fields_that_the_server_refuses_then_nothing_is_measured(
         report_of(server, prompts, capsys, extra_body='{"suffix": "x"}')
 
 
+@pytest.mark.usefixtures("counted_time")
 def test_given_speculation_off_then_nothing_was_drafted(
     server: Live, prompts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
