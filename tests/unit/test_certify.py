@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +13,6 @@ pytest.importorskip("forerun._native", reason="the native core is not built")
 from forerun import cli
 from forerun.backends.native import NativeBackend
 from forerun.draft import Verdict
-from forerun.engine.engine import Engine
 from forerun.forecast import Forecast
 from forerun.options import Speculation
 from forerun.protocols import ForwardOutput
@@ -27,7 +26,6 @@ from forerun.tools.certify.chi_square import POWER, distance_seen, exceeded, fit
 from forerun.tools.certify.compositions import REPRESENTATIVE, candidates
 from forerun.tools.certify.exact import check_exact
 from forerun.tools.certify.laws import Runs, binned, check_law, exact_law, tampered_law
-from forerun.tools.certify.same_tokens import SETTINGS, requests, spread_out
 from forerun.tools.certify.subject import PLAIN, Subject
 from forerun.tools.prompt_files import Prompt
 
@@ -243,89 +241,6 @@ def test_given_nothing_of_use_prepared_then_nothing_is_claimed_of_the_schedule(
     reasons = {one["name"]: one["reason"] for one in found["skipped"]}
     name = f"schedule of tokens: {drafter} chain:3 match ahead:4"
     assert reasons[name] == "nothing that was prepared ahead was of use"
-
-
-# --- time --------------------------------------------------------------------------------------
-
-MANY = tuple(
-    ("lookup", f"chain:{num}", rule) for num in range(2, 6) for rule in ("match", "rejection")
-)
-
-
-@dataclass
-class Clock:
-    """Time in which a completion takes one second and opening an engine two; nothing else any."""
-
-    now_s: float = 0.0
-    num_completions: int = 0
-    num_opened: int = 0
-
-    def completed(self, num: int) -> None:
-        self.num_completions += num
-        self.now_s += num
-
-
-@pytest.fixture
-def clock(monkeypatch) -> Clock:
-    counted, generate, opened = Clock(), Engine.generate, Subject.open
-
-    def generate_slowly(self, prompts, *words, **options):
-        counted.completed(len(prompts))
-        return generate(self, prompts, *words, **options)
-
-    def open_slowly(self, speculation):
-        counted.num_opened += 1
-        counted.now_s += 2.0
-        return opened(self, speculation)
-
-    monkeypatch.setattr(Engine, "generate", generate_slowly)
-    monkeypatch.setattr(Subject, "open", open_slowly)
-    monkeypatch.setattr("forerun.tools.certify.checks.monotonic", lambda: counted.now_s)
-    monkeypatch.setattr("forerun.tools.certify.compositions.REPRESENTATIVE", MANY)
-    return counted
-
-
-def left_out(found):
-    return [one["name"] for one in found["skipped"] if "--budget-s" in one["reason"]]
-
-
-@pytest.mark.parametrize(
-    ("budget_s", "schedule"), [(90, "auto"), (90, "ahead:4"), (400, "ahead:4")]
-)
-def test_given_a_schedule_or_none_then_what_is_run_fits_the_budget(
-    model, capsys, clock, budget_s, schedule
-):
-    words = ("--schedule", schedule, "--budget-s", str(budget_s))
-
-    found = certify(model, capsys, *words)
-
-    assert clock.now_s <= budget_s
-    # And: most of it is used, and what does not fit is said, the last ones where it is little.
-    assert clock.now_s > 0.6 * budget_s
-    missing = [name for name in found["speculations"] if name in left_out(found)]
-    assert bool(missing) == (budget_s == 90)
-    assert any(one["name"].startswith("tokens: ") for one in found["checks"])
-
-
-def test_given_a_certificate_that_does_not_look_ahead_then_it_overruns(
-    model, capsys, clock, monkeypatch
-):
-    # The control: whatever is asked about is said to fit.
-    monkeypatch.setattr(Budget, "num_fitting", lambda self, each_s, most: most)
-
-    found = certify(model, capsys, "--schedule", "ahead:4", "--budget-s", "90")
-
-    assert clock.now_s > 2 * 90
-    assert not set(found["speculations"]) & set(left_out(found))
-
-
-def test_given_little_time_then_every_way_of_choosing_is_among_the_first_four(subject):
-    asked = requests(subject)
-
-    first = [asked[at].params for at in spread_out(len(asked))[:4]]
-
-    assert {one.temperature for one in first} == {one.temperature for one in SETTINGS}
-    assert [sorted(spread_out(num)) for num in range(29)] == [list(range(num)) for num in range(29)]
 
 
 # --- bits --------------------------------------------------------------------------------------
