@@ -14,6 +14,7 @@ from safetensors.torch import load_file  # noqa: E402
 from forerun.backends.torch.block import BlockDrafter  # noqa: E402  (needs the extra)
 from forerun.backends.torch.decoder import Decoder  # noqa: E402
 from forerun.errors import OptionError  # noqa: E402
+from forerun.models.drafter_spec import MarkovKind  # noqa: E402
 from forerun.models.resolve import resolve_model  # noqa: E402
 from forerun.models.weights import EMBEDDING, open_checkpoint  # noqa: E402
 from forerun.noise import Purpose, words  # noqa: E402
@@ -47,6 +48,7 @@ SIZES = {
     "is_shifted": True,
     "markov_rank": 8,
 }
+HEADS = ({"is_shifted": False, "markov_rank": 0}, *({"markov_kind": one} for one in MarkovKind))
 
 
 def tiny_target(seed: int = 0) -> Decoder:
@@ -90,7 +92,8 @@ def one_block(
     inputs = target.embed(fed)
     hidden = model.blocks(model.fuse(features), torch.arange(seen), inputs, places, mask)[0]
     previous = window[(places).clamp(max=len(window) - 1)][: spec.max_drafted]
-    return model.logits(hidden[-spec.max_drafted :], head_of(target)) + model.markov(previous)
+    hidden = hidden[-spec.max_drafted :]
+    return model.logits(hidden, head_of(target)) + model.markov(previous, hidden)
 
 
 @pytest.fixture(name="target")
@@ -99,12 +102,12 @@ def _target() -> Decoder:
 
 
 class TestMask:
-    @pytest.mark.parametrize("is_shifted", [True, False])
+    @pytest.mark.parametrize("head", HEADS)
     @torch.no_grad()
     def test_many_blocks_at_once_are_each_block_by_itself(
-        self, target: Decoder, is_shifted: bool
+        self, target: Decoder, head: dict[str, object]
     ) -> None:
-        model = tiny_drafter(target, is_shifted=is_shifted, markov_rank=8 if is_shifted else 0)
+        model = tiny_drafter(target, **head)
         windows = torch.randint(2, VOCAB, (2, 25))
         anchors = torch.tensor([[1, 5, 6, 20], [2, 3, 17, 19]])
         features = read(target, windows[:, :-1], model.spec.tap_layers).features
@@ -132,7 +135,8 @@ class TestMask:
         inputs = target.embed(fed.flatten(1))
         hidden = model.blocks(model.fuse(features), places, inputs, slots, masks)
         previous = windows[0, slots[0]].view(1, 3, 4)
-        theirs = model.logits(hidden, head_of(target)).view(1, 3, 4, -1) + model.markov(previous)
+        hidden = hidden.view(1, 3, 4, -1)
+        theirs = model.logits(hidden, head_of(target)) + model.markov(previous, hidden)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
         plain = block_logits(tiny_drafter(target), target, windows, anchors, features, SLOTS)
         assert (ours - plain).abs().max() > 1e-2
@@ -270,14 +274,16 @@ class TestTraining:
         assert min(after.by_position) > 0.98
         assert after.tokens_per_round > 4.0
 
+    @pytest.mark.parametrize("kind", [MarkovKind.VANILLA, MarkovKind.RNN])
     def test_a_stopped_training_goes_on_to_the_same_weights(
-        self, target: Decoder, tmp_path: Path
+        self, target: Decoder, tmp_path: Path, kind: MarkovKind
     ) -> None:
         text = some_text(6, 25)
 
         def trained(directory: Path, *stops: int) -> dict[str, torch.Tensor]:
             for stop in stops:
-                run = Run(tiny_drafter(target), Recipe(rows=2, warmup_steps=2), directory)
+                model = tiny_drafter(target, markov_kind=kind)
+                run = Run(model, Recipe(rows=2, warmup_steps=2), directory)
                 batches = AnchoredText(text, 2, 4, 4, 0)
                 # The rate depends on the whole budget: a stop is a watch that says enough.
                 pauses = Watch(lambda at=stop, one=run: one.position.step < at, every_s=0.0)
@@ -301,16 +307,17 @@ class TestTraining:
 
 
 class TestFiles:
-    @pytest.mark.parametrize("is_shifted", [True, False])
+    @pytest.mark.parametrize("head", HEADS)
     def test_a_drafter_comes_back_from_its_files_rounded(
-        self, target: Decoder, tmp_path: Path, is_shifted: bool
+        self, target: Decoder, tmp_path: Path, head: dict[str, object]
     ) -> None:
-        model = tiny_drafter(target, is_shifted=is_shifted, markov_rank=8 if is_shifted else 0)
+        model = tiny_drafter(target, **head)
         write_drafter(model, tmp_path)
         read_back = load_drafter(tmp_path, target.spec)
         assert isinstance(read_back, BlockDrafter)
         assert read_back.spec.tap_layers == model.spec.tap_layers
-        assert read_back.spec.is_shifted == is_shifted
+        assert read_back.spec.is_shifted == model.spec.is_shifted
+        assert read_back.spec.markov_kind is model.spec.markov_kind
         for name, value in model.state_dict().items():
             assert torch.equal(read_back.state_dict()[name], value.bfloat16().float())
 

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 from forerun.backends.torch.block import BlockDrafter  # noqa: E402  (needs the extra)
 from forerun.backends.torch.decoder import Decoder  # noqa: E402
 from forerun.errors import ModelError, OptionError  # noqa: E402
+from forerun.models.drafter_spec import MarkovKind  # noqa: E402
 from forerun.models.resolve import resolve_model  # noqa: E402
 from forerun.models.spec import read_spec  # noqa: E402
 from forerun.models.tokenizer import load_tokenizer  # noqa: E402
@@ -48,13 +49,15 @@ def some_text(num_rows: int, length: int, seed: int = 0) -> Text:
 
 class TestCommand:
     @pytest.mark.parametrize(
-        ("minutes", "max_steps", "export"), [(0.01, 0, Layout.SPECULATORS), (60, 2, None)]
+        ("minutes", "max_steps", "export", "kind"),
+        [(0.01, 0, Layout.SPECULATORS, MarkovKind.RNN), (60, 2, None, MarkovKind.GATED)],
     )
     def test_the_command_leaves_a_drafter_its_figures_and_how_it_was_made(
         self,
         minutes: float,
         max_steps: int,
         export: Layout | None,
+        kind: MarkovKind,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
@@ -71,18 +74,22 @@ class TestCommand:
         step = StepArguments(rows=1, row_len=32, engine=Engine.EAGER)
         draft = DraftArguments(anchors=2, dense_steps=1, max_steps=max_steps, export=export)
         job = Job("dspark", out, minutes, source, draft, step)
+        shape = SparkArguments(layers=1, markov_rank=8, markov_kind=kind)
         # when
-        train_block(job, SparkArguments(layers=1), is_shifted=True, markov_rank=8)
+        train_block(job, shape, is_shifted=True, markov_rank=8, markov_kind=kind)
         # then
         made = load_drafter(out, read_spec(resolve_model("forerun-code")))
         assert isinstance(made, BlockDrafter)
         assert (made.spec.block_len, made.spec.markov_rank) == (8, 8)
+        assert made.spec.markov_kind is kind
         assert {"loss.png", "acceptance.png", "tokenizer.json"} <= {f.name for f in out.iterdir()}
         facts = json.loads((out / "run" / "training.json").read_text())
         command = f"train dspark --out {out} --minutes {minutes:g} --corpus {tmp_path}"
         assert command in facts["command"]
         assert facts["num_steps"] == max_steps or not max_steps
         assert "--layers 1" in facts["command"]
+        is_default = kind is SparkArguments().markov_kind
+        assert (f"--markov-kind {kind.value}" in facts["command"]) != is_default
         found = expect_drafter(out, source_of(tmp_path), num_rows=1, num_steps=5, threads=0)
         assert set(found) == {"T=0", "T=1"}
         assert found["T=0"]["num_tokens"] == 9

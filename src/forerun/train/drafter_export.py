@@ -20,7 +20,7 @@ from forerun.models.spec import ModelSpec, Rope
 from forerun.models.weights import EMBEDDING, HEAD, Checkpoint
 from forerun.train.lm import load_checkpoint
 
-_OF_BLOCK = ("block_len", "markov_kind")
+_OF_BLOCK = ("block_len", "markov_rank")
 
 
 def drafter_of(spec: DrafterSpec) -> BlockDrafter | EagleDrafter:
@@ -106,7 +106,8 @@ def _from_checkpoint(path: Path) -> BlockDrafter | EagleDrafter:
     fields["body"] = ModelSpec(**{**body, "rope": Rope(**body["rope"])})
     is_block = all(key in fields for key in _OF_BLOCK)
     if is_block:
-        fields["markov_kind"] = MarkovKind(fields["markov_kind"])
+        # Of a training from before there were kinds.
+        fields["markov_kind"] = MarkovKind(fields.get("markov_kind", MarkovKind.VANILLA))
     spec = BlockSpec(**fields) if is_block else EagleSpec(**fields)
     model = drafter_of(spec)
     model.load_state_dict(state["model"])

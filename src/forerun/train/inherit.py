@@ -15,13 +15,14 @@ from torch import nn
 from forerun.backends.torch.block import BlockDrafter
 from forerun.backends.torch.decoder import Decoder, Layer
 from forerun.backends.torch.eagle import EagleDrafter
-from forerun.backends.torch.markov import MarkovHead, RecurrentHead
+from forerun.backends.torch.markov import GatedHead, MarkovHead, RecurrentHead
 from forerun.errors import OptionError
+from forerun.models.drafter_spec import BlockSpec, MarkovKind
 from forerun.train.drafting import Drafter
 from forerun.train.reading import head_of
 
-_HEAD = "markov_head."
-_UNBENT = 1 / 3  # of a trained table's codes, whose like is one: tanh bends these by 1 %
+_HEAD, _LAYERS = "markov_head.", "layers."
+_UNBENT = 1 / 3  # of a trained table's codes, about a half each: tanh bends these by 1 %
 
 
 @torch.no_grad()
@@ -49,38 +50,65 @@ def start_at_target(model: BlockDrafter | EagleDrafter, target: Decoder) -> None
 
 @torch.no_grad()
 def start_at_drafter(model: Drafter, like: Drafter) -> None:
-    """Copy a trained drafter of the same shape into `model`, but for its Markov head: that may be
-    of another kind or wider, and then adds nearly what the trained one adds.
+    """Copy a trained drafter of the same shape into `model`, but for its Markov head: where the
+    trained one's is plain or missing, that may be of another kind or wider, and then adds nearly
+    what the trained one adds.
 
     Raises:
-        OptionError: another shape.
+        OptionError: another shape, or a Markov head that this one's cannot begin as.
     """
     own, theirs = model.state_dict(), like.state_dict()
-    shared = {name for name in own if not name.startswith(_HEAD)}
+    layers = {name for name in theirs if name.startswith(_LAYERS)}
+    shared = {name for name in own if not name.startswith(_HEAD)} | layers
     differ = [name for name in sorted(shared) if _shape(own, name) != _shape(theirs, name)]
     if differ:
         raise OptionError(
             f"the drafter to start from is of another shape ({differ[0]}): give its sizes, or none"
             " to start from"
         )
-    model.load_state_dict({name: theirs[name] for name in shared}, strict=False)
-    head = {name for name in own if name.startswith(_HEAD)}
+    head = {name for name in own.keys() | theirs.keys() if name.startswith(_HEAD)}
     if all(_shape(own, name) == _shape(theirs, name) for name in head):
-        model.load_state_dict({name: theirs[name] for name in head}, strict=False)
+        shared |= head
     elif isinstance(model, BlockDrafter) and isinstance(like, BlockDrafter):
-        _start_head(model.markov_head, like.markov_head)
+        _refuse_head(model.spec, like.spec)
+        _start_head(model.markov_head, like.markov_head if like.spec.markov_rank else None)
+    model.load_state_dict({name: theirs[name] for name in shared}, strict=False)
 
 
-def _start_head(head: MarkovHead, like: MarkovHead) -> None:
-    """Say what the narrower plain `like` says. Through a tangent: small codes pass it unbent."""
-    scale, rank = (_UNBENT, like.markov_w1.embedding_dim)
-    head.markov_w1.weight[:, :rank] = like.markov_w1.weight * scale
-    head.markov_w2.weight[:, :rank] = like.markov_w2.weight / scale
+def _refuse_head(own: BlockSpec, theirs: BlockSpec) -> None:
+    """Raise OptionError where the trained head is wider, or not plain."""
+    is_plain = not theirs.markov_rank or theirs.markov_kind is MarkovKind.VANILLA
+    if is_plain and theirs.markov_rank <= own.markov_rank:
+        return
+    had, asked = (
+        f"{one.markov_kind.value!r} of rank {one.markov_rank}" if one.markov_rank else "none"
+        for one in (theirs, own)
+    )
+    raise OptionError(
+        f"the drafter to start from has the Markov head {had}, as which the one asked for, {asked},"
+        " cannot begin: give its kind and rank, or none to start from"
+    )
+
+
+def _start_head(head: MarkovHead, like: MarkovHead | None) -> None:
+    """Say what the plain `like` says, which is no wider; without one, nothing."""
+    head.markov_w2.weight.zero_()
+    if like is None:
+        return
+    rank, own = like.markov_w1.embedding_dim, head.markov_w1.embedding_dim
+    scale = kept = 1.0
+    if isinstance(head, GatedHead):
+        head.gate_proj.weight.zero_()
+        head.gate_proj.bias.zero_()
+        kept = 0.5  # what a gate lets through that knows nothing yet
     if isinstance(head, RecurrentHead):
-        own = head.markov_w1.embedding_dim
-        outputs = head.joint_proj.weight[2 * own :]
-        outputs[:rank].zero_()
-        outputs[:rank, own : own + rank] = torch.eye(rank)
+        outputs = slice(2 * own, 2 * own + rank)
+        head.joint_proj.bias[outputs] = 0
+        head.joint_proj.weight[outputs] = 0
+        head.joint_proj.weight[outputs, own : own + rank] = torch.eye(rank)
+        scale = kept = _UNBENT
+    head.markov_w1.weight[:, :rank] = like.markov_w1.weight * scale
+    head.markov_w2.weight[:, :rank] = like.markov_w2.weight / kept
 
 
 def _shape(tensors: dict[str, torch.Tensor], name: str) -> torch.Size | None:
