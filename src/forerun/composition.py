@@ -15,12 +15,6 @@ LONGEST = 256  # a longer draft costs more to verify than any drafter can win ba
 
 RULES = ("match", "rejection", "block", "traversal", "kseq")
 SCHEDULES = ("sequential", "parallel", "ahead")
-_PLANNED = {
-    "drafter": ("grammar",),
-    "shape": (),
-    "rule": (),
-    "schedule": (),
-}
 _DRAFTERS = (
     "auto, none, lookup, lookup:DIR, prediction:FILE, lm, dflash, dspark, eagle3, each of these"
     " four also with :DIR, exit:LAYER, router(D,D,…), nested(D,S,R)"
@@ -109,7 +103,7 @@ def compose(drafter: str, shape: str, rule: str, schedule: str) -> Composition:
     """Parse the four names and refuse what cannot be.
 
     Raises:
-        OptionError: a name that is unknown or not built yet.
+        OptionError: a name that is unknown.
         IncompatibleSpeculation: parts that would not be exact, or not possible, together.
     """
     composition = Composition(
@@ -309,8 +303,11 @@ def _is_count(text: str) -> bool:
 
 def _unknown(axis: str, text: str, available: str) -> OptionError:
     name = text.partition("(")[0].partition(":")[0]
-    if name in _PLANNED[axis]:
-        return OptionError(f"{axis} {text!r} is not built yet; available: {available}")
+    if (axis, name) == ("drafter", "grammar"):
+        return OptionError(
+            f"drafter {text!r} is not to be named: what a grammar forces is drafted wherever one"
+            f" binds a text; available: {available}"
+        )
     return OptionError(f"unknown {axis} {text!r}; available: {available}")
 
 

@@ -101,7 +101,7 @@ class Speculation:
     `schedule`: `auto`, `sequential`, `parallel`, `ahead`, `ahead:B`, `ahead:B:C`.
 
     Raises:
-        OptionError: a name that is unknown or not built yet.
+        OptionError: a name that is unknown.
         IncompatibleSpeculation: parts that would not be exact, or not possible, together.
     """
 

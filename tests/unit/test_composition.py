@@ -91,7 +91,7 @@ def test_given_widths_then_the_tree_has_as_many_nodes(widths):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("grammar",), "drafter 'grammar' is not built yet; available: auto, none, lookup"),
+        (("grammar",), "drafter 'grammar' is not to be named: .*; available: auto, none, lookup"),
         (("magic",), "unknown drafter 'magic'; available"),
         (("magic(lm)",), "unknown drafter"),
         (("lm:",), "unknown drafter 'lm:'"),

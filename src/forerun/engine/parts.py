@@ -70,7 +70,7 @@ def build_parts(
     drafter's own backend calls, as far as the target waits for them.
 
     Raises:
-        OptionError: a name that is unknown or not built yet.
+        OptionError: a name that is unknown.
         IncompatibleSpeculation: a drafter that does not fit the target.
         ModelError: a drafter that cannot be loaded.
     """
