@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forerun.models.drafter_files import drafter_tensors, write_drafter
-from forerun.models.drafter_spec import BlockSpec, EagleSpec
+from forerun.models.drafter_spec import BlockSpec, EagleSpec, MarkovKind
 from forerun.models.spec import read_spec
 
 SCALE = 0.3  # of the weights
+Tensors = dict[str, NDArray[np.float32]]
+OPENED_AS = {  # what stands before the colon in a composition
+    "dflash": "dflash",
+    "dspark": "dspark",
+    "eagle3": "eagle3",
+    "gated": "dspark",
+    "rnn": "dspark",
+}
+KINDS = tuple(OPENED_AS)
 
 
 def specs_of(target: Path) -> dict[str, tuple[str, BlockSpec | EagleSpec]]:
@@ -30,14 +41,24 @@ def specs_of(target: Path) -> dict[str, tuple[str, BlockSpec | EagleSpec]]:
         tap_layers=(spec.num_layers - 1,), target_hidden=spec.hidden,
         num_target_layers=spec.num_layers, target_vocab=spec.vocab, has_token_map=False,
     )  # fmt: skip
+    spark = replace(block, is_shifted=True, markov_rank=8)
     return {
         "dflash": ("z-lab", block),
-        "dspark": ("deepspec", replace(block, is_shifted=True, markov_rank=8)),
+        "dspark": ("deepspec", spark),
         "eagle3": ("eagle3", eagle),
+        "gated": ("speculators", replace(spark, markov_kind=MarkovKind.GATED)),
+        "rnn": ("deepspec", replace(spark, markov_kind=MarkovKind.RNN)),
     }
 
 
-def write_feature_drafters(root: Path, target: Path) -> dict[str, Path]:
+def names_of(written: Mapping[str, Path]) -> dict[str, str]:
+    """Of each kind, the drafter's name in a composition."""
+    return {kind: f"{OPENED_AS[kind]}:{path}" for kind, path in written.items()}
+
+
+def write_feature_drafters(
+    root: Path, target: Path, changed: Callable[[Tensors], Tensors] = lambda tensors: tensors
+) -> dict[str, Path]:
     """A directory for each kind."""
     written = {}
     for seed, (name, (layout, spec)) in enumerate(specs_of(target).items()):
@@ -49,5 +70,5 @@ def write_feature_drafters(root: Path, target: Path) -> dict[str, Path]:
             for tensor, shape in drafter_tensors(spec).items()
         }
         written[name] = root / name
-        write_drafter(written[name], spec, tensors, layout=layout, tokenizer_from=target)
+        write_drafter(written[name], spec, changed(tensors), layout=layout, tokenizer_from=target)
     return written

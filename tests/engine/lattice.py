@@ -30,6 +30,7 @@ DRAFTERS = (
     "lm:{other}",  # another tokenizer
     "dflash:{dflash}",
     "dspark:{dspark}",
+    "dspark:{rnn}",
     "eagle3:{eagle3}",
     "exit:1",
     "router(exit:1,lookup)",
@@ -77,6 +78,8 @@ class Places:
     dflash: Path
     dspark: Path
     eagle3: Path
+    gated: Path
+    rnn: Path
 
     def speculation(self, words: tuple[str, ...]) -> Speculation:
         return Speculation(*(word.format(**asdict(self)) for word in words))

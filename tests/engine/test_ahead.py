@@ -37,6 +37,8 @@ ON_TORCH = (  # a sample: what differs is the backend's own way to grow further
     ("lm", "chain:5", "match", "ahead:8"),
     ("lm", "tree:9", "match", "parallel"),
     ("dspark:{dspark}", "tree:3x2x1", "match", "ahead:8"),
+    ("dspark:{rnn}", "tree:3x2x1", "match", "ahead:8"),
+    ("dspark:{gated}", "chain:4", "match", "parallel"),
     ("eagle3:{eagle3}", "chain:4", "match", "ahead"),
 )
 
@@ -159,7 +161,7 @@ def test_given_a_prompt_of_several_chunks_then_the_lane_reads_it_in_its_own_time
     asked = unstopped((400, 300, 1), max_tokens=12)
     with opened(places, ("none", "auto", "match")) as engine:
         plain = [ends_of(completions(engine, [one]))[0] for one in asked]
-    for drafter in ("lm", "dspark:{dspark}", "eagle3:{eagle3}", "lm:{other}"):
+    for drafter in ("lm", "dspark:{dspark}", "dspark:{rnn}", "eagle3:{eagle3}", "lm:{other}"):
         with opened(places, (drafter, "chain:4", "match", "ahead")) as engine:
             assert places_that_differ(plain, ends_of(completions(engine, asked))) == []
 

@@ -23,7 +23,7 @@ from forerun.drafters.told import Told
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native core is not built")
 VOCAB, LENGTH, FIRST_REST = 272, 80, 8
-DRAFTERS = ("dspark:{dspark}", "dflash:{dflash}", "eagle3:{eagle3}")
+DRAFTERS = ("dspark:{dspark}", "dspark:{rnn}", "dflash:{dflash}", "eagle3:{eagle3}")
 
 
 class FaultyFeatured(Faulty):

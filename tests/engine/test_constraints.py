@@ -31,6 +31,7 @@ COMPOSITIONS = (
     ("{lm}", "tree:auto"),
     ("{lm}", "tree:3x2x1"),
     ("dspark:{dspark}", "tree:5"),
+    ("dspark:{rnn}", "tree:5"),
     ("dflash:{dflash}", "chain:4"),
     ("eagle3:{eagle3}", "tree:3x2x1"),
     ("exit:1", "chain:3"),

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from engine.conftest import HAS_NATIVE
+from engine.feature_drafters import KINDS, OPENED_AS
 from forerun import SamplingParams
 from forerun.drafters import features
 
 if not HAS_NATIVE:
     pytest.skip("the native core is not built", allow_module_level=True)
 
-KINDS = ("dflash", "dspark", "eagle3")
 LENGTHS = (3, 21, 24, 27, 29, 55, 120)  # texts that grow over the end of a K/V block
 
 
@@ -36,7 +36,7 @@ def texts(engine, *, is_alone: bool):
 
 
 def opened_with(opened, kind, shape="chain:2", **options):
-    return opened((f"{kind}:{{{kind}}}", shape, "rejection"), **options)
+    return opened((f"{OPENED_AS[kind]}:{{{kind}}}", shape, "rejection"), **options)
 
 
 @pytest.mark.parametrize("shape", ["chain:2", "tree:2x1"])

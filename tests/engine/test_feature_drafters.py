@@ -7,14 +7,13 @@ import importlib.util
 import numpy as np
 import pytest
 
-from engine.feature_drafters import write_feature_drafters
+from engine.feature_drafters import KINDS, names_of, write_feature_drafters
 from engine.lattice import completions, differences, outcomes, unstopped
 from forerun.draft import Draw
 from forerun.drafters.features import Featured
 from forerun.drafters.guard import MAX_FAILURES
 from forerun.errors import IncompatibleSpeculation
 
-KINDS = ("dflash", "dspark", "eagle3")
 SHAPES = (
     "auto", "chain:2", "chain:9", "chain:auto", "tree:5", "tree:auto", "tree:3x2x1",
     "tree:5:likeliest",
@@ -35,8 +34,8 @@ def is_built(backend):
 
 @pytest.fixture(scope="session")
 def drafters(tmp_path_factory, target_dir):
-    written = write_feature_drafters(tmp_path_factory.mktemp("feature_drafters"), target_dir)
-    return {name: f"{name}:{path}" for name, path in written.items()}
+    root = tmp_path_factory.mktemp("feature_drafters")
+    return names_of(write_feature_drafters(root, target_dir))
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +158,34 @@ def test_control_given_features_of_the_neighbours_then_proposals_differ_and_toke
     assert found[0] == found[1]
     assert proposals[0]
     assert proposals[0] != proposals[1]
+
+
+def deaf(tensors):
+    """The same, but what comes of the tokens before the one before is not heard."""
+    name = "markov_head.joint_proj.weight"
+    if name not in tensors:
+        return tensors
+    rank = len(tensors[name]) // 3
+    return tensors | {name: np.where(np.arange(tensors[name].shape[1]) < rank, 0, tensors[name])}
+
+
+def test_control_given_an_rnn_that_forgets_then_proposals_differ_and_tokens_do_not(
+    open_engine, drafters, target_dir, tmp_path
+):
+    forgetful = names_of(write_feature_drafters(tmp_path, target_dir, deaf))
+    found = {}
+    for kind in ("gated", "rnn"):
+        for names in (drafters, forgetful):
+            engine = open_engine(names[kind], "chain:3", threads=1)
+            backend = noted(engine)
+            texts = outcomes(completions(engine, unstopped((130, 31), allowed=None)))
+            found.setdefault(kind, []).append((texts, backend.proposals))
+
+    (texts, heard), (same_texts, unheard) = found["rnn"]
+    assert texts == same_texts
+    assert heard
+    assert heard != unheard
+    assert found["gated"][0] == found["gated"][1]  # which never heard them
 
 
 class Broken(Featured):

@@ -37,8 +37,8 @@ from forerun.rules.match import Match
 from forerun.rules.rejection import Rejection
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="the native core is not built")
-NUM_COMPOSITIONS = 626
-NUM_OVERLAPPED = 228 + 54  # all of match, some of the sampled rules
+NUM_COMPOSITIONS = 676
+NUM_OVERLAPPED = 240 + 59  # all of match, some of the sampled rules
 SAMPLED = tuple(rule for rule in RULES if rule != "match")
 ON_TORCH = (
     ("lookup", "tree:5", "match"),
@@ -54,6 +54,9 @@ ON_TORCH = (
     ("dflash:{dflash}", "tree:auto", "match"),
     ("dspark:{dspark}", "chain:auto", "match"),
     ("dspark:{dspark}", "tree:3x2x1", "kseq"),
+    ("dspark:{gated}", "tree:5", "match"),
+    ("dspark:{rnn}", "tree:{tree}", "match"),
+    ("dspark:{rnn}", "tree:5", "traversal"),
     ("eagle3:{eagle3}", "tree:{tree}", "match"),
     ("eagle3:{eagle3}", "chain:4", "block"),
     ("router(dspark:{dspark},eagle3:{eagle3},lm)", "tree:5", "traversal"),

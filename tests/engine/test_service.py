@@ -26,6 +26,7 @@ COMPOSITIONS = (
     ("{lm}", "chain:3", "rejection"),
     ("dspark:{dspark}", "chain:4"),
     ("dspark:{dspark}", "tree:5"),
+    ("dspark:{rnn}", "tree:5"),
     ("eagle3:{eagle3}", "tree:3x2x1"),
     ("exit:1", "chain:3"),
     ("router(lookup,{lm})", "chain:4"),
