@@ -10,8 +10,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import uvicorn
 
 from forerun import Engine, Speculation
+from forerun.serve.command import configuration
 from forerun.serve.metrics import DRAFTER_STATES
 from forerun.serve.start import served_name
 
@@ -141,6 +143,17 @@ def test_given_options_that_cannot_be_then_one_sentence_before_a_model_is_read(
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_given_a_connection_at_rest_then_clients_give_it_up_before_the_server_does() -> None:
+    # uvicorn's own 5 s are those of httpx and OpenAI's client: a request met the end by chance.
+    by_default = uvicorn.Config("").timeout_keep_alive
+    habits_s = [httpx2.Limits().keepalive_expiry, 15.0]  # and aiohttp's
+
+    assert by_default <= max(one for one in habits_s if one is not None)  # the control
+    for longest_s in habits_s:
+        assert longest_s is not None
+        assert configuration(Engine).timeout_keep_alive > 2 * longest_s
 
 
 def test_given_a_port_in_use_then_a_sentence_with_a_way_out(server: Live) -> None:

@@ -24,6 +24,8 @@ from forerun.serve.settings import ServeSettings
 _BACKLOG = 512
 _MAX_CONNECTIONS = 2048
 _LAST_S = 5  # for connections to end once their requests have
+# Of a connection at rest: longer than clients keep one, or a request may meet its end.
+_AT_REST_S = 75
 
 
 def run(
@@ -56,7 +58,7 @@ async def _serve(
     server = uvicorn.Server(configuration(app))
     ending = Ending(server, service, life, settings.drain_s)
     serving = asyncio.ensure_future(server.serve(sockets=[listener]))
-    async with ending.on_signals(serving, server):
+    async with ending.on_signals(serving):
         announce(address_of(listener))
         await serving
 
@@ -76,6 +78,7 @@ def configuration(app: ASGIApp) -> uvicorn.Config:
         server_header=False,
         backlog=_BACKLOG,
         limit_concurrency=_MAX_CONNECTIONS,
+        timeout_keep_alive=_AT_REST_S,
         timeout_graceful_shutdown=_LAST_S,
         h11_max_incomplete_event_size=64 << 10,
     )
@@ -94,11 +97,9 @@ class Ending:
         self._tasks: list[asyncio.Future[None]] = []  # kept, or nobody would
 
     @asynccontextmanager
-    async def on_signals(
-        self, serving: asyncio.Future[None], server: uvicorn.Server
-    ) -> AsyncIterator[None]:
+    async def on_signals(self, serving: asyncio.Future[None]) -> AsyncIterator[None]:
         """Take the signals from uvicorn, which has set its own by the time it has started."""
-        while not server.started and not serving.done():
+        while not self._server.started and not serving.done():
             await asyncio.sleep(0.005)
         loop, numbers = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
         for number in numbers:
@@ -131,7 +132,7 @@ def _listen(settings: ServeSettings) -> socket.socket:
     except OSError as error:
         raise OptionError(
             f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): choose"
-            " another --port, 0 takes a free one"
+            " another --port, 0 takes a free one, or a --host of this machine"
         ) from error
 
 
