@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from forerun.serve.fields import REFUSED, ChatBody, CompletionBody
+from forerun.serve.body import REFUSED
+from forerun.serve.fields import ChatBody, CompletionBody
 from forerun.serve.responses_fields import ResponsesBody
 
 from .live import Live

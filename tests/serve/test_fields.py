@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from forerun import SamplingParams
-from forerun.serve.fields import REFUSED
+from forerun.serve.body import REFUSED
 
 from .live import MODEL, Live
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import httpx2
 
-from forerun.serve.fields import REFUSED, ChatBody, CompletionBody
+from forerun.serve.body import REFUSED
+from forerun.serve.fields import ChatBody, CompletionBody
 from forerun.serve.responses_fields import ResponsesBody
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "server.md").read_text(encoding="utf-8")

@@ -81,8 +81,8 @@ class _Turns:
 class Paces:
     """Chooses the chain length of every row of the next round, 0 to `longest`.
 
-    Yield: what the n-th drafted token adds is how often chains were kept so far, to the power by
-    which the row's luck differs from all rows'; one of which little is known is average.
+    Yield: what a row's n-th drafted token adds is the chance that so long a chain of it is kept
+    (`Chances`); a row of which little is known is like those before it when they were new.
     Cost: a target's pass by its nodes, a drafter's by its rows, each a curve of measured times that
     rounds of any number of rows share, so that what thirty drafting rows would cost is told from
     what three did.

@@ -270,7 +270,8 @@ def _of_route(error: HTTPException) -> Refusal:
     """What routing itself refuses."""
     known = {404: "there is no such address", 405: "this address does not know that method"}
     if error.status_code in known:
-        return Refusal(error.status_code, known[error.status_code])
+        told = f"{known[error.status_code]}: /openapi.json lists what there is"
+        return Refusal(error.status_code, told)
     return Refusal(400, "the request could not be read as JSON")
 
 

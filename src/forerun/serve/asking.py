@@ -223,7 +223,7 @@ def _room(prompt: Sequence[int], asked: int | None, model: Model, param: str) ->
         raise Refusal(
             400,
             f"the prompt has {len(prompt)} tokens{wanted}; the context has {model.context_len},"
-            " prompt and answer together",
+            " prompt and answer together: give or ask for less",
             param=param if room < 1 else "max_tokens",
             code="context_length_exceeded",
         )

@@ -28,7 +28,8 @@ def complaint(errors: Sequence[Any]) -> Refusal:
         param = f"{param}.{field}" if param else field
         return Refusal(400, message, param=param, code="unsupported_parameter")
     if kind == "extra_forbidden":
-        return Refusal(400, f"{param} is not a known field", param=param, code="unknown_parameter")
+        message = f"{param} is not a known field: /openapi.json lists those that are"
+        return Refusal(400, message, param=param, code="unknown_parameter")
     if param is None:
         return Refusal(400, "the body must be a JSON object; send Content-Type: application/json")
     return Refusal(400, f"{param}: {message}", param=param)

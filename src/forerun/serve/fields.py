@@ -1,7 +1,7 @@
-"""The bodies that clients send: every field, its bounds, and the fields refused by name.
+"""The bodies that clients send, every field and its bounds.
 
-`null` is the same as absence. Unknown fields are refused: a request that is answered was understood
-in full. `docs/server.md` has the table of these classes, and a test compares them.
+`docs/server.md` has the table of these classes, and a test compares them; what all bodies have in
+common, and which fields are refused by name, is `body.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from forerun.options import LEAST_REPETITION_PENALTY, MAX_LOGPROBS
-from forerun.serve.body import MAX_ENTRIES, MOST, REFUSED, Body, Stop, Text, TokenId
+from forerun.serve.body import MAX_ENTRIES, MOST, Body, Stop, Text, TokenId
 from forerun.serve.grammar_fields import (
     Choices,
     GrammarText,
@@ -23,18 +23,6 @@ from forerun.serve.grammar_fields import (
 )
 from forerun.serve.speculating import PredictionBody, SpeculationField
 from forerun.serve.tool_fields import MadeCalls, NamedTool, ToolChoice, Tools, apart, there
-
-__all__ = [
-    "REFUSED",
-    "Body",
-    "ChatBody",
-    "CompletionBody",
-    "DetokenizeBody",
-    "Message",
-    "SamplingBody",
-    "Text",
-    "TokenizeBody",
-]
 
 MAX_MESSAGES, MAX_PROMPTS, MAX_CHOICES, MAX_STOPS = 1024, 16, 16, 4
 

@@ -113,17 +113,7 @@ class ChatForm:
     def _logprobs(self, rows: Sequence[TokenLogprobs]) -> dict[str, Any] | None:
         if not self.wants_logprobs:
             return None
-        content = [
-            self._token(one.token, one.logprob)
-            | {"top_logprobs": [self._token(token, value) for token, value in one.top]}
-            for one in rows
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        data = bytes_of(self.tokenizer, token)
-        text = data.decode("utf-8", errors="replace")
-        return {"token": text, "logprob": finite(logprob), "bytes": list(data)}
+        return {"content": scores_of(self.tokenizer, rows), "refusal": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +197,21 @@ def _part_of_call(part: CallPart) -> dict[str, Any]:
         return {"index": part.index, "function": {"arguments": part.arguments}}
     function = {"name": part.name, "arguments": part.arguments}
     return {"index": part.index, "id": part.id, "type": "function", "function": function}
+
+
+def scores_of(tokenizer: Tokenizer, rows: Sequence[TokenLogprobs]) -> list[dict[str, Any]]:
+    """Scores of tokens and of those beside them, as chat and responses write them."""
+
+    def score(token: int, logprob: float) -> dict[str, Any]:
+        data = bytes_of(tokenizer, token)
+        text = data.decode("utf-8", errors="replace")
+        return {"token": text, "logprob": finite(logprob), "bytes": list(data)}
+
+    return [
+        score(one.token, one.logprob)
+        | {"top_logprobs": [score(token, value) for token, value in one.top]}
+        for one in rows
+    ]
 
 
 def bytes_of(tokenizer: Tokenizer, token: int) -> bytes:

@@ -86,7 +86,12 @@ class Gate:
             scope[PARTITION] = self._partition(headers)
         elif not _names_this_machine(headers.get(b"host", b""), settings.host):
             # Without a key, a web page that rebinds its own name to 127.0.0.1 would get in.
-            raise Refusal(403, "this host name is not served", code="unknown_host")
+            raise Refusal(
+                403,
+                "without API keys only this machine's own names are served: ask for 127.0.0.1, or"
+                " start the server with --api-key-file",
+                code="unknown_host",
+            )
 
     def _partition(self, headers: dict[bytes, bytes]) -> str:
         kind, _, key = headers.get(b"authorization", b"").decode("latin-1").partition(" ")
@@ -117,7 +122,9 @@ class Gate:
                     if len(body) > most:
                         break
         except TimeoutError:
-            raise Refusal(408, "the body of the request did not arrive in time") from None
+            raise Refusal(
+                408, f"the body did not arrive within {self._settings.body_s:g} s: send it at once"
+            ) from None
         if len(body) > most:
             if has_more:
                 await _hear_out(receive, most)
@@ -180,4 +187,4 @@ def _names_this_machine(host: bytes, own: str) -> bool:
 
 
 def _too_large(most: int) -> Refusal:
-    return Refusal(413, f"the body is larger than {most} bytes", code="body_too_large")
+    return Refusal(413, f"the body is larger than {most} bytes: send less", code="body_too_large")

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from pydantic import Field
 from starlette.responses import Response
 
-from forerun.serve.fields import Body
+from forerun.serve.body import Body
 from forerun.serve.refusals import Refusal
 from forerun.serve.wire import json_response
 

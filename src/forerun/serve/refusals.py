@@ -83,7 +83,12 @@ def internal() -> Refusal:
 
 def shutting_down(retry_s: float = 1.0) -> Refusal:
     """Told to everyone who comes after SIGTERM."""
-    return Refusal(503, "the server is shutting down", code="shutting_down", retry_s=retry_s)
+    return Refusal(
+        503,
+        "the server is shutting down: try again later, or elsewhere",
+        code="shutting_down",
+        retry_s=retry_s,
+    )
 
 
 def expired(longest_s: float) -> Refusal:

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from forerun.engine.sequence import TokenLogprobs
 from forerun.models.tokenizer import Tokenizer
 from forerun.serve.answers import Call, Choice, figures_of, usage_of
-from forerun.serve.forms import bytes_of, finite
+from forerun.serve.forms import scores_of
 from forerun.serve.responses_fields import LOGPROBS, ResponsesBody
 
 
@@ -117,16 +117,7 @@ class ResponsesForm:
         """Scores of tokens, none where they were not asked for."""
         if LOGPROBS not in self.body.include:
             return []
-        return [
-            self._token(one.token, one.logprob)
-            | {"top_logprobs": [self._token(token, value) for token, value in one.top]}
-            for one in rows
-        ]
-
-    def _token(self, token: int, logprob: float) -> dict[str, Any]:
-        data = bytes_of(self.tokenizer, token)
-        text = data.decode("utf-8", errors="replace")
-        return {"token": text, "logprob": finite(logprob), "bytes": list(data)}
+        return scores_of(self.tokenizer, rows)
 
 
 def status_of(choice: Choice) -> str:

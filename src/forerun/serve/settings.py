@@ -37,7 +37,9 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > 200 or not self.name.isprintable():
-            raise OptionError("the model's name must have 1 to 200 printable characters")
+            raise OptionError(
+                "the model's name must have 1 to 200 printable characters: give another --name"
+            )
         if not 0 <= self.port <= 65535:
             raise OptionError(f"port must be in [0, 65535], found {self.port}")
         for name in ("request_s", "body_s", "ping_s", "drain_s"):

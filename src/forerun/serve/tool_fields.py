@@ -60,15 +60,17 @@ def apart(functions: Sequence[Function]) -> None:
     """Refuse two functions of one name."""
     names = {one.name for one in functions}
     if len(names) < len(functions):
-        raise PydanticCustomError("twice", "two functions have one name")
+        raise PydanticCustomError("twice", "two functions have one name: rename one")
 
 
 def there(choice: str | NamedFunction, functions: Sequence[Function]) -> None:
     """Refuse a choice of what is not there."""
     if choice == "required" and not functions:
-        raise PydanticCustomError("no_tools", "there are no tools that could be called")
+        raise PydanticCustomError("no_tools", "there are no tools that could be called: send some")
     if not isinstance(choice, str) and all(one.name != choice.name for one in functions):
-        raise PydanticCustomError("no_such_tool", "no function has this name")
+        raise PydanticCustomError(
+            "no_such_tool", "no function of the tools has this name: name one"
+        )
 
 
 class Tool(Body):
