@@ -332,39 +332,3 @@ def test_a_backend_with_another_spec_is_told(
     name: str, wrong: dict[str, Any], opened: Opened, close: float
 ) -> None:
     assert share_lost(opened, name, lambda case: replace(case, spec=case.spec | wrong)) > 0.5
-
-
-def reordered(case: Case, layer: str, rows: Sequence[int], columns: Sequence[int]) -> Case:
-    """The case with parts of a Markov head's matrix and shift, each of the head's rank, elsewhere;
-    a part of -1 is nothing."""
-    rank, name = case.spec["markov_rank"], f"markov_head.{layer}"
-    weight, bias = case.tensors[f"{name}.weight"], case.tensors[f"{name}.bias"]
-    nothing = np.zeros_like(weight[:, :rank])
-    cut = [*np.split(weight, range(rank, weight.shape[1], rank), axis=1), nothing]
-    weight = np.concatenate([cut[one] for one in columns], axis=1)
-    weight = np.concatenate([np.split(weight, len(weight) // rank)[one] for one in rows])
-    bias = np.concatenate([np.split(bias, len(bias) // rank)[one] for one in rows])
-    return replace(case, tensors=case.tensors | {f"{name}.weight": weight, f"{name}.bias": bias})
-
-
-REORDERED = {  # hidden states of 64 are eight parts of the rnn's rank, of 48 three of the gate's
-    "state forgotten": ("block_rnn", "joint_proj", (0, 1, 2), (-1, *range(1, 10))),
-    "gate and candidate": ("block_rnn", "joint_proj", (1, 0, 2), range(10)),
-    "candidate and output": ("block_rnn", "joint_proj", (0, 2, 1), range(10)),
-    "hidden and embedding": ("block_rnn", "joint_proj", (0, 1, 2), (0, 9, *range(1, 9))),
-    "state and embedding": ("block_rnn", "joint_proj", (0, 1, 2), (1, 0, *range(2, 10))),
-    "gate": ("block_gated", "gate_proj", (0,), (3, 0, 1, 2)),
-}
-
-
-@backends
-@pytest.mark.parametrize(("name", "layer", "rows", "columns"), REORDERED.values(), ids=REORDERED)
-def test_a_backend_with_a_markov_head_in_another_order_is_told(
-    name: str,
-    layer: str,
-    rows: Sequence[int],
-    columns: Sequence[int],
-    opened: Opened,
-    close: float,
-) -> None:
-    assert share_lost(opened, name, lambda case: reordered(case, layer, rows, columns)) > 0.5
