@@ -5,7 +5,6 @@ Tokenizing and templates take time, so all of this runs off the event loop.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from forerun.engine.kept_grammars import Grammars
 from forerun.engine.patterns import Pattern
 from forerun.engine.service import Job
 from forerun.errors import ModelError
+from forerun.models.conversation import plain_text
 from forerun.models.tokenizer import Tokenizer
 from forerun.options import SamplingParams
 from forerun.serve.calling import CallPlan, knows_tools, plan_of
@@ -145,15 +145,14 @@ def chat_ids(
 ) -> tuple[int, ...]:
     """The prompt that a conversation is, by the model's template, which is told of `tools`.
 
-    A model without one was not made for chat: it continues the messages as one text, in which what
-    was asked begins and ends its own lines.
+    A model without one was not made for chat: it continues the messages as one text.
 
     Raises:
         Refusal: the template does not accept these messages.
     """
     tokenizer = model.tokenizer
     if not model.has_template:
-        return _ids(_plain_text(messages), model, "messages")
+        return _ids(plain_text(messages), model, "messages")
     try:
         text = tokenizer.render_chat(messages, tools)
     except ModelError as error:
@@ -180,23 +179,6 @@ def encoded(text: str, model: Model, param: str, *, add_special_tokens: bool = T
             code="context_length_exceeded",
         )
     return model.tokenizer.encode(text, add_special_tokens=add_special_tokens)
-
-
-def _plain_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    text = ""
-    for one in messages:
-        line_end = "" if text.endswith("\n") or not text else "\n"
-        if one["role"] == "assistant":
-            text += one["content"]
-        else:
-            text += f"{line_end}{one['content']}\n"
-        text += "".join(f"{_plain_call(call)}\n" for call in one.get("tool_calls", ()))
-    return text
-
-
-def _plain_call(call: Mapping[str, Any]) -> str:
-    """A call as a model without a template is made to write it."""
-    return json.dumps(call["function"], ensure_ascii=False)
 
 
 def _prompts(prompt: str | list[int] | list[str] | list[list[int]]) -> list[str | list[int]]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from forerun.errors import CapacityError
+from forerun.models.conversation import plain_text
 from forerun.options import SamplingParams
 from forerun.tools.generate import Figures, cut_short, with_seed, write_pieces
 from forerun.tools.terminal import Ink, say, write, write_json
@@ -93,24 +94,13 @@ class _Conversation:
     def answer(self, message: str, params: SamplingParams) -> Iterator[Piece]:
         """Begin the answer to a message."""
         self.messages.append({"role": "user", "content": message})
-        prompt = self._templated() if self._has_template else self._plain_text()
+        prompt = self._templated() if self._has_template else plain_text(self.messages)
         return self._engine.stream(prompt, params, grammar=self._talk.pattern)
 
     def _templated(self) -> list[int]:
         """All that was written so far, as the model was made to read it."""
         tokenizer = self._engine.tokenizer
         return tokenizer.encode(tokenizer.render_chat(self.messages), add_special_tokens=False)
-
-    def _plain_text(self) -> str:
-        """All that was written so far; what is typed begins and ends its own lines."""
-        text = ""
-        for message in self.messages:
-            if message["role"] == "assistant":
-                text += message["content"]
-            else:
-                line_end = "" if text.endswith("\n") or not text else "\n"
-                text += f"{line_end}{message['content']}\n"
-        return text
 
     def note(self, answer: str) -> None:
         """Keep what was answered."""
