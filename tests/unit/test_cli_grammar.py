@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,17 @@ def test_given_each_way_to_say_it_then_the_answer_is_of_it(
     assert json.loads(answer("--json-schema", '{"const": {"a": 1}}')) == {"a": 1}
     assert json.loads(answer("--json-schema", schema, "--lenient")) == {"a": 1}
     assert answer("--json-object", "-n", "4").startswith("{")
+
+
+def test_given_a_process_of_its_own_then_it_answers_so_too(model: str) -> None:
+    words = ["chat", "-m", model, "--threads", "1", "--choice", "yes", "--choice", "no", "--json"]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "forerun.cli", *words],
+        input="x\n", capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
+
+    assert json.loads(done.stdout)["messages"][-1]["content"] in ("yes", "no")
 
 
 def test_given_too_few_tokens_then_a_cut_answer_is_told_and_a_whole_one_is_not(
