@@ -22,12 +22,12 @@ from forerun.backends.growing import Logits, Row
 from forerun.backends.torch.backend import TorchBackend
 from forerun.backends.torch.block import BlockDrafter, KeysValues
 from forerun.backends.torch.eagle import EagleDrafter
+from forerun.backends.torch.texts import Paged, Text
 from forerun.composition import LONGEST
 from forerun.draft import Draft
 from forerun.errors import BackendError
 from forerun.forecast import ForecastPlan
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec
-from forerun.models.spec import ModelSpec
 from forerun.models.weights import WeightTensor
 from forerun.protocols import BLOCK_LEN, GrowthPlan
 from forerun.tree import Tokens
@@ -124,7 +124,7 @@ class TorchFeatureBackend:
         """Give back the weights and the K/V memory."""
         del self._reader, self._table
 
-    def _absorbed(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[_Text]:
+    def _absorbed(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[Text]:
         texts = self._texts(
             plan.catch_up, plan.catch_up_starts, plan.committed, plan.block_table, features
         )
@@ -139,7 +139,7 @@ class TorchFeatureBackend:
         committed: Tokens,
         block_table: NDArray[np.int32],
         features: NDArray[np.float32],
-    ) -> list[_Text]:
+    ) -> list[Text]:
         expected = (len(catch_up) - len(committed), self._spec.feature_width)
         if features.shape != expected:
             raise BackendError(
@@ -149,7 +149,7 @@ class TorchFeatureBackend:
         where = self._table.device
         states = torch.from_numpy(np.ascontiguousarray(features)).to(where, self._table.dtype)
         tokens = torch.from_numpy(catch_up.astype(np.int64)).to(where)
-        texts: list[_Text] = []
+        texts: list[Text] = []
         for row, (start, end) in enumerate(pairwise(starts.tolist())):
             first = int(committed[row])
             positions = np.arange(first + end - start - 1)
@@ -157,57 +157,18 @@ class TorchFeatureBackend:
             slots = torch.from_numpy(blocks * BLOCK_LEN + positions % BLOCK_LEN).to(where)
             own = states[start - row : end - row - 1]
             room = min(block_table.shape[1] * BLOCK_LEN, self._spec.body.max_position) - len(slots)
-            texts.append(_Text(first, tokens[start:end], own, slots, room))
+            texts.append(Text(first, tokens[start:end], own, slots, room))
         return texts
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Text:
-    """One row from position `first` on: tokens `[n+1]`, the pending one last, features `[n F]`;
-    `slots [first+n]` of every position before the pending one, `room` for so many from it on."""
-
-    first: int
-    tokens: Tensor
-    features: Tensor
-    slots: Tensor
-    room: int
-
-    @property
-    def pending(self) -> int:
-        """Position of the pending token."""
-        return len(self.slots)
-
-    @property
-    def fresh(self) -> Tensor:
-        """`[n]` positions that have features now."""
-        return torch.arange(self.first, self.pending, device=self.slots.device)
 
 
 class _Reader(Protocol):
     """One kind of drafter over its own K/V."""
 
-    def absorb(self, text: _Text) -> None: ...
+    def absorb(self, text: Text) -> None: ...
 
-    def grow(self, plan: GrowthPlan, texts: Sequence[_Text]) -> list[Draft]: ...
+    def grow(self, plan: GrowthPlan, texts: Sequence[Text]) -> list[Draft]: ...
 
-    def foresee(self, plan: ForecastPlan, texts: Sequence[_Text]) -> list[Draft]: ...
-
-
-class _Paged:
-    """Keys and values of one layer, by physical slot."""
-
-    def __init__(self, body: ModelSpec, num_blocks: int, like: Tensor) -> None:
-        shape = (num_blocks * BLOCK_LEN, body.num_kv_heads, body.head_dim)
-        self._keys, self._values = like.new_zeros(shape), like.new_zeros(shape)
-
-    def write(self, slots: Tensor, fresh: KeysValues) -> None:
-        """Keep keys and values `[1 G n D]` at `slots [n]`."""
-        self._keys[slots], self._values[slots] = (one[0].transpose(0, 1) for one in fresh)
-
-    def read(self, slots: Tensor) -> KeysValues:
-        """Keys and values `[1 G S D]` of `slots [S]`."""
-        keys, values = self._keys[slots], self._values[slots]
-        return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+    def foresee(self, plan: ForecastPlan, texts: Sequence[Text]) -> list[Draft]: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -230,29 +191,29 @@ class _Blocks:
     def __init__(self, drafter: BlockDrafter, table: Tensor, head: Tensor, num_blocks: int) -> None:
         body = drafter.spec.body
         self._drafter, self._table, self._head = drafter, table, head
-        self._paged = [_Paged(body, num_blocks, table) for _ in range(body.num_layers)]
+        self._paged = [Paged(body, num_blocks, table) for _ in range(body.num_layers)]
 
-    def absorb(self, text: _Text) -> None:
+    def absorb(self, text: Text) -> None:
         if len(text.features) == 0:
             return
         fused = self._drafter.fuse(text.features)[None]
         for paged, fresh in zip(self._paged, self._drafter.context(fused, text.fresh), strict=True):
             paged.write(text.slots[text.first :], fresh)
 
-    def grow(self, plan: GrowthPlan, texts: Sequence[_Text]) -> list[Draft]:
+    def grow(self, plan: GrowthPlan, texts: Sequence[Text]) -> list[Draft]:
         most = min(self._drafter.spec.max_drafted, LONGEST)
         depths = np.minimum(plan.depths, most).astype(np.int32)
         drafts = growing.grow(replace(plan, depths=depths), self._read(texts, depths))
         return [replace(draft, num_passes=1) for draft in drafts]
 
-    def foresee(self, plan: ForecastPlan, texts: Sequence[_Text]) -> list[Draft]:
+    def foresee(self, plan: ForecastPlan, texts: Sequence[Text]) -> list[Draft]:
         drafted = np.array([int(tree.depths().max()) for tree in plan.trees])
         most = self._drafter.spec.max_drafted
         depths = np.minimum(drafted + 1 + np.minimum(plan.below.depths, LONGEST), most)
         drafts = foreseeing.foresee(plan, self._read(texts, depths), by_level=True)
         return [replace(draft, num_passes=1) for draft in drafts]
 
-    def _read(self, texts: Sequence[_Text], depths: NDArray[np.int32]) -> growing.Read:
+    def _read(self, texts: Sequence[Text], depths: NDArray[np.int32]) -> growing.Read:
         """Slots by depth, so many a row; below the last a law of NaN, which offers nothing."""
         filled = [
             self._filled(text, max(1, depth))
@@ -279,7 +240,7 @@ class _Blocks:
 
         return read
 
-    def _filled(self, text: _Text, depth: int) -> _Slots:
+    def _filled(self, text: Text, depth: int) -> _Slots:
         """The slots of the tokens at so many depths."""
         spec = self._drafter.spec
         unused = 0 if spec.is_shifted else 1
@@ -314,11 +275,11 @@ class _Eagle:
     def __init__(self, drafter: EagleDrafter, table: Tensor, num_blocks: int) -> None:
         body = drafter.spec.body
         self._drafter, self._table = drafter, table
-        self._paged = _Paged(body, num_blocks, table)
+        self._paged = Paged(body, num_blocks, table)
         # What came out at the last feature is needed again when a draft follows without new ones.
         self._outputs = table.new_zeros((num_blocks * BLOCK_LEN, body.hidden))
 
-    def absorb(self, text: _Text) -> None:
+    def absorb(self, text: Text) -> None:
         if len(text.features) == 0:
             return
         embedded, fused = self._table[text.tokens[1:]], self._drafter.fuse(text.features)
@@ -334,13 +295,13 @@ class _Eagle:
         self._paged.write(own, (kept[0][..., text.first :, :], kept[1][..., text.first :, :]))
         self._outputs[own] = x[0]
 
-    def grow(self, plan: GrowthPlan, texts: Sequence[_Text]) -> list[Draft]:
+    def grow(self, plan: GrowthPlan, texts: Sequence[Text]) -> list[Draft]:
         return growing.grow(plan, self._read(texts))
 
-    def foresee(self, plan: ForecastPlan, texts: Sequence[_Text]) -> list[Draft]:
+    def foresee(self, plan: ForecastPlan, texts: Sequence[Text]) -> list[Draft]:
         return foreseeing.foresee(plan, self._read(texts), by_level=True)
 
-    def _read(self, texts: Sequence[_Text]) -> growing.Read:
+    def _read(self, texts: Sequence[Text]) -> growing.Read:
         grown = [self._begun(text) for text in texts]
 
         def read(rows: Sequence[Row], leaves: Sequence[tuple[int, int]]) -> Logits:
@@ -352,12 +313,12 @@ class _Eagle:
 
         return read
 
-    def _begun(self, text: _Text) -> _Grown:
+    def _begun(self, text: Text) -> _Grown:
         if text.pending == 0:  # no feature, no draft: a law of NaN offers nothing
             return _Grown({0: self._outputs.new_full(self._outputs.shape[1:], torch.nan)})
         return _Grown({0: self._outputs[text.slots[-1]]})
 
-    def _read_nodes(self, text: _Text, grown: _Grown, row: Row, nodes: Sequence[int]) -> None:
+    def _read_nodes(self, text: Text, grown: _Grown, row: Row, nodes: Sequence[int]) -> None:
         """Run the layer on nodes whose parents were read before."""
         where = text.slots.device
         tokens = torch.tensor([row.nodes[node].token for node in nodes], device=where)
