@@ -5,16 +5,18 @@
 
 Good requests, hostile ones (hostile.py) and clients that leave, at a rate that changes; every
 `--every-s` seconds it is left alone, comes to rest, and is sampled: memory, threads, open files,
-slots. In each such period one proposal of the drafter is made to fail; in the last quarter three
-in a row, which switch it off. It fails on every fault that adversarial.py names, on a sample that
-is not at rest or holds more files or threads than at first, and on memory that grew: the median of
-the last third of samples over that of the second by more than `--growth-mib`.
+slots. Before the first sample every block of K/V memory is used once: it is taken as it is first
+needed, and that is no growth. In each period one proposal of the drafter is made to fail; in the
+last quarter three in a row, which switch it off. It fails on every fault that adversarial.py names,
+on a sample that is not at rest or holds more files or threads than at first, and on memory that
+grew: the median of the last third of samples over that of the second by more than `--growth-mib`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,19 +29,24 @@ from time import monotonic
 from adversarial import Plan, attack, good_texts
 from watched_server import Held, Served, as_line, started
 
+from forerun.errors import OptionError
+from forerun.protocols import BLOCK_LEN
+
 EVERY_GOOD = 2  # one request in so many is good
 NUM_AT_A_TIME = 40  # requests between two looks at the clock
 LOADS = (1, 4, 16, 32)  # connections at a time, one after the other
 NUM_LEAST = 7  # samples, whatever they take
+FILLING_IDS = (32, 127)  # tokens that any vocabulary has
 FAILURE = "/page/drafter-failure"
 
 
 def soak(
     server: Served, plan: Plan, longest_s: float, every_s: float, out: Path | None = None
 ) -> list[Held]:
-    """Load the server so long; a sample at rest after each period, the first before any. The
-    drafter is broken in the last quarter."""
+    """Load the server so long; a sample at rest after each period, the first before any, when all
+    K/V memory has been used once. The drafter is broken in the last quarter."""
     texts = good_texts(server)
+    fill(server)
     samples, numbers, began_s = [server.rested()], count(), monotonic()
     is_disabled = False
     # On a slow machine it lasts longer: until there is enough to judge by, and a drafter is off.
@@ -57,6 +64,17 @@ def soak(
             with out.open("a", encoding="utf-8") as file:
                 file.write(as_line(samples[-1]) + "\n")
     return samples
+
+
+def fill(server: Served) -> None:
+    """Have every block of K/V memory used once, by prompts that have nothing in common."""
+    longest = json.loads(server.ask("/v1/models")[1])["data"][0]["max_model_len"] - 1
+    random = Random(0)
+    for _ in range(server.held().num_blocks * BLOCK_LEN // longest + 1):
+        prompt = [random.randrange(*FILLING_IDS) for _ in range(longest)]
+        status, answer = server.ask("/v1/completions", {"prompt": prompt, "max_tokens": 1})
+        if status != 200:
+            raise OptionError(f"a prompt of {longest} tokens was refused: {answer[:200]!r}")
 
 
 def _one_period(
