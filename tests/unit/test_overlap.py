@@ -12,9 +12,7 @@ from hypothesis import strategies as some
 from forerun.control.outcomes import (
     PowerLaw,
     accepted_of,
-    best_spread,
     exits_of,
-    geometric_shares,
     hit_rate,
     spread,
     stationary,
@@ -47,6 +45,29 @@ COSTS = LaneCosts(
     wide_verify=((1, 10e-3), (17, 10e-3)), wide_step_s=0.8e-3,
 )  # fmt: skip
 YIELDS = Yields((0.8,) * 8, PowerLaw(1.4))
+
+
+def geometric_shares(acceptance, num_levels, exponent):
+    """Shares `[K+1]` of Theorem 12 of SSD (arXiv:2603.03251), the closed form for one acceptance.
+
+    F_k = F_0 a^(k / (1 + r)), and for all accepted F_0 a^(K / (1 + r)) (1 - a)^(-1 / (1 + r)).
+    """
+    power = 1.0 / (1.0 + exponent)
+    weights = acceptance ** (power * np.arange(num_levels + 1, dtype=np.float64))
+    weights[-1] *= (1.0 - acceptance) ** -power
+    return weights / weights.sum()
+
+
+def best_spread(exits, num_branches, bonus):
+    """The whole numbers of the highest hit rate: branch by branch where it adds most.
+
+    That is the optimum because each further guess at an exit adds less than the one before.
+    """
+    chances = np.asarray(exits, np.float64)
+    found = np.zeros(len(chances), np.int64)
+    for _ in range(num_branches):
+        found[int(np.argmax(chances * (bonus.hits(found + 1) - bonus.hits(found))))] += 1
+    return found
 
 
 @given(chances, chances, some.floats(1, 8))

@@ -86,29 +86,6 @@ def spread(exits: Sequence[float] | Floats, num_branches: int, exponent: float) 
     return whole
 
 
-def geometric_shares(acceptance: float, num_levels: int, exponent: float) -> Floats:
-    """Shares `[K+1]` of Theorem 12 of SSD (arXiv:2603.03251), the closed form for one acceptance.
-
-    F_k = F_0 a^(k / (1 + r)), and for all accepted F_0 a^(K / (1 + r)) (1 - a)^(-1 / (1 + r)).
-    """
-    power = 1.0 / (1.0 + exponent)
-    weights = acceptance ** (power * np.arange(num_levels + 1, dtype=np.float64))
-    weights[-1] *= (1.0 - acceptance) ** -power
-    return np.asarray(weights / weights.sum(), np.float64)
-
-
-def best_spread(exits: Sequence[float] | Floats, num_branches: int, bonus: PowerLaw) -> Ints:
-    """The whole numbers of the highest hit rate: branch by branch where it adds most.
-
-    That is the optimum because each further guess at an exit adds less than the one before.
-    """
-    chances = np.asarray(exits, np.float64)
-    found = np.zeros(len(chances), np.int64)
-    for _ in range(num_branches):
-        found[int(np.argmax(chances * (bonus.hits(found + 1) - bonus.hits(found))))] += 1
-    return found
-
-
 def nearest_rate(exits: Sequence[float] | Floats, branches: Ints, bonus: PowerLaw) -> float:
     """Chance that an outcome is not prepared, but another bonus at its exit is."""
     return float(

@@ -63,10 +63,10 @@ def dspark(
     draft: DraftArguments,
     step: StepArguments,
 ) -> int:
-    """Train a DSpark drafter: a block in one pass, and what each token says of the next.
+    """Train a DSpark drafter: a block in one pass, in which each slot hears those before it.
 
-    As `forerun train dflash`; every slot drafts, the first one too, and a small table adds what the
-    token before says to each slot's logits.
+    As `forerun train dflash`; every slot drafts, the first one too, and a small head adds to each
+    slot's logits what the draft before it became (`--markov-kind`).
     """
     with needed_extras():
         from forerun.train.drafters import Job, train_block

@@ -154,7 +154,8 @@ def optimizers(model: nn.Module, recipe: Recipe) -> list[Optimizer]:
 
 def _is_inside(name: str) -> bool:
     """Whether a matrix maps states to states: rows of tables and heads are tokens."""
-    return any(part in name for part in (".layers.", ".midlayer.", ".fc.", "_head.joint_proj."))
+    of_states = (".layers.", ".midlayer.", ".fc.", "_head.gate_proj.", "_head.joint_proj.")
+    return any(part in name for part in of_states)
 
 
 def next_token_loss(model: Decoder, windows: Tensor) -> Tensor:
