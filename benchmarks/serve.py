@@ -26,6 +26,7 @@ import argparse
 import asyncio
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -98,7 +99,7 @@ def main() -> int:
     report = {
         "what": "serve",
         "date": date.today().isoformat(),
-        "command": "python benchmarks/serve.py " + " ".join(sys.argv[1:]),
+        "command": "python benchmarks/serve.py " + shlex.join(sys.argv[1:]),
         "machine": machine.machine_name(),
         "cores": machine.num_cores(),
         "parameters": num_parameters,
