@@ -86,7 +86,7 @@ def _yield_of(
         size = (
             *("--layers", str(options.layers), "--rows", str(options.rows)),
             *("--dense-steps", str(options.steps // 4), "--threads", str(options.threads)),
-            *("--anchors", "64", "--max-steps", str(options.steps)),
+            *("--anchors", "64", "--max-steps", str(options.steps), "--markov-kind", "vanilla"),
         )
         _train("dspark", "--out", str(out), *NO_CLOCK, *source, *text, *size, *arguments)
         if not heldout.exists():
