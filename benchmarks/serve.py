@@ -8,10 +8,12 @@
       --max-model-len 4096 --gpu-memory-utilization 0.2'
 
 Three servers of one model, one that never speculates, one with a fixed chain and one left to itself
-(`auto`), each a process of its own. They are loaded in turns, one at a time, at every concurrency,
-the order rotating, so that a slow minute of the machine hits all; who is not loaded sleeps. Some
-prompts are then answered once more at that concurrency by each: all texts of a prompt must be one.
-As it is, with a repetition, a run takes about twelve minutes.
+(`auto`; with `--auto-drafter` only how much it drafts is left to it), each a process of its own.
+They are loaded in turns, one at a time, at every concurrency, the order rotating, so that a slow
+minute of the machine hits all; who is not loaded sleeps. Some prompts are then answered once more
+at that concurrency by each: all texts of a prompt must be one. As it is, with a repetition, a run
+takes about twelve minutes. What each server found to decode with, and what `auto` drafted at each
+load, stand in the report.
 
 Bars: tokens/s of `auto` at every concurrency at least 0.97 of the better of the other two; against
 vLLM on the same machine at least 4, 3.5 and 2 times at 1, 4 and 32: its server is started by
@@ -31,23 +33,23 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any, TypeVar
 
+from serve_bars import LEAST_OF_PEER, PEER, drafts_of, judged, peer_of, rates_of, show
 from serve_peer import Peer, command_of, free_port, started
 
 from forerun.models.resolve import resolve_model
 from forerun.models.spec import read_spec
 from forerun.tools import machine
 from forerun.tools.bench_decode import progress
-from forerun.tools.bench_serve import Plan, first_model, measure_point
+from forerun.tools.bench_serve import Plan, first_model, measure_point, speculation_of
 from forerun.tools.bench_serve_client import Client, Outcome
 from forerun.tools.bench_serve_figures import Slo, first_errors, sameness
 from forerun.tools.bench_serve_load import closed_loop
@@ -55,13 +57,6 @@ from forerun.tools.bench_serve_options import Point
 from forerun.tools.bench_serve_wire import Address
 from forerun.tools.other_work import OtherWork
 from forerun.tools.prompt_files import read_prompts, read_suite, spread
-
-LEAST_OF_BEST = 0.97
-LEAST_OF_PEER = {1: 4.0, 4: 3.5, 32: 2.0}
-# tokens/s of vLLM 0.32 on two cores, random weights of this size, by requests at a time.
-NOTED_PEER = {1: 19.6, 4: 68.5, 8: 135.0, 16: 246.0, 32: 375.0}
-NOTED_SIZE = (220e6, 300e6)  # parameters of models that it may be compared with
-PEER = "peer"
 
 _Result = TypeVar("_Result")
 
@@ -94,6 +89,7 @@ def main() -> int:
             for name, options in compositions(arguments).items()
         ]
         with peer_serving(arguments) as peer:
+            served = {one.name: asyncio.run(speculation_of(one.plan.client)) for one in servers}
             runs, heard = asyncio.run(sweep(servers, peer, arguments))
     num_parameters = read_spec(resolve_model(arguments.model)).num_parameters
     report = {
@@ -104,16 +100,18 @@ def main() -> int:
         "cores": machine.num_cores(),
         "parameters": num_parameters,
         "compositions": compositions(arguments),
+        "served": served,
         "peer": arguments.peer_command or arguments.peer_url or str(arguments.peer or ""),
         "num_prompts": len(servers[0].plan.texts),
         **{name: getattr(arguments, name) for name in ("max_tokens", "temperature", "duration_s")},
         "runs": runs,
+        "drafts": drafts_of(runs),
         "check": sameness(heard),
         "errors": first_errors(one for outcomes in heard.values() for one in outcomes),
         "bars": judged(rates_of(runs), {} if peer else peer_of(arguments.peer, num_parameters)),
     }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    _print(report)
+    show(report)
     return 0 if report["check"]["identical"] else 1
 
 
@@ -122,6 +120,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="forerun-code")
     parser.add_argument("--drafter", default="lm", help="of the fixed chain")
     parser.add_argument("--chain", type=int, default=4, help="tokens of the fixed chain")
+    parser.add_argument("--auto-drafter", help="of `auto`, which chooses one if not given")
     parser.add_argument("--threads", type=int, help="cores of each server; all if not given")
     parser.add_argument("--concurrency", default="1,2,4,8,16,32")
     parser.add_argument("--duration-s", type=float, default=8.0, help="seconds at each point")
@@ -147,7 +146,7 @@ def compositions(arguments: argparse.Namespace) -> dict[str, list[str]]:
     return {
         "off": ["--drafter", "none"],
         "fixed": ["--drafter", arguments.drafter, "--shape", f"chain:{arguments.chain}"],
-        "auto": [],
+        "auto": ["--drafter", arguments.auto_drafter] if arguments.auto_drafter else [],
     }
 
 
@@ -274,73 +273,6 @@ async def _beside(peer: Server, work: Callable[[], Awaitable[_Result]]) -> _Resu
         return await work()
     finally:
         peer.peer.rest()
-
-
-def rates_of(runs: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
-    """Tokens a second by concurrency and composition, the median of its turns."""
-    found: dict[int, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        found[int(run["concurrency"])][run["composition"]].append(run["tokens_per_s"])
-    return {
-        load: {name: median(rates) for name, rates in own.items()} for load, own in found.items()
-    }
-
-
-def peer_of(path: Path | None, num_parameters: int) -> Mapping[int, float]:
-    """Tokens a second of the engine compared with, by concurrency; none known of other sizes."""
-    if path is None:
-        return NOTED_PEER if NOTED_SIZE[0] <= num_parameters <= NOTED_SIZE[1] else {}
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return {int(row["concurrency"]): row["tokens_per_s"] for row in rows}
-
-
-def judged(
-    rates: Mapping[int, Mapping[str, float]], peer: Mapping[int, float]
-) -> list[dict[str, Any]]:
-    """Each concurrency against its bars; a ratio is None where there is nothing to compare with."""
-    rows = []
-    for load, own in rates.items():
-        best = max(own["off"], own["fixed"])
-        of_best = own["auto"] / best if best else None
-        other = own.get(PEER) or peer.get(load)
-        of_peer = own["auto"] / other if other else None
-        least = LEAST_OF_PEER.get(load) if of_peer is not None else None
-        rows.append(
-            {
-                "concurrency": load,
-                **own,
-                "of_best": of_best,
-                "best_is_met": of_best is not None and of_best >= LEAST_OF_BEST,
-                "of_peer": of_peer,
-                "least_of_peer": least,
-                "peer_is_met": None if of_peer is None or least is None else of_peer >= least,
-            }
-        )
-    return rows
-
-
-def _print(report: Mapping[str, Any]) -> None:
-    heads = ("at a time", "off", "fixed", "auto", "of best", "bar", "of peer", "bar")
-    print(f"{report['machine']}, {report['parameters'] / 1e6:.0f}M parameters, tokens/s")
-    print("{:10}{:>9}{:>9}{:>9}{:>9}{:>8}{:>9}{:>8}".format(*heads))
-    words = {True: "met", False: "MISSED", None: "-"}
-    for row in report["bars"]:
-        of_best, of_peer = (
-            "-" if row[name] is None else f"{row[name]:.2f}" for name in ("of_best", "of_peer")
-        )
-        print(
-            f"{row['concurrency']:<10}{row['off']:9.1f}{row['fixed']:9.1f}{row['auto']:9.1f}"
-            f"{of_best:>9}{words[row['best_is_met']]:>8}{of_peer:>9}{words[row['peer_is_met']]:>8}"
-        )
-    busiest = max(run["others"]["cores"] for run in report["runs"])
-    print(f"other processes kept up to {busiest:.1f} cores busy meanwhile")
-    check = report["check"]
-    print(
-        f"identical: {'yes' if check['identical'] else 'NO'}, {check['num_compared']} prompts, of"
-        f" which {check['num_everywhere']} were answered by every server at every load"
-    )
-    for kind, sentence in report["errors"].items():
-        print(f"{kind}: {sentence}")
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def test_given_the_server_then_every_figure_is_there_and_texts_do_not_depend_on_
 
     assert code == 0
     assert report["model"] == MODEL
+    assert report["speculation"]["drafter"] == "lookup"
     assert report["check"]["identical"]
     assert report["check"]["num_everywhere"] == len(PROMPTS)
     for row in report["rows"]:
@@ -109,6 +110,7 @@ def test_given_speculation_off_then_nothing_was_drafted(
     extra = '{"speculation": "off", "ignore_eos": true}'
     _, report = report_of(server, prompts, capsys, concurrency="2", extra_body=extra)
     assert report["rows"][0]["acceptance"]["num_draft_tokens"] == 0
+    assert report["rows"][0]["acceptance"]["drafted_per_step"] == 0.0
 
 
 def test_given_more_than_fits_then_refusals_are_counted_and_goodput_is_less_than_all(

@@ -131,6 +131,7 @@ def test_given_a_server_then_the_report_has_a_row_a_load_and_says_the_texts_are_
     report = json.loads(out)
     assert code == 0
     assert report["model"] == "tiny"
+    assert report["speculation"] is None  # this server says nothing of it
     assert [row["concurrency"] for row in report["rows"]] == [1, 3]
     for row in report["rows"]:
         assert row["num_ok"] == row["num_requests"] > 0

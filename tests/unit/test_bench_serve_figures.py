@@ -239,7 +239,9 @@ def test_given_answers_and_metrics_then_answers_come_first_and_metrics_are_a_dif
     assert scraped is not None
     assert (told["source"], told["rate"], told["tokens_per_step"]) == ("answers", 0.75, 4.0)
     assert (scraped["source"], scraped["rate"], scraped["tokens_per_step"]) == ("metrics", 0.8, 3.0)
+    assert (told["num_steps"], told["drafted_per_step"]) == (2, 4.0)
+    assert (scraped["num_steps"], scraped["drafted_per_step"]) == (4, 2.5)
     assert acceptance([None], None, after) is None
     undrafted = acceptance([Drafts()], None, None)
     assert undrafted is not None
-    assert undrafted["rate"] is None
+    assert undrafted["rate"] is undrafted["drafted_per_step"] is None

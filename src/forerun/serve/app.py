@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -41,6 +41,7 @@ from forerun.serve.responses import ResponsesAnswer
 from forerun.serve.responses_fields import ResponsesBody
 from forerun.serve.responses_form import ResponsesForm
 from forerun.serve.settings import ServeSettings
+from forerun.serve.speculating import names_of
 from forerun.serve.timings import Clock
 from forerun.serve.wire import json_response, refusal_response
 
@@ -49,10 +50,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What the routes need."""
+    """What the routes need; `speculation` names what decodes, by axis."""
 
     service: Service
     model: Model
+    speculation: Mapping[str, str]
     setting: Setting
     life: Life
     registry: CollectorRegistry
@@ -73,7 +75,9 @@ def build_app(engine: Engine, service: Service, settings: ServeSettings, life: L
         note=_note,
     )
     app = FastAPI(title="forerun", docs_url=None, redoc_url=None)
-    parts = Parts(service, model, setting, life, registry)
+    composition = engine.inside().parts.composition
+    assert composition is not None
+    parts = Parts(service, model, names_of(composition), setting, life, registry)
     _add_generation(app, parts)
     _add_models(app, parts)
     _add_tokens(app, parts)
@@ -165,6 +169,7 @@ def _add_models(app: FastAPI, parts: Parts) -> None:
         "max_model_len": model.context_len,
         "has_chat_template": model.has_template,
         "has_tool_template": model.knows_tools,
+        "speculation": parts.speculation,
     }
 
     @app.get("/v1/models")

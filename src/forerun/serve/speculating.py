@@ -1,7 +1,8 @@
 """What a request may ask of speculation: the fields, and what they say to the engine.
 
 How a request is drafted for is either one word (`auto`, `off`), the names of a composition with `+`
-between them, or an object with a name for each axis. What is not named is as the server has it.
+between them, or an object with a name for each axis. What is not named is as the server has it, and
+what the server has is told in the same names.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
 
+from forerun.composition import Composition, DrafterName, ScheduleName, ShapeName
 from forerun.errors import OptionError
 from forerun.options import Speculation
 from forerun.serve.body import Body, Text
@@ -84,3 +86,39 @@ def speculation_of(asked: str | CompositionBody) -> Speculation | None:
         return Speculation.parse(asked)
     except OptionError as error:
         raise Refusal(400, f"speculation: {error}", param="speculation") from error
+
+
+def names_of(composition: Composition) -> dict[str, str]:
+    """What a server decodes with, by axis, in names that a request may ask for: never a place of
+    files. A tree out of a file is `tree:FILE.json`, which no request may ask for."""
+    return {
+        "drafter": _drafter(composition.drafter),
+        "shape": _shape(composition.shape),
+        "rule": composition.rule,
+        "schedule": _schedule(composition.schedule),
+    }
+
+
+def _drafter(drafter: DrafterName) -> str:
+    inside = [_drafter(part) for part in drafter.parts]
+    if drafter.shape is not None:
+        inside += [_shape(drafter.shape), drafter.rule]
+    if inside:
+        return f"{drafter.name}({','.join(inside)})"
+    return f"exit:{drafter.argument}" if drafter.name == "exit" else drafter.name
+
+
+def _shape(shape: ShapeName) -> str:
+    if shape.kind == "auto":
+        return "auto"
+    size = "x".join(map(str, shape.widths)) or str(shape.size or "auto")
+    if shape.file is not None:
+        size = "FILE.json"
+    return ":".join(word for word in (shape.kind, size, shape.siblings) if word)
+
+
+def _schedule(schedule: ScheduleName) -> str:
+    if not schedule.num_branches:
+        return schedule.kind
+    damping = f":{schedule.damping!r}" if schedule.damping < 1.0 else ""
+    return f"{schedule.kind}:{schedule.num_branches}{damping}"

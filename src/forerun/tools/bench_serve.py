@@ -97,6 +97,7 @@ async def _measured(
         "fields": fields,
         "seed": options.seed,
         "slo": {"ttft_s": slo.ttft_s, "itl_s": slo.itl_s},
+        "speculation": await speculation_of(client),
         **report,
     }
 
@@ -167,6 +168,18 @@ async def scrape(client: Client) -> Drafts | None:
     except (RequestFailed, TimeoutError):
         return None
     return drafts_of_metrics(body.decode("utf-8", errors="replace")) if status == 200 else None
+
+
+async def speculation_of(client: Client) -> dict[str, str] | None:
+    """What a server of ours says that it decodes with, by axis; None if it says nothing of it."""
+    try:
+        async with asyncio.timeout(client.timeout_s):
+            _, body = await read_whole(client.address, f"{client.address.path}/models", client.key)
+        cards = {one["id"]: one.get("speculation") for one in json.loads(body)["data"]}
+    except (RequestFailed, TimeoutError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    told = cards.get(client.fields["model"])
+    return told if isinstance(told, dict) else None
 
 
 async def first_model(address: Address, key: str | None) -> str:

@@ -58,7 +58,8 @@ def acceptance(
 ) -> dict[str, Any] | None:
     """What was kept over a measurement, from its answers, else from metrics around it; or None.
 
-    A draft's tokens per step count the target's own token.
+    A step is a round of one request as answers tell it, also one where nothing was drafted; metrics
+    tell only those with a draft. `tokens_per_step` counts the target's own token.
     """
     answers = [one for one in told if one is not None]
     if answers:
@@ -72,9 +73,11 @@ def _figures(source: str, drafts: Drafts) -> dict[str, Any]:
     kept, drafted, num = drafts.num_accepted_tokens, drafts.num_draft_tokens, drafts.num_drafts
     return {
         "source": source,
+        "num_steps": num,
         "num_draft_tokens": drafted,
         "num_accepted_tokens": kept,
         "rate": kept / drafted if drafted else None,
+        "drafted_per_step": drafted / num if num else None,
         "tokens_per_step": 1 + kept / num if num else None,
     }
 

@@ -30,6 +30,8 @@ def show(report: Mapping[str, Any]) -> None:
         f" {fields['temperature']:g} · {report['machine']}",
         soft_wrap=True,
     )
+    if report["speculation"] is not None:
+        console.print(f"decoded with {composed(report['speculation'])}", soft_wrap=True)
     console.print(table_of(report["rows"]))
     console.print(
         "ms: ttft to the first text from when a request was due; itl between pieces of text; token"
@@ -45,6 +47,11 @@ def show(report: Mapping[str, Any]) -> None:
             f"this client took more than {_BUSY_CORES:.0%} of a core: a server on the same"
             f" machine had less", soft_wrap=True,
         )  # fmt: skip
+
+
+def composed(speculation: Mapping[str, str]) -> str:
+    """A composition as people read it: each axis with its name."""
+    return ", ".join(f"{axis} {name}" for axis, name in speculation.items())
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> Table:
