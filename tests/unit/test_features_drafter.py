@@ -89,8 +89,8 @@ def features_of(tokens, start, end):
     return np.array([[tokens[at], at] for at in range(start, end)], np.float32)
 
 
-def featured(script=None, levels=LEVELS):
-    return Featured(script or Script(), levels, Span(), GROWTH)
+def featured(script=None, levels=LEVELS, **limits):
+    return Featured(script or Script(), levels, Span(), GROWTH, **limits)
 
 
 def row(tokens, sequence_id=1, most=LEVELS, **limits):
@@ -157,14 +157,33 @@ def test_given_a_prompt_beyond_its_context_then_both_numbers_are_named():
         featured().admit(1, [1] * 300)
 
 
-def test_given_plain_rounds_for_long_then_what_waits_is_taken_in_before_the_next_draft():
+def test_given_plain_rounds_for_long_then_nothing_is_computed_until_somebody_asks():
     script = Script()
     drafter, tokens = featured(script), [1, 2, 3]
     begun(drafter, tokens)
-    for at in range(3 * LONGEST_WAIT):  # nobody asks it
+    for at in range(3 * LONGEST_WAIT):
         observed(drafter, tokens, [at % VOCAB])
-    assert sum(script.absorbed) >= 2 * LONGEST_WAIT
+    assert script.absorbed == []
 
+    assert drafter.propose([row(tokens)])[0].tree.tokens.tolist() == expected(tokens)
+    assert sum(script.absorbed) == len(tokens) - 1
+    assert script.absorbed[-1] <= LONGEST_WAIT
+
+
+@pytest.mark.parametrize("num_others", [0, 3])
+def test_given_more_features_than_may_wait_then_a_sequence_keeps_its_share_of_them(num_others):
+    script, width = Script(), BLOCK.feature_width
+    num_bytes = 4 * width * 4 * LONGEST_WAIT
+    drafter, tokens = featured(script, most_waiting_bytes=num_bytes), [1, 2, 3]
+    begun(drafter, tokens)
+    for other in range(2, 2 + num_others):
+        begun(drafter, [4, 5], other)
+    most = 0
+    for at in range(150):
+        observed(drafter, tokens, [at % VOCAB])
+        most = max(most, len(tokens) - 1 - sum(script.absorbed))
+
+    assert most == num_bytes // (4 * width) // (1 + num_others)
     assert drafter.propose([row(tokens)])[0].tree.tokens.tolist() == expected(tokens)
 
 

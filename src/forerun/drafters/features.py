@@ -7,6 +7,9 @@ but the pending one:
     tokens       0 ………………… base-1 | accepted …, bonus
     features     0 ………………… base-1 | waiting …          of the bonus there are none yet
     its K/V      0 ………………… base-1 |                    the next proposal takes in what waits
+
+Turning features into K/V takes time, which is lost where nothing is drafted; so they wait for a
+proposal, within `MOST_WAITING_BYTES`.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from forerun.stats import Span
 
 FREE_SLOTS = 8  # of a block, fed however few are asked for: a pass takes as long for one
 LONGEST_WAIT = 32  # tokens a proposal takes in itself; more are taken in before it, in chunks
+MOST_WAITING_BYTES = 128 << 20  # of features of all sequences, each of which has an equal share
 
 
 @dataclass(slots=True, eq=False)
@@ -72,8 +76,10 @@ class Featured:
         span: Span,
         growth: Growth,
         prices: Prices | None = None,
+        most_waiting_bytes: int = MOST_WAITING_BYTES,
     ) -> None:
         self._backend = backend
+        self._most_waiting_bytes = most_waiting_bytes
         self.num_levels = min(num_levels, deepest(backend.spec))
         self._span = span
         self._growth = growth
@@ -160,10 +166,16 @@ class Featured:
         self._backend.close()
 
     def _take(self, sequence_id: int, progress: _Progress, features: NDArray[np.float32]) -> None:
-        """Let features wait for the next proposal; of too many all but the last are taken in now,
-        for what follows the last is what a proposal is asked for."""
+        """Let features wait for the next proposal, as many as a sequence may keep."""
         progress.waiting.append(features)
         progress.num_waiting += len(features)
+        num_bytes = progress.num_waiting * self._backend.spec.feature_width * features.itemsize
+        if num_bytes * len(self._progress) > self._most_waiting_bytes:
+            self._read_waiting(sequence_id, progress)
+
+    def _read_waiting(self, sequence_id: int, progress: _Progress) -> None:
+        """Take in what waits, if it is much, but for the last: what follows the last is what a
+        proposal is asked for."""
         if progress.num_waiting <= LONGEST_WAIT or not self._has_room(sequence_id, progress):
             return
         waiting = _joined(progress.waiting)
@@ -259,6 +271,8 @@ class Featured:
         progress.last = draft, row.sampler.params.temperature == 0
 
     def _plan(self, rows: Sequence[DraftRow]) -> GrowthPlan:
+        for row in rows:
+            self._read_waiting(row.sequence_id, self._progress[row.sequence_id])
         committed = [self._progress[row.sequence_id].committed for row in rows]
         unread = [row.tokens[seen:] for row, seen in zip(rows, committed, strict=True)]
         depths = [min(self.num_levels, row.max_depth, row.max_drafted) for row in rows]
