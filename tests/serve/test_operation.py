@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +18,8 @@ from forerun import Engine, Speculation
 from forerun.serve.command import configuration
 from forerun.serve.metrics import DRAFTER_STATES
 from forerun.serve.start import served_name
+from forerun.tools.bench_serve import first_model
+from forerun.tools.bench_serve_wire import Address
 
 from .live import MODEL, Live, serving
 
@@ -126,6 +130,10 @@ def test_given_a_directory_then_the_model_is_never_called_by_its_path(tmp_path: 
     ("options", "words"),
     [
         (["--host", "0.0.0.0"], "--api-key-file"),
+        (["--host", "127.0.0.1:8000"], "the port with --port"),
+        (["--host", "[::1]:8000"], "the port with --port"),
+        (["--host", "[localhost]"], "neither a name nor an address"),
+        (["--host", "[::]"], "--api-key-file"),
         (["--port", "70000"], "port must be"),
         (["--api-key-file", "/does/not/exist"], "cannot be read"),
         (["--max-waiting", "0"], "max_waiting"),
@@ -143,6 +151,46 @@ def test_given_options_that_cannot_be_then_one_sentence_before_a_model_is_read(
     assert done.returncode == 2
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize(
+    "process", [["--host", "::1"], ["--host", "[::1]"]], indirect=True, ids=str
+)
+def test_given_an_address_of_ipv6_with_or_without_brackets_then_the_printed_url_leads_to_it(
+    process: tuple[subprocess.Popen[str], str],
+) -> None:
+    _, address = process
+
+    ready = httpx2.get(f"{address}/health/ready", timeout=60)
+    name = asyncio.run(first_model(Address.parse(f"{address}/v1"), None))
+
+    assert re.fullmatch(r"http://\[::1\]:\d+", address)
+    assert ready.status_code == 200
+    assert name == "tiny-chat"  # without brackets around its Host a client would be refused
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no IPv6")
+def test_given_a_port_of_ipv6_in_use_then_the_sentence_names_it_once_as_a_url_does() -> None:
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        words = ["serve", "-m", "/no/model", "--host", "::1", "--port", str(port)]
+        done = subprocess.run(
+            [sys.executable, "-m", "forerun.cli", *words],
+            capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 2
+    assert f"[::1]:{port} cannot be listened on (Address already in use):" in done.stderr
+    assert done.stderr.count("::1") == 1
 
 
 def test_given_a_connection_at_rest_then_clients_give_it_up_before_the_server_does() -> None:

@@ -80,6 +80,7 @@ def test_given_urls_then_their_parts_are_found_or_the_form_is_said() -> None:
 
 
 def test_given_a_key_and_a_body_then_the_request_has_both() -> None:
+    assert b"Host: [::1]:80\r\n" in request_bytes(Address.parse("http://[::1]/v1"), "/v1/x")
     address = Address.parse("http://host:80/v1")
     request = request_bytes(address, "/v1/x", "secret", b"{}")
     assert request.startswith(b"POST /v1/x HTTP/1.1\r\nHost: host:80\r\n")

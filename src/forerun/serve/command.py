@@ -19,7 +19,7 @@ from forerun.engine.service import Service, ServiceLimits
 from forerun.errors import OptionError
 from forerun.serve.app import build_app
 from forerun.serve.gate import Life
-from forerun.serve.settings import ServeSettings
+from forerun.serve.settings import ServeSettings, authority_of
 
 _BACKLOG = 512
 _MAX_CONNECTIONS = 2048
@@ -130,8 +130,10 @@ def _listen(settings: ServeSettings) -> socket.socket:
     try:
         return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
     except OSError as error:
+        # Python appends the address once more, as a tuple.
+        why = (error.strerror or str(error)).partition(" (while")[0]
         raise OptionError(
-            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror}): choose"
+            f"{authority_of(settings.host, settings.port)} cannot be listened on ({why}): choose"
             " another --port, 0 takes a free one, or a --host of this machine"
         ) from error
 
@@ -139,4 +141,4 @@ def _listen(settings: ServeSettings) -> socket.socket:
 def address_of(listener: socket.socket) -> str:
     """The base of every address that is served."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http://{authority_of(host, port)}"

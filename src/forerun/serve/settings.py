@@ -57,6 +57,30 @@ class ServeSettings:
         return is_loopback(self.host)
 
 
+def host_of(text: str) -> str:
+    """A host as sockets take it; an IPv6 address may stand in brackets, as in a URL.
+
+    Raises:
+        OptionError: brackets or colons, and no IPv6 address.
+    """
+    if not set(text) & set("[]:"):
+        return text
+    host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError as error:
+        raise OptionError(
+            f"--host {text} is neither a name nor an address: write one of the two, like 127.0.0.1"
+            " or ::1, and the port with --port"
+        ) from error
+    return host
+
+
+def authority_of(host: str, port: int) -> str:
+    """Host and port as they stand in a URL."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host's name or address can only mean this machine."""
     if host.lower() == "localhost":

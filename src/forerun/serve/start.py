@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from forerun.engine.service import ServiceLimits
 from forerun.errors import BackendError
 from forerun.serve.keys import read_keys
-from forerun.serve.settings import ServeSettings
+from forerun.serve.settings import ServeSettings, host_of
 
 if TYPE_CHECKING:
     from forerun.engine.engine import Engine
@@ -40,11 +40,11 @@ class Operation:
         """What they say, checked.
 
         Raises:
-            OptionError: a value outside its range, keys that cannot be read.
+            OptionError: a value outside its range, no host, keys that cannot be read.
         """
         return ServeSettings(
             name=self.name or served_name(model),
-            host=self.host,
+            host=host_of(self.host),
             port=self.port,
             key_hashes=read_keys(self.api_key_file) if self.api_key_file is not None else (),
             request_s=self.request_s,

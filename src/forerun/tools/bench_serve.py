@@ -110,7 +110,7 @@ async def measure(plan: Plan) -> dict[str, Any]:
     """
     first = await plan.send(0, perf_counter())
     if not first.is_ok:
-        raise BackendError(f"{plan.client.address.host} cannot be measured: {first.detail}")
+        raise BackendError(f"{plan.client.address.authority} cannot be measured: {first.detail}")
     rows: list[dict[str, Any]] = []
     heard: dict[str, list[Outcome]] = {}
     for point in plan.points:
@@ -194,12 +194,10 @@ async def first_model(address: Address, key: str | None) -> str:
             _, body = await read_whole(address, path, key)
         return str(json.loads(body)["data"][0]["id"])
     except RequestFailed as error:
-        raise BackendError(
-            f"no server answers at {address.host}:{address.port}: {error}"
-        ) from error
+        raise BackendError(f"no server answers at {address.authority}: {error}") from error
     except (ValueError, KeyError, IndexError, TypeError, TimeoutError) as error:
         raise BackendError(
-            f"{address.host}:{address.port}{path} lists no model; name one with --model"
+            f"{address.authority}{path} lists no model; name one with --model"
         ) from error
 
 

@@ -89,6 +89,12 @@ class Address:
         return Address(parts.hostname, port, parts.path.rstrip("/"), parts.scheme == "https")
 
     @property
+    def authority(self) -> str:
+        """Host and port as a URL has them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    @property
     def root(self) -> str:
         """The path above the API's version, where servers have their metrics."""
         return re.sub(r"/v\d+$", "", self.path)
@@ -124,7 +130,7 @@ def request_bytes(
     """A request as it is sent: GET without a body, else POST of JSON. One request a connection."""
     lines = [
         f"{'GET' if body is None else 'POST'} {path} HTTP/1.1",
-        f"Host: {address.host}:{address.port}",
+        f"Host: {address.authority}",
         "Connection: close",
         "Accept: text/event-stream, application/json, text/plain",
     ]
@@ -150,7 +156,7 @@ async def exchange(
             address.host, address.port, ssl=context, limit=_MAX_HEAD_BYTES
         )
     except OSError as error:
-        raise RequestFailed("connect", f"{address.host}:{address.port}: {error}") from error
+        raise RequestFailed("connect", str(error)) from error
     try:
         writer.write(request)
         head = await _read_head(reader)
