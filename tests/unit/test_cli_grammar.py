@@ -15,7 +15,8 @@ import pytest
 pytest.importorskip("forerun._native", reason="the native core is not built")
 pytest.importorskip("llguidance", reason="the extra `grammar` is not installed")
 
-from forerun import cli
+from forerun import GrammarError, cli
+from forerun.engine.grammar import Followed
 
 SCHEMA = {
     "type": "object",
@@ -196,6 +197,59 @@ def test_given_too_few_tokens_then_a_cut_answer_is_told_and_a_whole_one_is_not(
 
     assert "is not whole: 5 tokens were too few" in cut
     assert "is not whole" not in whole + free
+
+
+def tiring(monkeypatch: pytest.MonkeyPatch, num_tokens: int) -> None:
+    """Let grammars of this many tokens and more be too complex to be followed."""
+    allowed = Followed.allowed
+
+    def until_tired(self: Followed, text: list[int], tree: Any) -> Any:
+        if len(text) >= num_tokens:
+            raise GrammarError("the grammar cannot be followed beyond token 3: ask for a simpler")
+        return allowed(self, text, tree)
+
+    monkeypatch.setattr(Followed, "allowed", until_tired)
+
+
+def test_given_a_grammar_that_fails_on_the_way_then_the_transcript_has_what_came_and_the_error(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given: answers of two letters, or four; from the third token on nothing can be followed.
+    tiring(monkeypatch, 3)
+    words = ["chat", "-m", model, "--threads", "1", "--seed", "1", "-d", "none", "--json"]
+
+    def talk(*grammar: str) -> tuple[int, Any, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+        code = cli.run([*words, *grammar])
+        said = capsys.readouterr()
+        return code, json.loads(said.out), said.err
+
+    # When
+    code, failed, heard = talk("--regex", "[ab]{4}")
+    whole_code, whole, _ = talk("--regex", "[ab]{2}")
+
+    # Then
+    assert (code, heard.count("\n")) == (2, 1)
+    assert f"forerun: {failed['error']}\n" == heard
+    assert [one["role"] for one in failed["messages"]] == ["user", "assistant"]
+    assert len(failed["messages"][1]["content"].strip("ab")) == 0
+    assert len(failed["messages"][1]["content"]) == 3
+    # And the control: what can be followed has both answers, and no error.
+    assert (whole_code, whole["error"], len(whole["messages"])) == (0, None, 4)
+
+
+def test_given_a_conversation_that_no_longer_fits_then_its_transcript_says_so(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\n" + "x" * 600 + "\n"))
+
+    code = cli.run(["chat", "-m", model, "--threads", "1", "-n", "4", "--json"])
+    said = capsys.readouterr()
+
+    found = json.loads(said.out)
+    assert code == 0
+    assert f"forerun: {found['error']}: the conversation ends here" in said.err
+    assert [one["role"] for one in found["messages"]] == ["user", "assistant", "user"]
 
 
 def test_given_a_grammar_that_cannot_be_then_it_is_said_before_anybody_types(

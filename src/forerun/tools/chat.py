@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from forerun.errors import CapacityError
+from forerun.errors import CapacityError, ForerunError
 from forerun.models.conversation import plain_text
 from forerun.options import SamplingParams
 from forerun.tools.generate import Figures, cut_short, with_seed, write_pieces
@@ -35,41 +35,68 @@ class Talk:
 
 
 def run(talk: Talk, engine: EngineArguments, *, as_json: bool) -> int:
-    """Talk until the end of input; with `as_json` print the whole conversation at the end."""
-    params = with_seed(talk.params)
+    """Talk until the end of input; with `as_json` print the whole conversation at the end, also
+    where an answer failed on the way.
+
+    Raises:
+        ForerunError: an answer failed.
+    """
+    talk = replace(talk, params=with_seed(talk.params))
     with engine.open() as live:
         conversation = _Conversation(live, talk)
         conversation.refuse_unusable()
         if not as_json:
             say(Ink.of(sys.stderr).dim(conversation.greeting))
-        for turn, message in enumerate(_messages(is_silent=as_json)):
-            # Every answer has its own noise, and the whole conversation one seed.
-            own = replace(params, choice=turn % 2**16)
-            try:
-                pieces = conversation.answer(message, own)
-            except CapacityError as error:
-                say(f"forerun: {error}: the conversation ends here")
-                break
-            figures = Figures()
-            told = figures.count(pieces)
-            answer = _drain(told) if as_json else write_pieces(told, Ink.of(sys.stdout))
-            if not as_json:
-                write("\n")
-            if why := cut_short(talk.pattern, figures.finish_reason, params):
-                say(why)
-            conversation.note(answer)
+        failed: ForerunError | None = None
+        try:
+            _converse(conversation, talk, as_json=as_json)
+        except ForerunError as error:
+            failed = conversation.error = error
         if as_json:
-            write_json({"messages": conversation.messages, "seed": params.seed})
+            write_json(conversation.as_dict())
+        if failed is not None:
+            raise failed
     return 0
 
 
+def _converse(conversation: _Conversation, talk: Talk, *, as_json: bool) -> None:
+    """All messages and their answers, until the end of input or of the context."""
+    for turn, message in enumerate(_messages(is_silent=as_json)):
+        # Every answer has its own noise, and the whole conversation one seed.
+        own = replace(talk.params, choice=turn % 2**16)
+        try:
+            pieces = conversation.answer(message, own)
+        except CapacityError as error:
+            conversation.error = error
+            say(f"forerun: {error}: the conversation ends here")
+            return
+        figures = Figures()
+        _show(figures.count(pieces), as_json=as_json)
+        if why := cut_short(talk.pattern, figures.finish_reason, own):
+            say(why)
+
+
+def _show(pieces: Iterable[Piece], *, as_json: bool) -> None:
+    """Write an answer as it comes; with `as_json` nothing of it."""
+    if as_json:
+        for _ in pieces:
+            pass
+        return
+    try:
+        write_pieces(pieces, Ink.of(sys.stdout))
+    finally:
+        write("\n")
+
+
 class _Conversation:
-    """The messages so far, as the model is to see them."""
+    """The messages so far, as the model is to see them; `error` is what it ended with, if not with
+    the end of input."""
 
     def __init__(self, engine: Engine, talk: Talk) -> None:
         self._engine, self._talk = engine, talk
         self._has_template = engine.tokenizer.template is not None
         self.messages: list[dict[str, str]] = []
+        self.error: ForerunError | None = None
         if talk.system is not None:
             self.messages.append({"role": "system", "content": talk.system})
 
@@ -92,19 +119,34 @@ class _Conversation:
             self._engine.stream([0], least, grammar=self._talk.pattern)  # checked; never begun
 
     def answer(self, message: str, params: SamplingParams) -> Iterator[Piece]:
-        """Begin the answer to a message."""
+        """Begin the answer to a message; each piece is kept as it comes.
+
+        Raises:
+            CapacityError: the conversation no longer fits the model or its memory.
+        """
         self.messages.append({"role": "user", "content": message})
         prompt = self._templated() if self._has_template else plain_text(self.messages)
-        return self._engine.stream(prompt, params, grammar=self._talk.pattern)
+        return self._kept(self._engine.stream(prompt, params, grammar=self._talk.pattern))
+
+    def _kept(self, pieces: Iterable[Piece]) -> Iterator[Piece]:
+        answer = {"role": "assistant", "content": ""}
+        self.messages.append(answer)
+        for piece in pieces:
+            answer["content"] += piece.text
+            yield piece
 
     def _templated(self) -> list[int]:
         """All that was written so far, as the model was made to read it."""
         tokenizer = self._engine.tokenizer
         return tokenizer.encode(tokenizer.render_chat(self.messages), add_special_tokens=False)
 
-    def note(self, answer: str) -> None:
-        """Keep what was answered."""
-        self.messages.append({"role": "assistant", "content": answer})
+    def as_dict(self) -> dict[str, Any]:
+        """The object of `--json`; an answer that failed is there as far as it came."""
+        return {
+            "messages": self.messages,
+            "seed": self._talk.params.seed,
+            "error": None if self.error is None else str(self.error),
+        }
 
 
 def _messages(*, is_silent: bool) -> Iterator[str]:
@@ -121,7 +163,3 @@ def _messages(*, is_silent: bool) -> Iterator[str]:
             return
         if line.strip():
             yield line
-
-
-def _drain(pieces: Iterable[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)

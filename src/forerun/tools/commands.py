@@ -113,6 +113,7 @@ def chat(
     """Talk with a model: one line is one message, Ctrl-D ends, Ctrl-C stops at once.
 
     A model without a chat template continues what you type instead. A grammar binds every answer.
+    --json prints messages, seed and error at the end, also where an answer failed (status 2).
 
     \b
     Examples
