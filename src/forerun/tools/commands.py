@@ -112,8 +112,8 @@ def chat(
 ) -> int:
     """Talk with a model: one line is one message, Ctrl-D ends, Ctrl-C stops at once.
 
-    A model without a chat template continues what you type instead. A grammar binds every answer.
-    --json prints messages, seed and error at the end, also where an answer failed (status 2).
+    A model without a chat template continues what you type. A grammar binds every answer. --json
+    prints all at the end, also where an answer failed: messages, seed, error.
 
     \b
     Examples
@@ -282,7 +282,6 @@ def serve(
     \b
     Examples
       forerun serve
-      forerun serve -m org/name-instruct --port 0 --json
       forerun serve --host 0.0.0.0 --api-key-file keys.txt
       curl -s localhost:8000/v1/completions -H 'Content-Type: application/json' \
         -d '{"prompt": "def quicksort(", "max_tokens": 64}'
