@@ -112,8 +112,8 @@ def chat(
 ) -> int:
     """Talk with a model: one line is one message, Ctrl-D ends, Ctrl-C stops at once.
 
-    A model without a chat template continues what you type. A grammar binds every answer. --json
-    prints all at the end, also where an answer failed: messages, seed, error.
+    A model without a chat template continues what you type. A grammar binds all
+    answers. At the end --json prints messages, seed and error, if one failed.
 
     \b
     Examples
