@@ -180,6 +180,8 @@ def gains(monkeypatch, **of):
     [
         ({"lm": 1.5, "dspark": 2.0, "eagle3": 1.8}, "dspark"),
         ({"lm": 2.5, "dspark": 2.0}, "lm"),
+        ({"lm": 2.0, "dspark": 2.08}, "lm"),  # too close to be sure, and features have costs
+        ({"dflash": 2.0, "eagle3": 2.01}, "eagle3"),  # both read features
         ({"dflash": 1.4, "eagle3": 1.9}, "eagle3"),
         ({"dspark": 1.1}, None),
     ],

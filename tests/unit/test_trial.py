@@ -50,6 +50,22 @@ def test_given_a_large_model_then_its_passes_are_timed_a_few_times_only(own_time
     assert target.calls == [1, 3, 5, 8] * 3  # the first warms up
 
 
+def test_given_a_trial_then_every_draft_stands_behind_the_verification_of_its_length(own_time):
+    order = []
+
+    class Told(Paced):
+        def _work(self, count):
+            order.append((self.per_node_s, count))
+            super()._work(count)
+
+    target, drafter = Told(own_time.sleep, 0.06, 0.001), Told(own_time.sleep, 0.0, 0.002)
+    gain(target, proposals(drafter), {})
+
+    assert order[:7] == [
+        (0.001, 1), (0.001, 3), (0.002, 2), (0.001, 5), (0.002, 4), (0.001, 8), (0.002, 7),
+    ]  # fmt: skip
+
+
 def test_given_what_training_measured_then_it_is_taken_instead_of_the_guess(own_time) -> None:
     guessed = expected_tokens({}, 4)
     assert 1.0 < guessed < 5.0
