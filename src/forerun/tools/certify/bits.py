@@ -7,8 +7,9 @@ on one thread and on every instruction path. Knows forward passes; must not know
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from forerun.backends.prefill import chain_batch
 from forerun.protocols import Backend, ForwardBatch
-from forerun.tools.certify.checks import TIME_WAS_SPENT, Budget, Findings
+from forerun.tools.certify.checks import Budget, Findings, Turns
 from forerun.tools.certify.subject import Subject
 
 Logits = NDArray[np.float32]
@@ -25,6 +26,7 @@ Logits = NDArray[np.float32]
 _TEXT_LEN, _NUM_NODES = 40, 32  # past the first K/V block; the tree crosses into the third
 _OWN, _BESIDE, _SINGLE = [0, 1, 2], [3, 4, 5], [6, 7, 7]  # K/V blocks of the rows of a batch
 _BESIDE_LEN, _SINGLE_LEN = 5, 9
+_NUM_TREES = 2  # that are computed before anything else: one, and the control of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +55,16 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Company:
-    """Positions `at` of a sample, computed together with others."""
+    """Positions `at` of a sample; `logits` computes them together with others."""
 
     name: str
     at: NDArray[np.intp]
-    logits: Logits
+    logits: Callable[[], Logits]
 
 
 def check_bits(subject: Subject, budget: Budget, findings: Findings) -> None:
-    """All companies on the backend as asked for, then other threads and instruction paths."""
+    """A tree and the controls in any case; other companies, then other threads and instruction
+    paths, as far as the time for each is there."""
     text = [token for ids in subject.token_ids() for token in ids]
     with subject.backend() as backend:
         sample = Sample.drawn(text, backend.spec.vocab, subject.seed)
@@ -73,22 +76,68 @@ def check_bits(subject: Subject, budget: Budget, findings: Findings) -> None:
                 " that depend on the company",
             )
             return
-        expected = decoded(backend, sample)
-        for company in companies(backend, sample):
-            _judge(findings, f"{exact}: {company.name}", [company], expected, exact)
-        _control(findings, backend, sample, expected, exact)
+        bench = _Bench(findings, sample, decoded(backend, sample), exact)
+        bench.look_at(backend, budget)
         paths = _other_paths(backend)
-    last_s = budget.spent_s
+    turns = Turns(budget, findings, budget.spent_s)
     for isa, threads in paths:
         name = f"bits: {isa}" + (", one thread" if threads == 1 else "")
-        if not budget.num_fitting(last_s, 1):
-            findings.skip(name, TIME_WAS_SPENT)
-            continue
-        findings.show(name)
+        turns.take(name, partial(bench.look_elsewhere, name, subject, isa, threads))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Bench:
+    """A sample, what plain decoding says of it, and how exact the rest must be."""
+
+    findings: Findings
+    sample: Sample
+    expected: Logits
+    exact: str
+
+    def look_at(self, backend: Backend, budget: Budget) -> None:
+        """Each company by itself; the tree first, for a certificate must have something."""
         began_s = budget.spent_s
+        tree = _tree(backend, self.sample)
+        self._judge(f"{self.exact}: {tree.name}", [tree])
+        self._control(backend)
+        turns = Turns(budget, self.findings, (budget.spent_s - began_s) / _NUM_TREES)
+        for one in (*_prompts(backend, self.sample), _mixed(backend, self.sample)):
+            name = f"{self.exact}: {one.name}"
+            turns.take(name, partial(self._judge, name, [one]))
+
+    def look_elsewhere(
+        self, name: str, subject: Subject, isa: str | None, threads: int | None
+    ) -> None:
+        """All companies on another number of threads or instruction path, as one check."""
         with subject.backend(isa=isa, threads=threads) as backend:
-            _judge(findings, name, list(companies(backend, sample)), expected, exact)
-        last_s = budget.spent_s - began_s
+            one = self.sample
+            prompts, tree = _prompts(backend, one), _tree(backend, one)
+            self._judge(name, [*prompts, tree, _mixed(backend, one)])
+
+    def _judge(self, name: str, companies: Sequence[Company]) -> None:
+        found = [(one.logits(), self.expected[one.at]) for one in companies]
+        held = all(_holds(*pair, self.exact) for pair in found)
+        num = sum(logits.size for logits, _ in found)
+        different = sum(num_different(*pair) for pair in found)
+        worst = max(float(np.abs(logits - expected).max()) for logits, expected in found)
+        detail = f"{different:,} of {num:,} logits differ from plain decoding in any bit"
+        more = f", by at most {worst:.2g}" if different else ""
+        self.findings.add(name, held, detail + more)
+
+    def _control(self, backend: Backend) -> None:
+        """One bit of one logit turned, and one node hung below the wrong parent, must be seen."""
+        turned, add = self.expected.copy(), self.findings.add
+        if self.exact != "bits":
+            turned[0, int(turned[0].argmax())] = -np.inf
+            seen = not _holds(turned, self.expected, self.exact)
+            add("control: one winning logit removed", seen, _noticed(seen))
+            return
+        turned.view(np.uint32)[len(self.sample.text), 0] ^= 1
+        seen = num_different(turned, self.expected) == 1
+        add("control: one bit of one logit turned", seen, _noticed(seen))
+        moved = _tree(backend, self.sample.moved())
+        different = num_different(moved.logits(), self.expected[moved.at])
+        add("control: one node below the wrong parent", different > 0, f"{different:,} differ")
 
 
 def decoded(backend: Backend, sample: Sample) -> Logits:
@@ -108,35 +157,49 @@ def decoded(backend: Backend, sample: Sample) -> Logits:
     return np.stack([row.reshape(-1) for row in rows])
 
 
-def companies(backend: Backend, sample: Sample) -> Iterator[Company]:
-    """The sample's positions in every company."""
+def _prompts(backend: Backend, sample: Sample) -> list[Company]:
+    """The text, read in several ways; its K/V is kept, and is what the tree stands on."""
     num = len(sample.text)
-    for name, cuts in (
-        ("prompt in one pass", [0, num]),
-        ("prompt in chunks of 1, 7 and the rest", [0, 1, 8, num]),
-        ("prompt in chunks of 13", [*range(0, num, 13), num]),
-    ):
+
+    def read(cuts: Sequence[int]) -> Logits:
         parts = [_single(backend, sample.text[a:b], a) for a, b in pairwise(cuts)]
-        yield Company(name, np.arange(num), np.concatenate(parts))
-    tree = (sample.nodes, sample.parents, num, _OWN)
+        return np.concatenate(parts)
+
+    return [
+        Company(name, np.arange(num), partial(read, cuts))
+        for name, cuts in (
+            ("prompt in one pass", [0, num]),
+            ("prompt in chunks of 1, 7 and the rest", [0, 1, 8, num]),
+            ("prompt in chunks of 13", [*range(0, num, 13), num]),
+        )
+    ]
+
+
+def _tree(backend: Backend, sample: Sample) -> Company:
+    """The nodes behind a text whose K/V is there."""
+    num = len(sample.text)
+    batch = _batch([(sample.nodes, sample.parents, num, _OWN)])
     at = np.arange(num, num + len(sample.nodes))
-    yield Company(f"a tree of {len(at)} nodes", at, _logits(backend, _batch([tree])))
-    yield _mixed(backend, sample)
+    return Company(f"a tree of {len(at)} nodes", at, partial(_logits, backend, batch))
 
 
 def _mixed(backend: Backend, sample: Sample) -> Company:
     """The tree between a short prompt that begins and a text that gains one token."""
     num, text = len(sample.text), sample.text
-    _single(backend, text[: _SINGLE_LEN - 1], 0, _SINGLE)
     rows = [
         (text[:_BESIDE_LEN], list(range(-1, _BESIDE_LEN - 1)), 0, _BESIDE),
         (sample.nodes, sample.parents, num, _OWN),
         ([text[_SINGLE_LEN - 1]], [-1], _SINGLE_LEN - 1, _SINGLE),
     ]
+
+    def together() -> Logits:
+        _single(backend, text[: _SINGLE_LEN - 1], 0, _SINGLE)
+        return _logits(backend, _batch(rows))
+
     at = np.array(
         [*range(_BESIDE_LEN), *range(num, num + len(sample.nodes)), _SINGLE_LEN - 1], np.intp
     )
-    return Company("a batch of three rows", at, _logits(backend, _batch(rows)))
+    return Company("a batch of three rows", at, together)
 
 
 def _single(
@@ -194,38 +257,6 @@ def _holds(found: Logits, expected: Logits, exact: str) -> bool:
     if exact == "bits":
         return num_different(found, expected) == 0
     return bool(np.array_equal(found.argmax(-1), expected.argmax(-1)))
-
-
-def _judge(
-    findings: Findings, name: str, found: Sequence[Company], expected: Logits, exact: str
-) -> None:
-    held = all(_holds(one.logits, expected[one.at], exact) for one in found)
-    num = sum(one.logits.size for one in found)
-    different = sum(num_different(one.logits, expected[one.at]) for one in found)
-    worst = max(float(np.abs(one.logits - expected[one.at]).max()) for one in found)
-    detail = f"{different:,} of {num:,} logits differ from plain decoding in any bit"
-    findings.add(name, held, detail + (f", by at most {worst:.2g}" if different else ""))
-
-
-def _control(
-    findings: Findings, backend: Backend, sample: Sample, expected: Logits, exact: str
-) -> None:
-    """One bit of one logit turned, and one node hung below the wrong parent, must be seen."""
-    if exact == "bits":
-        turned = expected.copy()
-        turned.view(np.uint32)[len(sample.text), 0] ^= 1
-        seen = num_different(turned, expected) == 1
-        findings.add("control: one bit of one logit turned", seen, _noticed(seen))
-        moved = list(companies(backend, sample.moved()))[3]
-        different = num_different(moved.logits, expected[moved.at])
-        findings.add(
-            "control: one node below the wrong parent", different > 0, f"{different:,} differ"
-        )
-        return
-    turned = expected.copy()
-    turned[0, int(expected[0].argmax())] = -np.inf
-    seen = not _holds(turned, expected, exact)
-    findings.add("control: one winning logit removed", seen, _noticed(seen))
 
 
 def _noticed(seen: bool) -> str:  # noqa: FBT001  what is said of it

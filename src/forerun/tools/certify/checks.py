@@ -89,3 +89,23 @@ class Budget:
     def share(self, part: float) -> Budget:
         """A budget of that part of what is left."""
         return Budget(part * self.left_s)
+
+
+@dataclass(slots=True, eq=False)
+class Turns:
+    """Things of one kind, one after another: none is begun in less than the longest so far took;
+    what is left out for that is said."""
+
+    budget: Budget
+    findings: Findings
+    longest_s: float = 0.0
+
+    def take(self, name: str, work: Callable[[], None]) -> None:
+        """Do what has this name, if the time for it is there."""
+        if not self.budget.num_fitting(self.longest_s, 1):
+            self.findings.skip(name, TIME_WAS_SPENT)
+            return
+        self.findings.show(name)
+        began_s = self.budget.spent_s
+        work()
+        self.longest_s = max(self.longest_s, self.budget.spent_s - began_s)

@@ -23,10 +23,10 @@ from forerun.tools.arguments import EngineArguments
 from forerun.tools.certify.bits import check_bits
 from forerun.tools.certify.checks import TIME_WAS_SPENT, Budget, Findings
 from forerun.tools.certify.compositions import Candidate, candidates
-from forerun.tools.certify.exact import check_exact
+from forerun.tools.certify.exact import check_rules
 from forerun.tools.certify.laws import NUM_RUNS, Runs, TwoTokens, check_law, exact_law
 from forerun.tools.certify.report import Head, progress, show, write_markdown
-from forerun.tools.certify.same_tokens import Reference, check_tokens, requests, run_all
+from forerun.tools.certify.same_tokens import Reference, check_tokens, requests, run_all, within
 from forerun.tools.certify.subject import PLAIN, Subject
 from forerun.tools.prompt_files import BUILT_IN, read_prompts, spread
 from forerun.tools.terminal import write_json
@@ -94,9 +94,9 @@ def run(plan: Plan, *, as_json: bool) -> int:
         step("bits", 0)
         check_bits(subject, budget.share(0.25), findings)
         step("sampled rules", 1)
-        for one in chosen:
-            if one.speculation is not None and not one.keeps_tokens:
-                check_exact(one.speculation.composition(), subject.seed, findings)
+        sampled = [one.speculation for one in chosen if not one.keeps_tokens]
+        rules = [one.composition() for one in sampled if one is not None]
+        check_rules(rules, subject.seed, budget.share(0.3), findings)
         step("plain decoding", 1)
         with closing(subject.open(PLAIN)) as engine:
             certified = _plain(engine, subject, budget, findings)
@@ -147,8 +147,9 @@ def _weight(candidate: Candidate) -> int:
 def _plain(engine: Engine, subject: Subject, budget: Budget, findings: Findings) -> _Run:
     """What plain decoding says: the tokens and the law that speculation is held against."""
     asked, law = requests(subject), exact_law(subject)
-    plain = Reference(asked, partial(run_all, engine))
-    plain.of(range(len(asked)))
+    plain = within(Reference(asked, partial(run_all, engine)), budget.share(0.15))
+    if num := len(asked) - len(plain.asked):
+        findings.skip(f"tokens of {num} of {len(asked)} requests", TIME_WAS_SPENT)
     runs = Runs(subject.seeds(NUM_RUNS, _LAW_SEEDS), num_tokens=2)
     check_law("law: plain decoding", engine, law, runs, budget.share(0.15), findings)
     return _Run(subject, budget, findings, plain, law, engine.exactness)

@@ -6,7 +6,9 @@ here: what was loaded is the code, and this is the proof for it on this installa
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from forerun.composition import POINT_DRAFTERS, Composition
 from forerun.draft import Draft, Draw, Verdict
 from forerun.protocols import Noise, Reads, Rule
-from forerun.tools.certify.checks import Findings
+from forerun.tools.certify.checks import Budget, Findings, Turns
 from forerun.tools.oracle import Grower, Proof, prove
 from forerun.tools.toy_laws import RULES, toy_pair
 
@@ -42,14 +44,19 @@ class Believer:
         return Verdict(verdict.path, below[0] if below else verdict.bonus)
 
 
+def check_rules(
+    wanted: Iterable[Composition], seed: int, budget: Budget, findings: Findings
+) -> None:
+    """Enumerate each rule with each way it draws once, as far as the time for it is there."""
+    turns = Turns(budget, findings)
+    for name, one in {_name(one): one for one in wanted}.items():
+        turns.take(f"exact: {name}", partial(check_exact, one, seed, findings))
+
+
 def check_exact(wanted: Composition, seed: int, findings: Findings) -> None:
     """Enumerate the composition's rule with its draws and kind of tree, and a spoilt one."""
-    rule, draw = RULES[wanted.rule], _draw(wanted)
-    is_tree = wanted.shape.kind == "tree"
-    name = f"{wanted.rule} on a {'tree' if is_tree else 'chain'}, draws: {draw.value}"
-    if any(one.name == f"exact: {name}" for one in findings.checks):
-        return
-    parents = _TREE if is_tree else _CHAIN
+    rule, draw, name = RULES[wanted.rule], _draw(wanted), _name(wanted)
+    parents = _TREE if wanted.shape.kind == "tree" else _CHAIN
     proofs = [_proof(rule, draw, parents, kind, seed) for kind in _KINDS]
     error = max(one.error for one in proofs)
     findings.add(
@@ -65,6 +72,11 @@ def check_exact(wanted: Composition, seed: int, findings: Findings) -> None:
         spoilt > TOLERANCE,
         f"off by {spoilt:.2g}",
     )
+
+
+def _name(wanted: Composition) -> str:
+    kind = "tree" if wanted.shape.kind == "tree" else "chain"
+    return f"{wanted.rule} on a {kind}, draws: {_draw(wanted).value}"
 
 
 def _proof(rule: Rule, draw: Draw, parents: tuple[int, ...], kind: str, seed: int) -> Proof:

@@ -1,6 +1,6 @@
 """Are the tokens those of plain decoding? Prompts × ways of choosing × seeds, token by token.
 
-Plain decoding runs all requests in one order of rows, speculation in another, fewer at a time, and
+Plain decoding runs requests in one order of rows, speculation in another, others at a time, and
 the first of them alone too, so that no row has the same company twice. Knows engines and tokens
 only.
 """
@@ -104,6 +104,21 @@ def requests(subject: Subject) -> list[Request]:
 def run_all(engine: Engine, asked: Sequence[Request]) -> list[Completion]:
     """The completions, several rows a round."""
     return engine.generate([one.prompt for one in asked], [one.params for one in asked])
+
+
+def within(reference: Reference, budget: Budget) -> Reference:
+    """The reference of as many requests as there is time for, all of them run: one of each way of
+    choosing and two greedy ones at least, then in one go those that fit."""
+    order, began_s = spread_out(len(reference.asked)), budget.spent_s
+    greedy = [at for at, one in enumerate(reference.asked) if one.params.temperature == 0]
+    first = sorted({*order[:_FEWEST], *greedy[:2]})
+    reference.of(first)
+    each_s = (budget.spent_s - began_s) / len(first)
+    others = [at for at in order if at not in first]
+    reference.of(sorted(others[: budget.num_fitting(each_s, len(others))]))
+    places = sorted(reference.known)
+    known = {new: reference.known[at] for new, at in enumerate(places)}
+    return Reference([reference.asked[at] for at in places], reference.run, known)
 
 
 def check_tokens(
