@@ -221,7 +221,10 @@ def test_given_what_is_no_drafter_then_a_sentence_and_exit_two(
         (DFLASH, "none: a slot hears nothing of the draft"),
         (DSPARK, "vanilla: a slot hears the token before it"),
         (GATED, "gated: a slot hears the token before it, as far as its own state lets it"),
-        (RECURRENT, "rnn: a slot hears all tokens of the draft before it"),
+        (
+            RECURRENT,
+            "rnn: a slot hears every token drafted before it, through a recurrent state",
+        ),
     ],
 )
 def test_given_a_block_drafter_then_what_its_slots_hear_is_said(

@@ -50,7 +50,11 @@ def test_given_no_facts_of_a_training_then_the_card_claims_none(tmp_path):
     ("changes", "sentence"),
     [
         ({}, "hears the token before it (Markov head `vanilla` of rank 4)."),
-        ({"markov_kind": MarkovKind.GATED}, "through a gate (Markov head `gated` of rank 4)."),
+        (
+            {"markov_kind": MarkovKind.GATED},
+            "hears the token before it, as far as its own state lets it (Markov head `gated` of"
+            " rank 4).",
+        ),
         (
             {"markov_kind": MarkovKind.RNN, "markov_rank": 6},
             "hears every token drafted before it, through a recurrent state (Markov head `rnn` of"

@@ -19,10 +19,11 @@ from forerun.models.weights import open_checkpoint
 from forerun.tools.terminal import write_json
 
 _KINDS = ("dflash:", "dspark:", "eagle3:")
-_HEARS = {
+# Of a block drafter, by its Markov head; a drafter's card says it in the same words.
+WHAT_SLOTS_HEAR = {
     MarkovKind.VANILLA: "the token before it",
     MarkovKind.GATED: "the token before it, as far as its own state lets it",
-    MarkovKind.RNN: "all tokens of the draft before it",
+    MarkovKind.RNN: "every token drafted before it, through a recurrent state",
 }
 _MARKS = {"passed": "ok", "warning": "note", "failed": "NO"}
 
@@ -105,7 +106,7 @@ def _slots(spec: BlockSpec) -> str:
 def _markov(spec: BlockSpec) -> str:
     if not spec.markov_rank:
         return "none: a slot hears nothing of the draft"
-    return f"{spec.markov_kind.value}: a slot hears {_HEARS[spec.markov_kind]}"
+    return f"{spec.markov_kind.value}: a slot hears {WHAT_SLOTS_HEAR[spec.markov_kind]}"
 
 
 def _without_kind(name: str) -> str:

@@ -9,13 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
-
-_HEARS = {
-    MarkovKind.VANILLA: "the token before it",
-    MarkovKind.GATED: "the token before it, through a gate",
-    MarkovKind.RNN: "every token drafted before it, through a recurrent state",
-}
+from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.tools.doctor_drafter import WHAT_SLOTS_HEAR
 
 
 def write_drafter_card(
@@ -60,7 +55,7 @@ def _hears(spec: BlockSpec) -> str:
     if not spec.markov_rank:
         return "No slot hears what the ones before it became."
     kind = f"Markov head `{spec.markov_kind.value}` of rank {spec.markov_rank}"
-    return f"Each slot hears {_HEARS[spec.markov_kind]} ({kind})."
+    return f"Each slot hears {WHAT_SLOTS_HEAR[spec.markov_kind]} ({kind})."
 
 
 def _recipe(training: Mapping[str, Any], machine: str) -> str:
