@@ -23,9 +23,10 @@ _WIDTHS = (1, 2, 4, 8)  # nodes a verification is timed with
 _FEW, _MANY = 1, 8  # branches that a pass of the drafter is timed with
 _REPEATS = 5
 _DEEPEST = 8
-# Of guesses at an exit, how often the bonus is among them: near what benchmarks/forecasts.py counts
-# for 24 branches over the five exits of chain:4 at T=0.7.
-_HIT, _NUM_GUESSES = 0.8, 5
+_GRID = np.linspace(0.0, 1.0, 1025)  # chances
+# Of guesses at an exit, how often the bonus is among them: so shared out, within 0.06 of each share
+# that benchmarks/forecasts.py counts for an lm's chains (2 or 4; 8, 16 or 24 branches; T 0 or 0.7).
+_HIT, _NUM_GUESSES = 0.85, 5
 
 
 def measured_lanes(target: Backend, drafter: Backend, hand_over: Callable[[], object]) -> LaneCosts:
@@ -58,15 +59,28 @@ def handover_s(hand_over: Callable[[], object], between: Callable[[], object]) -
     return median(once() for _ in range(3 * _REPEATS))
 
 
-def yields_of(record: Mapping[int, float]) -> Yields:
-    """What a drafter's chains yield, as recorded (`trial.expected_tokens`) or guessed."""
-    lengths = sorted(record) or range(1, _DEEPEST + 1)
-    places = [0, *lengths]
-    known = [1.0, *[expected_tokens(record, length) for length in lengths]]
-    tokens = np.interp(range(min(_DEEPEST, places[-1]) + 1), places, known)
-    reach = np.minimum.accumulate(np.minimum(np.diff(tokens), 1.0))
-    accepted = reach / np.array([1.0, *reach[:-1]])
-    return Yields(tuple(accepted.tolist()), PowerLaw.through(_HIT, _NUM_GUESSES))
+def yields_of(record: Mapping[int, float], num_levels: int = _DEEPEST) -> Yields:
+    """What a drafter's chains of at most so many tokens yield, as recorded
+    (`trial.expected_tokens`) or guessed.
+
+    Between two lengths of the record, and beyond its last, all levels are kept equally often: by
+    any other law a recorded length would look better than its neighbours for being recorded.
+    """
+    accepted: list[float] = []
+    reach = tokens = 1.0
+    for length in sorted(record) or [1]:
+        num, known = length - len(accepted), expected_tokens(record, length)
+        chance = _even((known - tokens) / reach, num) if reach else 0.0
+        accepted += [chance] * num
+        reach, tokens = reach * chance**num, known
+    accepted += [accepted[-1]] * (num_levels - len(accepted))
+    return Yields(tuple(accepted[:num_levels]), PowerLaw.through(_HIT, _NUM_GUESSES))
+
+
+def _even(num_kept: float, num_drafted: int) -> float:
+    """The chance of each of so many tokens, all before it being kept, by which so many are kept."""
+    expected = (_GRID[:, None] ** np.arange(1, num_drafted + 1)).sum(axis=1)
+    return float(np.interp(num_kept, expected, _GRID))
 
 
 @contextmanager
