@@ -204,7 +204,7 @@ def test_given_a_plain_two_core_machine_then_sequential_is_chosen_and_says_why()
     chosen = compared(costs, YIELDS)
 
     assert chosen.best.way.schedule == SEQUENTIAL
-    assert chosen.reason.startswith("sequential: a round, one model after the other, takes")
+    assert chosen.reason.startswith(f"sequential, {chosen.best.way.num_levels} deep:")
     assert [one.way.schedule for one in chosen.each] == [SEQUENTIAL, PARALLEL, AHEAD]
 
 
@@ -215,7 +215,8 @@ def test_given_lanes_that_the_target_cannot_use_then_ahead_is_chosen_and_says_ho
 
     assert chosen.best.way.schedule == AHEAD
     assert chosen.best.tokens_per_s > 1.1 * chosen.each[0].tokens_per_s
-    assert chosen.reason.startswith(f"ahead, {chosen.best.way.num_levels} deep")
+    way = chosen.best.way
+    assert chosen.reason.startswith(f"ahead:{way.num_branches}, {way.num_levels} deep:")
 
 
 def test_given_a_tie_then_the_simpler_schedule_is_chosen():

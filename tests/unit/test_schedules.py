@@ -101,7 +101,9 @@ def test_given_too_few_or_too_many_branches_then_the_limit_is_named(num_branches
 def test_given_a_name_then_its_schedule_lives(text, schedule):
     nobody_looks = None  # at a drafter or a machine, where a schedule was asked for
 
-    chosen = scheduled(read_schedule(text), nobody_looks, nobody_looks, read_drafter("lm"))
+    chosen = scheduled(
+        read_schedule(text), nobody_looks, nobody_looks, read_drafter("lm"), nobody_looks
+    )
 
     assert chosen.schedule == schedule
     assert "asked for" in chosen.reason
@@ -109,6 +111,6 @@ def test_given_a_name_then_its_schedule_lives(text, schedule):
 
 @pytest.mark.parametrize("text", ["parallel", "ahead", "ahead:8"])
 def test_given_no_drafter_then_there_is_nothing_to_prepare(text):
-    chosen = scheduled(read_schedule(text), None, None, read_drafter("none"))
+    chosen = scheduled(read_schedule(text), None, None, read_drafter("none"), None)
 
     assert chosen.schedule == Sequential()

@@ -7,7 +7,7 @@ in the long run. docs/ahead.md derives them and says where published ones differ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from forerun.control.outcomes import (
 from forerun.errors import OptionError
 
 _GAIN = 1.03  # overlapping must win by so much: a tie is decided for the simpler schedule
+_HOPEFUL = 0.97  # of drafted tokens that a text keeps which repeats itself
 SEQUENTIAL, PARALLEL, AHEAD = "sequential", "parallel", "ahead"
 
 
@@ -201,38 +202,61 @@ class Comparison:
 
 
 def compared(
-    costs: LaneCosts, yields: Yields, most_branches: int = 24, num_rows: int = 1
+    costs: LaneCosts,
+    yields: Yields,
+    most_branches: int = 24,
+    num_rows: int = 1,
+    num_levels: int | None = None,
 ) -> Comparison:
     """The schedules at their best; overlapping is chosen if it wins by a margin.
 
-    At most `len(yields.accepted)` levels and `most_branches` guesses of a row are considered.
+    At most `most_branches` guesses of a row are considered, and at most `len(yields.accepted)`
+    levels, or the one depth `num_levels` where that is not ours to choose.
     """
-    alone = best_sequential(costs, yields, num_rows)
-    parallel = best_overlapped(costs, yields, PARALLEL, 1, num_rows)
-    ahead = best_overlapped(costs, yields, AHEAD, most_branches, num_rows)
+    alone = best_sequential(costs, yields, num_rows, num_levels)
+    parallel = best_overlapped(costs, yields, PARALLEL, 1, num_rows, num_levels)
+    ahead = best_overlapped(costs, yields, AHEAD, most_branches, num_rows, num_levels)
     beside = max((parallel, ahead), key=_rate)
     best = beside if beside.tokens_per_s > _GAIN * alone.tokens_per_s else alone
     return Comparison(best, (alone, parallel, ahead), _reason(costs, best, alone, beside))
 
 
-def best_sequential(costs: LaneCosts, yields: Yields, num_rows: int = 1) -> Expectation:
-    """The best length of a sequential draft; 0 is plain decoding."""
-    lengths = range(len(yields.accepted) + 1)
+def best_sequential(
+    costs: LaneCosts, yields: Yields, num_rows: int = 1, num_levels: int | None = None
+) -> Expectation:
+    """The best length of a sequential draft, 0 being plain decoding; or the one that is given."""
+    lengths = range(len(yields.accepted) + 1) if num_levels is None else (num_levels,)
     ways = (Way(SEQUENTIAL, levels, num_rows=num_rows) for levels in lengths)
     return max((sequential(costs, yields, way) for way in ways), key=_rate)
 
 
 def best_overlapped(
-    costs: LaneCosts, yields: Yields, schedule: str, most_branches: int, num_rows: int = 1
+    costs: LaneCosts,
+    yields: Yields,
+    schedule: str,
+    most_branches: int,
+    num_rows: int = 1,
+    num_levels: int | None = None,
 ) -> Expectation:
-    """The best depth and number of branches, and whether a miss is worth drafting anew for."""
+    """The best depth, or the one that is given, the best number of branches for it, and whether a
+    miss is worth drafting anew for."""
+    depths = range(1, len(yields.accepted) + 1) if num_levels is None else (num_levels,)
     ways = (
         Way(schedule, levels, branches, num_rows, redrafts)
-        for levels in range(1, len(yields.accepted) + 1)
+        for levels in depths
         for branches in range(1, most_branches + 1)
         for redrafts in (False, True)
     )
     return max((overlapped(costs, yields, way) for way in ways), key=_rate)
+
+
+def deepest_worth(costs: LaneCosts, yields: Yields, way: Way) -> int:
+    """How deep that way, with its branches, pays on a text that keeps nearly all that is drafted:
+    no text makes it worth while to go deeper. At most `len(yields.accepted)` levels."""
+    hopeful = replace(yields, accepted=(_HOPEFUL,) * len(yields.accepted))
+    depths = range(way.num_levels, len(yields.accepted) + 1)
+    ways = (replace(way, num_levels=levels) for levels in depths)
+    return max((overlapped(costs, hopeful, one) for one in ways), key=_rate).way.num_levels
 
 
 def sequential(costs: LaneCosts, yields: Yields, way: Way) -> Expectation:
@@ -296,21 +320,32 @@ def _followed(yields: Yields, drafted: Sequence[float], way: Way) -> tuple[float
     return hit, nearest, 1.0 - hit - nearest
 
 
+def reason_of(costs: LaneCosts, best: Expectation) -> str:
+    """What an overlapped way is expected to give, and the seconds that say so, in a line."""
+    way, levels = best.way, best.way.num_levels
+    verify_s = costs.verify_s(way.num_rows * (levels + 1))
+    draft_s = costs.levels_s(levels, way.num_rows * way.num_branches)
+    size = f":{way.num_branches}" if way.schedule == AHEAD else ""
+    return (
+        f"{way.schedule}{size}, {levels} deep: {best.tokens_per_s:.4g} tokens/s expected,"
+        f" {best.hit:.0%} of outcomes prepared, a round {_ms(best.round_s)}: verification"
+        f" {_ms(verify_s)} (beside drafting {costs.busy:.2f} times that), drafting"
+        f" {_ms(draft_s)} ({_ms(costs.step_s)} a level, {_ms(costs.branch_s)} more a branch)"
+    )
+
+
 def _reason(costs: LaneCosts, best: Expectation, alone: Expectation, beside: Expectation) -> str:
-    way = beside.way
     if best is alone:
+        way = alone.way
         verify_s = costs.verify_s(way.num_rows * (way.num_levels + 1))
         return (
-            f"sequential: a round, one model after the other, takes {_ms(alone.round_s)} for "
-            f"{alone.tokens_per_round:.2f} tokens; {way.schedule} would take "
-            f"{_ms(beside.round_s)} for {beside.tokens_per_round:.2f}, verification on its own "
-            f"lane alone {_ms(verify_s)}"
+            f"sequential, {way.num_levels} deep: {alone.tokens_per_s:.4g} tokens/s expected,"
+            f" a round {_ms(alone.round_s)}, of which verification {_ms(verify_s)};"
+            f" {reason_of(costs, beside)}"
         )
     return (
-        f"{way.schedule}, {way.num_levels} deep, {way.num_branches} branches: "
-        f"{best.tokens_per_s:.4g} tokens/s expected, sequential {alone.tokens_per_s:.4g}; "
-        f"{best.hit:.0%} of outcomes prepared, a round {_ms(best.round_s)} instead of "
-        f"{_ms(alone.round_s)}"
+        f"{reason_of(costs, best)}; sequential, {alone.way.num_levels} deep:"
+        f" {alone.tokens_per_s:.4g} tokens/s, a round {_ms(alone.round_s)}"
     )
 
 

@@ -19,7 +19,7 @@ from forerun.drafters.lookup import Lookup
 from forerun.drafters.overlapped import Overlapped, Spares
 from forerun.engine.discovery import discovered
 from forerun.engine.drafting import Openers, Surroundings, build_drafter
-from forerun.engine.scheduling import scheduled
+from forerun.engine.scheduling import Depths, scheduled
 from forerun.engine.shaping import RULES, live_shape
 from forerun.engine.witness import Witness
 from forerun.models.tokenizer import Tokenizer
@@ -27,6 +27,7 @@ from forerun.options import Speculation
 from forerun.protocols import Backend, Drafter, Rule, Schedule, Shape
 from forerun.schedules.ahead import Ahead
 from forerun.schedules.sequential import Sequential
+from forerun.shapes.chain import Chain
 from forerun.stats import LaneMeter, RoundMeter, Span
 
 
@@ -46,7 +47,8 @@ class Parts:
     patience: Patience | None = None  # only where something works ahead
     witness: Witness | None = None
     drafter_name: str = ""  # of the one that was built: never `auto`
-    composition: Composition | None = None  # what was built, by name: nothing in it is `auto`
+    # What was built, by name; of these only the shape may be `auto`: a chain as `pace` has it.
+    composition: Composition | None = None
     schedule_figures: Callable[[], str] = str  # measured when they are asked for
 
     def lengths_for(self, sequence_ids: Rows[int], num_rows: int) -> list[int]:
@@ -76,8 +78,7 @@ def build_parts(
     """
     wanted = speculation.composition()
     slots, name = Slots(target.num_blocks), wanted.drafter
-    is_free_tree = wanted.shape.kind == "tree" and not wanted.shape.size and not wanted.shape.file
-    prices = Prices() if is_free_tree and wanted.rule == "match" else None
+    prices = _prices_of(wanted)
     around = Surroundings(
         target, slots, directory, tokenizer, opens, Span(),
         shape=live_shape(wanted.shape, name.name), rule=wanted.rule,
@@ -88,13 +89,12 @@ def build_parts(
         around = replace(around, shape=live_shape(wanted.shape, name.name))
     shape, drafter = around.shape, build_drafter(name, around)
     pace = _pace_of(wanted, name.name, drafter, shape)
-    chosen, patience = scheduled(wanted.schedule, drafter, around, name), None
+    held = shape if pace is None else None
+    chosen = scheduled(wanted.schedule, drafter, around, name, held)
     schedule = chosen.schedule
-    if schedule.num_branches == 0:
-        meter.model = around.span  # the target waits for all of it
-    else:
-        meter.lane, patience = LaneMeter(), Patience()
-        drafter = _overlapped(drafter, schedule, patience, around, meter)
+    if chosen.depths is not None:
+        shape, pace = _paced_ahead(chosen.depths)
+    drafter, patience = _timed(drafter, schedule, around, meter)
     guard = Guard(drafter, shape, target.spec.vocab)
     return Parts(
         target, slots, guard, shape, RULES[wanted.rule], schedule, chosen.reason, pace, prices,
@@ -139,10 +139,27 @@ def _name_of(schedule: Schedule, asked: ScheduleName) -> ScheduleName:
     return ScheduleName("sequential" if schedule.num_branches == 0 else "parallel")
 
 
+def _prices_of(wanted: Composition) -> Prices | None:
+    """Who learns how many nodes of a tree to draft, where that is left to us."""
+    is_free = wanted.shape.kind == "tree" and not wanted.shape.size and not wanted.shape.file
+    return Prices() if is_free and wanted.rule == "match" else None
+
+
 def _pace_of(wanted: Composition, name: str, drafter: Drafter, shape: Shape) -> Paces | None:
     """Who learns how much to draft, where that is left to us."""
     is_paced = wanted.shape == ShapeName() and wanted.rule == "match" and name != "none"
     return _pace(drafter, shape) if is_paced else None
+
+
+def _timed(
+    drafter: Drafter, schedule: Schedule, around: Surroundings, meter: RoundMeter
+) -> tuple[Drafter, Patience | None]:
+    """The drafter as it is scheduled, and who learns how long to wait for what works ahead."""
+    if schedule.num_branches == 0:
+        meter.model = around.span  # the target waits for all of it
+        return drafter, None
+    meter.lane, patience = LaneMeter(), Patience()
+    return _overlapped(drafter, schedule, patience, around, meter), patience
 
 
 def _overlapped(
@@ -171,3 +188,14 @@ def _pace(drafter: Drafter, shape: Shape) -> Paces:
         return Paces(shape.max_drafted)
     longest = min(shape.max_drafted, drafter.num_levels)
     return Paces(longest, (2, longest))
+
+
+def _paced_ahead(depths: Depths) -> tuple[Chain, Paces]:
+    """What to draft beside a verification, from nothing to `depths.most`: it begins with the usual.
+
+    Rounds tell a pace what drafting costs that is waited for, not what a lane is left to do, so
+    that depths which cost a lane more than they can yield are none of its choices. Within them it
+    is free: a text that repeats itself keeps drafts twice as long as others, and one that keeps
+    none is best decoded plainly.
+    """
+    return Chain(depths.most), Paces(depths.most, (depths.usual,))

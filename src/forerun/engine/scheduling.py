@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from forerun.composition import DrafterName, ScheduleName
 from forerun.control.lane_trial import measured_lanes, yields_of
 from forerun.control.memory import Streams, measured_bandwidths
-from forerun.control.overlap import AHEAD, PARALLEL, best_overlapped, compared
+from forerun.control.overlap import (
+    AHEAD,
+    SEQUENTIAL,
+    LaneCosts,
+    Way,
+    Yields,
+    best_overlapped,
+    compared,
+    deepest_worth,
+    reason_of,
+)
 from forerun.drafters.lane import DraftLane
 from forerun.drafters.lm import LM
 from forerun.engine.discovery import record_of
-from forerun.engine.drafting import Surroundings
-from forerun.protocols import Backend, Drafter, Schedule
+from forerun.engine.drafting import Surroundings, drafter_directory
+from forerun.engine.shaping import usual_depth
+from forerun.protocols import Backend, Drafter, Schedule, Shape
 from forerun.schedules.ahead import Ahead
 from forerun.schedules.parallel import Parallel
 from forerun.schedules.sequential import Sequential
@@ -30,19 +40,35 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
+class Depths:
+    """How deep drafts of a chosen schedule go where that is ours to choose, in levels: `usual`, as
+    recorded chances of acceptance want it, and `most`, more than which pays on no text."""
+
+    usual: int
+    most: int
+
+
+@dataclass(frozen=True, slots=True)
 class Scheduled:
-    """A live schedule, and why it is this one; `figures` measures for a moment, for people."""
+    """A live schedule, and why it is this one; `figures` measures for a moment, for people.
+    `depths` are those it was chosen for; None where they are not ours, or nothing overlaps."""
 
     schedule: Schedule
     reason: str
     figures: Callable[[], str] = str  # none
+    depths: Depths | None = None
 
 
 def scheduled(
-    name: ScheduleName, drafter: Drafter, around: Surroundings, drafter_name: DrafterName
+    name: ScheduleName,
+    drafter: Drafter,
+    around: Surroundings,
+    drafter_name: DrafterName,
+    held: Shape | None,
 ) -> Scheduled:
     """The schedule that was asked for; of `auto`, and of `ahead` without a number, the one that is
-    expected to be fastest by both models' measured seconds on their lanes.
+    expected to be fastest by both models' measured seconds on their lanes, for drafts of the shape
+    `held`, or of any depth where that is None.
 
     Lanes that share a core compute one after the other, so nothing is measured there and nothing
     overlaps by default.
@@ -57,34 +83,48 @@ def scheduled(
         return Scheduled(Sequential(), "sequential was asked for")
     chosen = None
     if around.opens.has_lane and isinstance(drafter, LM):
-        own = around.directory / "drafters" / drafter_name.name
-        record = record_of(Path(drafter_name.argument or own))
-        chosen = _measured(name, drafter, around.target, record)
+        record = record_of(drafter_directory(drafter_name, around.directory))
+        yields = yields_of(record) if held is None else yields_of(record, usual_depth(held))
+        depth = None if held is None else usual_depth(held, yields.accepted)
+        chosen = chosen_by(name, _measured(drafter, around.target), yields, depth)
     chosen = chosen or _unmeasured(name, drafter, around)
     _log.info("schedule: %s", chosen.reason)
     return chosen
 
 
-def _measured(
-    name: ScheduleName, drafter: LM, target: Backend, record: Mapping[int, float]
+def chosen_by(
+    name: ScheduleName, costs: LaneCosts, yields: Yields, num_levels: int | None
 ) -> Scheduled:
+    """The fastest schedule by these figures, or of `ahead` the fastest number of branches, for
+    drafts of `num_levels`, or of any depth where that is None."""
+    if name.kind == AHEAD:
+        best = best_overlapped(costs, yields, AHEAD, _MOST_BRANCHES, num_levels=num_levels)
+        chosen = Scheduled(_live(best.way), reason_of(costs, best))
+    else:
+        found = compared(costs, yields, _MOST_BRANCHES, num_levels=num_levels)
+        best, chosen = found.best, Scheduled(_live(found.best.way), found.reason)
+    # A sequential round shows all of its drafting to whoever learns lengths from rounds, and no
+    # branches hang on the depth: what is measured there beats what is expected here.
+    if num_levels is not None or best.way.schedule == SEQUENTIAL:
+        return chosen
+    depths = Depths(best.way.num_levels, deepest_worth(costs, yields, best.way))
+    told = f"{chosen.reason}; by what a text keeps, 0 to {depths.most} deep"
+    return replace(chosen, reason=told, depths=depths)
+
+
+def _live(way: Way) -> Schedule:
+    if way.schedule == AHEAD:
+        return Ahead(way.num_branches)
+    return Sequential() if way.schedule == SEQUENTIAL else Parallel()
+
+
+def _measured(drafter: LM, target: Backend) -> LaneCosts:
     """By timing a drafter that is a model on a lane of its own."""
     lane = DraftLane("forerun-trial")
     try:
-        hand_over = partial(_handed_over, lane)
-        costs, yields = measured_lanes(target, drafter.backend, hand_over), yields_of(record)
+        return measured_lanes(target, drafter.backend, partial(_handed_over, lane))
     finally:
         lane.close(_SOON_S)
-    if name.kind == "ahead":
-        best = best_overlapped(costs, yields, AHEAD, _MOST_BRANCHES)
-        why = f"ahead:{best.way.num_branches}, {best.tokens_per_s:.4g} tokens/s expected"
-        return Scheduled(Ahead(best.way.num_branches), why)
-    found = compared(costs, yields, _MOST_BRANCHES)
-    way = found.best.way
-    if way.schedule == AHEAD:
-        return Scheduled(Ahead(way.num_branches), found.reason)
-    simpler: Schedule = Parallel() if way.schedule == PARALLEL else Sequential()
-    return Scheduled(simpler, found.reason)
 
 
 def _handed_over(lane: DraftLane) -> None:

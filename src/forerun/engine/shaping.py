@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from forerun.composition import ScheduleName, ShapeName
 from forerun.draft import Draw
@@ -76,9 +79,7 @@ def damped_of(schedule: ScheduleName, shape: Shape) -> tuple[int, float] | None:
     """
     if schedule.damping >= 1.0:
         return None
-    tree = settled(shape)
-    levels = num_levels(shape) if tree is None else FixedTree(tree).num_levels
-    num_guesses = schedule.num_branches // (levels + 1)
+    num_guesses = schedule.num_branches // (usual_depth(shape) + 1)
     return min(max(num_guesses, 1), _MOST_DAMPED), schedule.damping
 
 
@@ -112,6 +113,19 @@ def settled(shape: Shape) -> tuple[int, ...] | None:
     if isinstance(shape, FixedTree):
         return shape.parents
     return likeliest_tree(shape.max_drafted).parents if isinstance(shape, Tree) else None
+
+
+def usual_depth(shape: Shape, accepted: Sequence[float] = ()) -> int:
+    """How deep drafts of the shape mostly go: a tree of that many nodes as its likeliest one, and a
+    chain that its drafter ends as long as what is kept with the chances `accepted`, each given all
+    before it, is still likely enough."""
+    tree = settled(shape)
+    if tree is not None:
+        return FixedTree(tree).num_levels
+    if isinstance(shape, Chain) and shape.stop > 0 and len(accepted):
+        likely = np.cumprod(accepted[: shape.max_drafted]) >= shape.stop
+        return max(1, int(likely.sum()))
+    return num_levels(shape)
 
 
 def num_levels(shape: Shape) -> int:
