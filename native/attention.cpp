@@ -57,7 +57,7 @@ static void confine(uint16_t* key, uint16_t* value, int head_dim) {
 void Model::rotate_and_store(const Batch& batch, int l, int worker, int row, int head) {
   const Kernels& k = lane_->kernels();
   const Shape& s = shape_;
-  const Layer& layer = layers_[static_cast<size_t>(l)];
+  const Layer& layer = weights_->layers[static_cast<size_t>(l)];
   const int half = s.head_dim / 2;
   std::vector<uint16_t>& rounded = scratch_[static_cast<size_t>(worker)].rounded;
   for (int n = batch.row_starts[row]; n < batch.row_starts[row + 1]; ++n) {
@@ -109,7 +109,7 @@ void Model::attend(const Batch& batch, int layer, int worker, int64_t tile, int 
   int last_position = 0;
   for (int n = first; n < first + count; ++n)
     last_position = std::max(last_position, node(n).position);
-  if (layers_[static_cast<size_t>(layer)].sees_ahead) last_position = row_last;
+  if (weights_->layers[static_cast<size_t>(layer)].sees_ahead) last_position = row_last;
   const int num_blocks = last_position / kBlock + 1;
   const int num_shared = node(first).in_place ? num_blocks : batch.committed[row] / kBlock;
   attend_tile({layer, head, first, count, count * shape_.group(), num_blocks, num_shared, row_last,
@@ -228,7 +228,7 @@ void Model::weigh(const Tile& tile, const Chunk& chunk, Scratch& w) {
   const Kernels& k = lane_->kernels();
   const float scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
   const int width = chunk.num_blocks * kBlock, begin = chunk.first_block * kBlock;
-  const Layer& layer = layers_[static_cast<size_t>(tile.layer)];
+  const Layer& layer = weights_->layers[static_cast<size_t>(tile.layer)];
   for (int q = 0; q < tile.num_rows; ++q) {
     const size_t at = static_cast<size_t>(q);
     const int position = node(tile.first + q / shape_.group()).position;

@@ -1,5 +1,5 @@
-// With bind_proposals.cpp the only file that knows Python: checks what it is given, takes pointers,
-// releases the GIL.
+// With the other bind files the only one that knows Python: checks what it is given, takes
+// pointers, releases the GIL.
 #include "bind.h"
 
 #include <nanobind/stl/optional.h>
@@ -18,65 +18,6 @@ using Floats = nb::ndarray<nb::numpy, const float, nb::ndim<2>>;
 nb::capsule kept(const Model::Floats& values) {
   return nb::capsule(new Model::Floats(values),
                      [](void* p) noexcept { delete static_cast<Model::Floats*>(p); });
-}
-
-SourceType source_type(const std::string& name) {
-  if (name == "BF16") return SourceType::kBf16;
-  if (name == "F16") return SourceType::kF16;
-  require(name == "F32", [&] { return "tensor type " + name + " is not one of BF16, F16, F32"; });
-  return SourceType::kF32;
-}
-
-Model::Role role_of(const std::string& name) {
-  if (name == "qkv") return Model::Role::kQkv;
-  if (name == "output") return Model::Role::kOutput;
-  if (name == "gate_up") return Model::Role::kGateUp;
-  if (name == "down") return Model::Role::kDown;
-  if (name == "fusion") return Model::Role::kFusion;
-  if (name == "markov_in") return Model::Role::kMarkovIn;
-  if (name == "markov") return Model::Role::kMarkov;
-  if (name == "mix") return Model::Role::kMix;
-  if (name == "head") return Model::Role::kHead;
-  require(name == "embedding", [&] { return "no matrix is called " + name; });
-  return Model::Role::kEmbedding;
-}
-
-Model::Vector vector_of(const std::string& name) {
-  if (name == "attention_norm") return Model::Vector::kAttentionNorm;
-  if (name == "feature_norm") return Model::Vector::kFeatureNorm;
-  if (name == "ffn_norm") return Model::Vector::kFfnNorm;
-  if (name == "qkv_bias") return Model::Vector::kQkvBias;
-  if (name == "query_norm") return Model::Vector::kQueryNorm;
-  if (name == "key_norm") return Model::Vector::kKeyNorm;
-  if (name == "mix_bias") return Model::Vector::kMixBias;
-  require(name == "final_norm", [&] { return "no vector is called " + name; });
-  return Model::Vector::kFinalNorm;
-}
-
-Reads reads_of(const std::string& name) {
-  if (name == "tokens") return Reads::kTokens;
-  if (name == "context") return Reads::kContext;
-  require(name == "both", [&] { return "no model reads " + name; });
-  return Reads::kBoth;
-}
-
-using Raw = nb::ndarray<nb::ro, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void pack(Model& model, const std::string& role, int layer, const std::vector<Raw>& arrays,
-          const std::vector<std::string>& types) {
-  require(arrays.size() == types.size() && !arrays.empty(), "one type per array");
-  std::vector<Source> sources;
-  for (size_t i = 0; i < arrays.size(); ++i) {
-    const SourceType type = source_type(types[i]);
-    require(arrays[i].itemsize() == (type == SourceType::kF32 ? 4u : 2u),
-            [&] { return "item size of " + types[i]; });
-    require(arrays[i].shape(1) == arrays[0].shape(1), "equal inputs of fused tensors");
-    sources.push_back({arrays[i].data(), type, static_cast<int64_t>(arrays[i].shape(0)),
-                       static_cast<int64_t>(arrays[i].shape(1))});
-  }
-  const nb::gil_scoped_release release;
-  const Model::InUse use(model);
-  model.pack(role_of(role), layer, sources);
 }
 
 Batch make_batch(const Model& model, const Array<int32_t>& tokens, const Array<int32_t>& parents,
@@ -110,7 +51,7 @@ nb::object forward(Model& model, const Array<int32_t>& tokens, const Array<int32
       make_batch(model, tokens, parents, row_starts, committed, block_table, logit_nodes, taps);
   {
     const nb::gil_scoped_release release;
-    const Model::InUse use(model);
+    const InUse use(model);
     model.forward(batch);
   }
   const size_t num_logits = static_cast<size_t>(batch.num_logits),
@@ -141,7 +82,7 @@ void commit(Model& model, const Array<int32_t>& tokens, const Array<int32_t>& pa
               "a path must run from node 0 along parents");
     }
   const nb::gil_scoped_release release;
-  const Model::InUse use(model);
+  const InUse use(model);
   model.commit(batch, paths.data(), starts.data());
 }
 
@@ -186,7 +127,7 @@ auto choose_tokens(Model& model, const LogitRows& logits, const Array<int64_t>& 
   int32_t* tokens = new int32_t[static_cast<size_t>(a.rows.count) + 1];
   auto result = owned(tokens, a.rows.count);
   const nb::gil_scoped_release release;
-  const Model::InUse use(model);
+  const InUse use(model);
   select_rows(model.lane(), a.rows, tokens);
   return result;
 }
@@ -201,7 +142,7 @@ auto laws(Model& model, const LogitRows& logits, const Array<int64_t>& positions
   bool sound;
   {
     const nb::gil_scoped_release release;
-    const Model::InUse use(model);
+    const InUse use(model);
     sound = law_rows(model.lane(), a.rows, out);
   }
   require(sound, "a logit is NaN, or no token is left to choose from");
@@ -269,68 +210,18 @@ void bind_sampler(nb::module_& m) {
           "prompt_ids"_a, "output_ids"_a, "output_counts"_a);
 }
 
-Markov markov_of(const std::string& name) {
-  if (name == "gated") return Markov::kGated;
-  if (name == "rnn") return Markov::kRecurrent;
-  require(name == "vanilla", [&] { return "no Markov head is called " + name; });
-  return Markov::kVanilla;
-}
-
 void bind_model(nb::module_& m) {
   nb::class_<Model> model(m, "Model");
   model
       .def(
           "__init__",
-          [](Model* self, std::shared_ptr<Lane> lane, int hidden, int num_layers, int num_heads,
-             int num_kv_heads, int head_dim, int ffn, int vocab, int max_context, float norm_eps,
-             bool tied, bool qkv_bias, bool qk_norm, std::vector<double> inverse_frequencies,
-             int num_blocks, const std::string& reads, int feature_width, int head_rows,
-             int markov_rank, int mask, int block_len, bool is_shifted, bool norms_residual,
-             const std::string& markov) {
-            require(num_heads % num_kv_heads == 0 && num_heads / num_kv_heads <= kMaxRows,
-                    "query heads per K/V head must be whole and at most 32");
-            require(static_cast<int>(inverse_frequencies.size()) * 2 == head_dim,
-                    "one frequency per two dimensions");
-            require(mask >= 0 && mask < vocab && markov_rank >= 0 && feature_width >= 0,
-                    "sizes of what reads features");
-            new (self) Model({hidden,
-                              num_layers,
-                              num_heads,
-                              num_kv_heads,
-                              head_dim,
-                              ffn,
-                              vocab,
-                              max_context,
-                              norm_eps,
-                              tied,
-                              qkv_bias,
-                              qk_norm,
-                              std::move(inverse_frequencies),
-                              reads_of(reads),
-                              feature_width,
-                              head_rows < 0 ? vocab : head_rows,
-                              markov_rank,
-                              mask,
-                              block_len,
-                              is_shifted,
-                              norms_residual,
-                              markov_of(markov)},
-                             std::move(lane), num_blocks);
+          [](Model* self, std::shared_ptr<Lane> lane, std::shared_ptr<const Weights> weights,
+             int max_context, int num_blocks) {
+            new (self) Model(std::move(weights), std::move(lane), max_context, num_blocks);
           },
-          "lane"_a, "hidden"_a, "num_layers"_a, "num_heads"_a, "num_kv_heads"_a, "head_dim"_a,
-          "ffn"_a, "vocab"_a, "max_context"_a, "norm_eps"_a, "tied"_a, "qkv_bias"_a, "qk_norm"_a,
-          "inverse_frequencies"_a, "num_blocks"_a, "reads"_a = "tokens", "feature_width"_a = 0,
-          "head_rows"_a = -1, "markov_rank"_a = 0, "mask"_a = 0, "block_len"_a = 0,
-          "is_shifted"_a = false, "norms_residual"_a = false, "markov"_a = "vanilla")
-      .def("pack", &pack)
-      .def("set_vector",
-           [](Model& model, const std::string& role, int layer, const Array<float>& values) {
-             model.set_vector(vector_of(role), layer, copy(values));
-           })
-      .def("set_sight", &Model::set_sight)
-      .def("set_token_map", &Model::set_token_map)
-      .def("borrow", &Model::borrow)
-      .def_prop_ro("weight_bytes", &Model::weight_bytes)
+          "lane"_a, "weights"_a, "max_context"_a, "num_blocks"_a)
+      .def_prop_ro("weight_bytes",
+                   [](const Model& model) { return model.weights().streamed_bytes(); })
       .def_prop_ro("num_computed", &Model::num_computed)
       .def_prop_ro("block_bytes", &Model::block_bytes)
       .def("forward", &forward)
@@ -350,6 +241,7 @@ NB_MODULE(_native, m) {
   m.def("amx_errno", [] { return cpu_features().amx_errno; });
   bind_lane(m);
   bind_sampler(m);
+  bind_weights(m);
   bind_model(m);
 }
 

@@ -53,6 +53,9 @@ auto owned(T* data, Dims... dims) {
   return nb::ndarray<nb::numpy, T>(data, {static_cast<size_t>(dims)...}, owner);
 }
 
+// Weights, and how they are packed.
+void bind_weights(nb::module_& module);
+
 // Whole proposals: propose, grow, foresee, keep.
 void bind_proposals(nb::module_& module, nb::class_<Model>& model);
 

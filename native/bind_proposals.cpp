@@ -48,7 +48,7 @@ auto propose_chains(Model& model, const Array<int32_t>& catch_up, const Array<in
   int32_t* out = new int32_t[num_rows * static_cast<size_t>(num_steps)];
   auto result = owned(out, num_rows, num_steps);
   const nb::gil_scoped_release release;
-  const Model::InUse use(model);
+  const InUse use(model);
   propose(model,
           {static_cast<int>(num_rows), num_steps, static_cast<int>(block_table.shape(1)),
            catch_up.data(), starts.data(), committed.data(), block_table.data(), who.data()},
@@ -217,7 +217,7 @@ nb::list grow_trees(Model& model, const HeldPlan& held, int num_layers,
   std::vector<GrownRow> rows;
   {
     const nb::gil_scoped_release release;
-    const Model::InUse use(model);
+    const InUse use(model);
     rows = grow(*reader, plan);
   }
   return as_list(rows);
@@ -320,7 +320,7 @@ nb::tuple foresee_trees(Model& model, const HeldPlan& held, const Array<int32_t>
   Forecast forecast;
   {
     const nb::gil_scoped_release release;
-    const Model::InUse use(model);
+    const InUse use(model);
     forecast = foresee(*reader, plan);
   }
   const nb::list rows = as_list(forecast.rows);
@@ -341,7 +341,7 @@ HeldNodes take_nodes(Model& model, const ReadLogits& read, const Array<int32_t>&
   }
   held.num_nodes = static_cast<int>(nodes.size());
   const nb::gil_scoped_release release;
-  const Model::InUse use(model);
+  const InUse use(model);
   held.kv = model.grown_kv(nodes);
   return held;
 }
@@ -360,7 +360,7 @@ void absorb_features(Model& model, const Array<int32_t>& catch_up, const Array<i
   plan.committed = committed.data();
   plan.block_table = block_table.data();
   const nb::gil_scoped_release release;
-  const Model::InUse use(model);
+  const InUse use(model);
   absorb(model, plan, features.data());
 }
 
@@ -373,7 +373,7 @@ void keep(Model& model, const Array<int32_t>& table, int position, const Array<i
             "a block for every kept node");
   }
   const nb::gil_scoped_release release;
-  const Model::InUse use(model);
+  const InUse use(model);
   model.keep_grown(table.data(), position, copy(grown));
 }
 

@@ -27,8 +27,8 @@ void check_rows(const Model& model, const Batch& b) {
       positions[static_cast<size_t>(n)] = position;
       deepest = std::max(deepest, position);
     }
-    require(deepest < shape.max_context, [&] {
-      return "position " + text(deepest) + " is past the context of " + text(shape.max_context);
+    require(deepest < model.max_context(), [&] {
+      return "position " + text(deepest) + " is past the context of " + text(model.max_context());
     });
     require(deepest / kBlock < b.table_width, [&] {
       return text(deepest + 1) + " positions need " + text(deepest / kBlock + 1) +

@@ -27,16 +27,17 @@ void Model::fuse(const Batch& batch, int worker, int phase) {
   const Packed raw = pack_rows(worker, count, shape_.feature_width, [&](int n, float*) {
     return batch.features + static_cast<int64_t>(n) * shape_.feature_width;
   });
-  product(worker, phase, fusion_, raw, [&](int64_t p, int n, const float* c) {
+  product(worker, phase, weights_->fusion, raw, [&](int64_t p, int n, const float* c) {
     const size_t column = static_cast<size_t>(p) * kPanelColumns;
     std::memcpy(&fused_[static_cast<size_t>(n) * hidden + column], c,
                 std::min<size_t>(kPanelColumns, hidden - column) * 4);
   });
   lane_->barrier(worker);
-  if (fused_norm_.empty()) return;
+  if (weights_->fused_norm.empty()) return;
   lane_->share(worker, phase + 1, count, [&](int64_t n) {
     float* row = &fused_[static_cast<size_t>(n) * hidden];
-    lane_->kernels().rms_norm(row, fused_norm_.data(), shape_.hidden, shape_.norm_eps, row);
+    lane_->kernels().rms_norm(row, weights_->fused_norm.data(), shape_.hidden, shape_.norm_eps,
+                              row);
   });
   lane_->barrier(worker);
 }
@@ -44,7 +45,7 @@ void Model::fuse(const Batch& batch, int worker, int phase) {
 // What a layer's queries, keys and values are made of.
 Model::Packed Model::pack_inputs(const Batch& batch, int l, int worker) {
   const Kernels& k = lane_->kernels();
-  const Layer& layer = layers_[static_cast<size_t>(l)];
+  const Layer& layer = weights_->layers[static_cast<size_t>(l)];
   const int hidden = shape_.hidden;
   const float* norm = layer.attention_norm.data();
   return pack_rows(worker, batch.num_nodes, shape_.input_width(), [&](int row, float* out) {
@@ -74,13 +75,13 @@ void Model::reserve_markov(int rows) {
   room(shared_packed_);
   for (Scratch& w : scratch_) room(w.packed);
   if (shape_.markov_inputs() == 0) return;
-  mixed_.resize(count * static_cast<size_t>(mix_.num_panels * kPanelColumns));
+  mixed_.resize(count * static_cast<size_t>(weights_->mix.num_panels * kPanelColumns));
   codes_.resize(count * static_cast<size_t>(shape_.markov_rank));
 }
 
 void Model::read_code(int32_t token, float* out) const {
   const int rank = shape_.markov_rank;
-  const uint16_t* row = markov_in_.as<uint16_t>() + static_cast<int64_t>(token) * rank;
+  const uint16_t* row = weights_->markov_in.as<uint16_t>() + static_cast<int64_t>(token) * rank;
   for (int i = 0; i < rank; ++i) out[i] = bf16_to_float(row[i]);
 }
 
@@ -97,7 +98,7 @@ void Model::add_markov(const std::vector<Heard>& slots, float* out) {
       read_code(slots[static_cast<size_t>(r)].before, staging);
       return static_cast<const float*>(staging);
     });
-    product(worker, 2, markov_, codes, [&](int64_t p, int r, const float* c) {
+    product(worker, 2, weights_->markov, codes, [&](int64_t p, int r, const float* c) {
       const int64_t column = p * kPanelColumns;
       float* sum = out + r * stride + column;
       std::memcpy(sum, slots[static_cast<size_t>(r)].base + column, kPanelColumns * 4);
@@ -109,7 +110,7 @@ void Model::add_markov(const std::vector<Heard>& slots, float* out) {
 // The codes of slots whose own state has a say, and what they have heard; two phases.
 void Model::mix(const std::vector<Heard>& slots, int worker, int phase) {
   const int rows = static_cast<int>(slots.size()), rank = shape_.markov_rank;
-  const size_t width = static_cast<size_t>(mix_.num_panels * kPanelColumns);
+  const size_t width = static_cast<size_t>(weights_->mix.num_panels * kPanelColumns);
   const size_t hidden = static_cast<size_t>(shape_.hidden);
   const bool has_state = shape_.markov == Markov::kRecurrent;
   const Packed inputs = pack_rows(worker, rows, shape_.markov_inputs(), [&](int r, float* staging) {
@@ -118,15 +119,15 @@ void Model::mix(const std::vector<Heard>& slots, int worker, int phase) {
           *read = has_state ? staging + 2 * rank : staging;
     if (has_state) std::memcpy(staging, slot.above, static_cast<size_t>(rank) * 4);
     read_code(slot.before, code);
-    lane_->kernels().rms_norm(&x_[static_cast<size_t>(slot.node) * hidden], final_norm_.data(),
-                              shape_.hidden, shape_.norm_eps, read);
+    lane_->kernels().rms_norm(&x_[static_cast<size_t>(slot.node) * hidden],
+                              weights_->final_norm.data(), shape_.hidden, shape_.norm_eps, read);
     return static_cast<const float*>(staging);
   });
-  product(worker, phase, mix_, inputs, [&](int64_t p, int r, const float* c) {
+  product(worker, phase, weights_->mix, inputs, [&](int64_t p, int r, const float* c) {
     const size_t column = static_cast<size_t>(p) * kPanelColumns;
     float* sum = &mixed_[static_cast<size_t>(r) * width + column];
     std::memcpy(sum, c, kPanelColumns * 4);
-    lane_->kernels().add(&mix_bias_[column], kPanelColumns, sum);
+    lane_->kernels().add(&weights_->mix_bias[column], kPanelColumns, sum);
   });
   lane_->barrier(worker);
   lane_->share(worker, phase + 1, rows, [&](int64_t r) {

@@ -1,5 +1,7 @@
 // The model, top to bottom: run_layers is its table of contents.
 #include <algorithm>
+#include <cmath>
+#include <stdexcept>
 
 #include "mode.h"
 #include "model.h"
@@ -11,6 +13,23 @@ namespace {
 constexpr int kPhasesPerLayer = 6;
 
 }  // namespace
+
+Model::Model(std::shared_ptr<const Weights> weights, std::shared_ptr<Lane> lane, int max_context,
+             int num_blocks)
+    : weights_(std::move(weights)),
+      shape_(weights_->shape),
+      lane_(std::move(lane)),
+      max_context_(max_context),
+      num_blocks_(num_blocks) {
+  if (lane_->kernels().order != weights_->order)
+    throw std::invalid_argument("weights are read by lanes of the paths they were packed for");
+  kv_ = Arena(static_cast<size_t>(num_blocks) * static_cast<size_t>(block_bytes()));
+  scratch_.resize(static_cast<size_t>(lane_->num_threads()));
+}
+
+int64_t Model::block_bytes() const {
+  return static_cast<int64_t>(shape_.num_layers) * shape_.num_kv_heads * head_block_bytes();
+}
 
 void Model::forward(const Batch& batch) {
   const CanonicalMode mode;  // the rotation tables are part of the arithmetic
@@ -38,7 +57,7 @@ void Model::run_layers(const Batch& batch, int worker) {
 }
 
 void Model::self_attention(const Batch& batch, int l, int worker, int phase) {
-  const Layer& layer = layers_[static_cast<size_t>(l)];
+  const Layer& layer = weights_->layers[static_cast<size_t>(l)];
   const int heads = shape_.num_kv_heads, first = first_working(batch);
   const int64_t tiles = num_tiles(batch);
   const Packed input = pack_inputs(batch, l, worker);
@@ -83,7 +102,7 @@ bool Model::heads_stay_together(const Batch& batch) const {
 }
 
 void Model::project_panel(int l, int64_t p, const Packed& input) {
-  const Layer& layer = layers_[static_cast<size_t>(l)];
+  const Layer& layer = weights_->layers[static_cast<size_t>(l)];
   panel_product(p, layer.qkv, input, [&](int node, const float* c) {
     float* out = &qkv_[static_cast<size_t>(node) * shape_.qkv_width() + p * kPanelColumns];
     std::memcpy(out, c, kPanelColumns * 4);
@@ -95,7 +114,7 @@ void Model::project_panel(int l, int64_t p, const Packed& input) {
 
 void Model::feed_forward(const Batch& batch, int l, int worker, int phase) {
   const Kernels& k = lane_->kernels();
-  const Layer& layer = layers_[static_cast<size_t>(l)];
+  const Layer& layer = weights_->layers[static_cast<size_t>(l)];
   const int first = first_working(batch), rows = batch.num_nodes - first;
   if (rows == 0) return;
   const Packed input = pack_normed(worker, rows, layer.ffn_norm, nullptr, first);
@@ -127,8 +146,9 @@ void Model::copy_taps(const Batch& batch, int l, int worker) {
 }
 
 void Model::project(const Batch& batch, int worker, int phase) {
-  const Packed last = pack_normed(worker, batch.num_logits, final_norm_, batch.logit_nodes, 0);
-  product(worker, phase, head(), last, [&](int64_t p, int row, const float* c) {
+  const Packed last =
+      pack_normed(worker, batch.num_logits, weights_->final_norm, batch.logit_nodes, 0);
+  product(worker, phase, weights_->any_head(), last, [&](int64_t p, int row, const float* c) {
     std::memcpy(&(*logits_)[static_cast<size_t>(row * logits_stride() + p * kPanelColumns)], c,
                 kPanelColumns * 4);
   });
@@ -167,8 +187,8 @@ void Model::embed(const Batch& batch, int worker, int phase) {
     copy_token(batch.tokens[n], both ? &token_rows_[n * hidden] : &x_[n * hidden]);
     if (!both) return;
     if (shape_.norms_residual)
-      lane_->kernels().rms_norm(&fused_[n * hidden], layers_[0].feature_norm.data(), shape_.hidden,
-                                shape_.norm_eps, &x_[n * hidden]);
+      lane_->kernels().rms_norm(&fused_[n * hidden], weights_->layers[0].feature_norm.data(),
+                                shape_.hidden, shape_.norm_eps, &x_[n * hidden]);
     else
       std::memcpy(&x_[n * hidden], &fused_[n * hidden], hidden * 4);
   });
@@ -177,16 +197,16 @@ void Model::embed(const Batch& batch, int worker, int phase) {
 
 // The row of the table that this model reads tokens with; a tied one stands in the head.
 void Model::copy_token(int32_t token, float* out) const {
-  const Model& owner = lender();
+  const Weights& owner = weights_->table_owner();
   const int hidden = shape_.hidden;
-  if (!owner.shape_.tied) {
-    const uint16_t* row = owner.embedding_.as<uint16_t>() + static_cast<int64_t>(token) * hidden;
+  if (!owner.shape.tied) {
+    const uint16_t* row = owner.embedding.as<uint16_t>() + static_cast<int64_t>(token) * hidden;
     for (int i = 0; i < hidden; ++i) out[i] = bf16_to_float(row[i]);
     return;
   }
   const PairOrder order = lane_->kernels().order;
   const uint16_t* panel =
-      reinterpret_cast<const uint16_t*>(owner.head_.panel(token / kPanelColumns));
+      reinterpret_cast<const uint16_t*>(owner.head.panel(token / kPanelColumns));
   for (int i = 0; i < hidden; ++i)
     out[i] = bf16_to_float(panel[panel_offset(i, token % kPanelColumns, order)]);
 }
@@ -231,6 +251,21 @@ void Model::plan(const Batch& batch) {
     num_tail_blocks_ = std::max(num_tail_blocks_, tail);
     extend_rotation(node.position + 1);
   }
+}
+
+// Tables of the first positions, extended as contexts grow: a long limit costs nothing unused.
+void Model::extend_rotation(int num_positions) {
+  constexpr int kStep = 1024;
+  const size_t half = static_cast<size_t>(shape_.head_dim / 2);
+  const int known = static_cast<int>(cosine_.size() / half);
+  if (num_positions <= known) return;
+  const int wanted = static_cast<int>(ceil_div(num_positions, kStep)) * kStep;
+  for (int position = known; position < wanted; ++position)
+    for (size_t i = 0; i < half; ++i) {
+      const double angle = position * shape_.inverse_frequencies[i];
+      cosine_.push_back(static_cast<float>(std::cos(angle)));
+      sine_.push_back(static_cast<float>(std::sin(angle)));
+    }
 }
 
 bool Model::computed(const Batch& batch) const { return nodes_ == planned(batch); }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <vector>
@@ -34,6 +35,22 @@ class Arena {
   size_t size_ = 0;
   void* mapping_ = nullptr;
   size_t mapped_ = 0;
+};
+
+// Held during a call from outside: one at a time, whichever thread asks.
+class InUse {
+ public:
+  template <typename Asked>
+  explicit InUse(Asked& asked) : flag_(asked.in_use()) {
+    if (flag_.test_and_set(std::memory_order_acquire))
+      throw std::runtime_error("this model is computing in another thread: one call at a time");
+  }
+  ~InUse() { flag_.clear(std::memory_order_release); }
+  InUse(const InUse&) = delete;
+  InUse& operator=(const InUse&) = delete;
+
+ private:
+  std::atomic_flag& flag_;
 };
 
 class Lane {

@@ -1,90 +1,14 @@
-// One decoder on one lane: packed weights, K/V blocks, workspace.
+// One decoder on one lane: K/V blocks and workspace over weights that others may read too.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
 #include <vector>
 
-#include "arith.h"
-#include "lane.h"
+#include "weights.h"
 
 namespace forerun {
-
-// What the first layer of a model reads.
-enum class Reads : uint8_t {
-  kTokens,   // a language model
-  kContext,  // a block drafter: features become keys and values of every layer, a block has tokens
-  kBoth      // EAGLE-3: token and feature of a node side by side
-};
-
-// How the choices before a slot of a block reach its logits: the token before; the same, as far as
-// the slot lets it; all of the draft before, through a state that goes along.
-enum class Markov : uint8_t { kVanilla, kGated, kRecurrent };
-
-struct Shape {
-  int hidden, num_layers, num_heads, num_kv_heads, head_dim, ffn, vocab, max_context;
-  float norm_eps;
-  bool tied, qkv_bias, qk_norm;
-  std::vector<double> inverse_frequencies;  // head_dim / 2
-  Reads reads = Reads::kTokens;
-  int feature_width = 0;  // of one token's features, before they are fused to `hidden`
-  int head_rows = 0;      // of a head of its own: 0 is borrowed, with the table of tokens
-  int markov_rank = 0;    // of the tables that add the choice before to a logit; 0: there are none
-  // Of kContext: a block is the pending token and masks; slot k says the token one further where
-  // shifted, else the one at its own place, and slot 0 nothing.
-  int mask = 0, block_len = 0;
-  bool is_shifted = false;
-  bool norms_residual = false;  // of kBoth: the residual stream begins with the normed feature
-  Markov markov = Markov::kVanilla;
-  int max_drafted() const { return is_shifted ? block_len : block_len - 1; }
-
-  // What the kinds that mix multiply: the slot as the head reads it, the token's code, the state.
-  int markov_inputs() const {
-    if (markov_rank == 0 || markov == Markov::kVanilla) return 0;
-    return hidden + markov_rank * (markov == Markov::kGated ? 1 : 2);
-  }
-  int markov_outputs() const {
-    return markov_inputs() == 0 ? 0 : markov_rank * (markov == Markov::kGated ? 1 : 3);
-  }
-  int input_width() const { return reads == Reads::kBoth ? 2 * hidden : hidden; }
-  int group() const { return num_heads / num_kv_heads; }
-  int query_width() const { return num_heads * head_dim; }
-  // Columns of one K/V head's queries, key and value, which stand together so that one worker can
-  // take a head from projection to attention; padded to whole panels.
-  int family_width() const {
-    return static_cast<int>(ceil_div((group() + 2) * head_dim, kPanelColumns)) * kPanelColumns;
-  }
-  int qkv_width() const { return num_kv_heads * family_width(); }
-  int head_blocks() const { return static_cast<int>(ceil_div(head_dim, kBlock)); }
-};
-
-enum class WeightType : uint8_t { kBf16 };  // of the packed stream; int8 and int4 come next
-enum class SourceType : uint8_t { kBf16, kF16, kF32 };
-
-// A row-major [rows, columns] tensor of a checkpoint; only read.
-struct Source {
-  const void* data;
-  SourceType type;
-  int64_t rows, columns;
-  float at(int64_t row, int64_t column) const;
-};
-
-// One row of a matrix to be packed; zero rows (padding) have no source.
-struct Row {
-  const Source* source = nullptr;
-  int64_t index = 0;
-};
-
-// Outputs in panels of 32, each a contiguous stream of K blocks.
-struct Matrix {
-  WeightType type = WeightType::kBf16;
-  uint8_t* data = nullptr;
-  int64_t num_blocks = 0, num_panels = 0;
-  int64_t num_bytes() const { return num_blocks * num_panels * kPanelBlockBytes; }
-  const uint8_t* panel(int64_t p) const { return data + p * num_blocks * kPanelBlockBytes; }
-};
 
 // One slot of one draft as a Markov head sees it; the memory is the caller's.
 struct Heard {
@@ -93,13 +17,6 @@ struct Heard {
   const float* base;   // its logits without the head
   const float* above;  // of kRecurrent, markov_rank values each: what the slot before had heard,
   float* below;        // and what this one has
-};
-
-struct Layer {
-  Matrix qkv, output, gate_up, down;
-  std::vector<float> attention_norm, feature_norm, ffn_norm, qkv_bias, query_norm, key_norm;
-  bool sees_ahead = false;  // every node of a row sees all of it, not just what is before
-  int window = 0;           // positions back that a node sees, its own among them; 0: all
 };
 
 // Rows of nodes; protocols.py, ForwardBatch, has the meaning of every field.
@@ -120,53 +37,10 @@ struct Batch {
 
 class Model {
  public:
-  // Held during every call from outside: one at a time, whichever thread asks.
-  class InUse {
-   public:
-    explicit InUse(Model& model) : flag_(model.in_use_) {
-      if (flag_.test_and_set(std::memory_order_acquire))
-        throw std::runtime_error("this model is computing in another thread: one call at a time");
-    }
-    ~InUse() { flag_.clear(std::memory_order_release); }
-    InUse(const InUse&) = delete;
-    InUse& operator=(const InUse&) = delete;
-
-   private:
-    std::atomic_flag& flag_;
-  };
-
-  Model(Shape shape, std::shared_ptr<Lane> lane, int num_blocks);
-
-  enum class Role {
-    kQkv,
-    kOutput,
-    kGateUp,
-    kDown,
-    kHead,
-    kEmbedding,
-    kFusion,
-    kMarkovIn,
-    kMarkov,
-    kMix
-  };
-  enum class Vector {
-    kAttentionNorm,
-    kFeatureNorm,  // of a layer of kBoth; of the fused features of kContext
-    kFfnNorm,
-    kQkvBias,
-    kQueryNorm,
-    kKeyNorm,
-    kFinalNorm,
-    kMixBias
-  };
-  void pack(Role role, int layer, const std::vector<Source>& sources);
-  void set_vector(Vector role, int layer, std::vector<float> values);
-  void set_sight(int layer, bool sees_ahead, int window);
-  // The target's token of each row of the head; none: they are the same.
-  void set_token_map(std::vector<int32_t> tokens) { token_map_ = std::move(tokens); }
-  const std::vector<int32_t>& token_map() const { return token_map_; }
-  // Reads tokens with another model's table, and its head too where it has none of its own.
-  void borrow(std::shared_ptr<Model> lender);
+  // Positions are below `max_context`. Throws std::invalid_argument where the lane's path reads
+  // panels in another order.
+  Model(std::shared_ptr<const Weights> weights, std::shared_ptr<Lane> lane, int max_context,
+        int num_blocks);
 
   // Computes every node once. Afterwards logits() holds num_logits rows of logits_stride() floats
   // and taps() num_nodes rows of num_taps * hidden floats.
@@ -204,13 +78,16 @@ class Model {
 
   using Floats = std::shared_ptr<std::vector<float>>;
   const Floats& logits() const { return logits_; }
-  int64_t logits_stride() const { return head().num_panels * kPanelColumns; }
+  int64_t logits_stride() const { return weights_->any_head().num_panels * kPanelColumns; }
   const Floats& taps() const { return taps_; }
+  const Weights& weights() const { return *weights_; }
   const Shape& shape() const { return shape_; }
+  int max_context() const { return max_context_; }
   Lane& lane() { return *lane_; }
   int num_blocks() const { return num_blocks_; }
-  int64_t weight_bytes() const;  // streamed by one forward
-  int64_t block_bytes() const;   // of one K/V block, all layers
+  int64_t block_bytes() const;  // of one K/V block, all layers
+  // Held during every call from outside: one at a time, whichever thread asks.
+  std::atomic_flag& in_use() { return in_use_; }
 
  private:
   struct Node {
@@ -256,10 +133,6 @@ class Model {
     Arena packed, query, probabilities, tail;
   };
 
-  const Model& lender() const { return lender_ ? *lender_ : *this; }
-  const Matrix& head() const { return head_.data ? head_ : lender().head_; }
-  Arena table_of(const Source& source);
-  Matrix pack_matrix(std::vector<Row> rows, int64_t inputs);
   int64_t packed_bytes(int rows) const;
   int64_t head_block_bytes() const { return 2LL * shape_.head_blocks() * kPanelBlockBytes; }
   const Node& node(int n) const { return nodes_[static_cast<size_t>(n)]; }
@@ -320,16 +193,12 @@ class Model {
   void gather_tail(const Batch& batch, int layer, int head, int node, uint8_t* tail) const;
 
   std::atomic_flag in_use_;
-  Shape shape_;
-  std::shared_ptr<Lane> lane_;
-  int num_blocks_;
-  std::shared_ptr<Model> lender_;
-  std::vector<int32_t> token_map_;
-  Arena weights_, embedding_, markov_in_, kv_, node_kv_;
-  int64_t weights_used_ = 0;
-  std::vector<Layer> layers_;
-  Matrix head_, fusion_, markov_, mix_;
-  std::vector<float> final_norm_, fused_norm_, mix_bias_, cosine_, sine_;
+  const std::shared_ptr<const Weights> weights_;
+  const Shape& shape_;  // of the weights
+  const std::shared_ptr<Lane> lane_;
+  const int max_context_, num_blocks_;
+  Arena kv_, node_kv_;
+  std::vector<float> cosine_, sine_;
 
   std::vector<Node> nodes_;
   // Of all tree nodes whose K/V is held: the one above it (-1: committed text), and its position.

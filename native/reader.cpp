@@ -212,7 +212,7 @@ void BlockReader::read_text(const GrowthPlan& plan, int capacity) {
     pending.push_back({b, plan.catch_up[plan.catch_up_starts[b + 1] - 1], 0, -1, -1});
     if (levels == 0) continue;
     pass.begin_row(b, plan.known(b) - 1);
-    const int room = std::min(plan.table_width * kBlock, model_.shape().max_context);
+    const int room = std::min(plan.table_width * kBlock, model_.max_context());
     const int free = std::min({model_.shape().block_len, kFreeSlots, room - (plan.known(b) - 1)});
     const int fed = std::max(free, levels + unheard);
     for (int i = 0; i < levels; ++i) pass.logit_nodes.push_back(pass.num_nodes() + unheard + i);
@@ -297,19 +297,19 @@ void EagleReader::read(const GrowthPlan& plan, std::vector<Wanted>& wanted) {
 
 // The head's logits to the places of the target's tokens; what it does not know is out of reach.
 void EagleReader::spread(size_t num_rows) {
-  if (model_.token_map().empty()) return;
+  if (model_.weights().token_map.empty()) return;
   constexpr float kNever = -1e30f;
   const size_t width = static_cast<size_t>(vocab());
   spread_.assign(num_rows * width, kNever);
   for (size_t r = 0; r < num_rows; ++r) {
     const float* own = model_.logits()->data() + static_cast<int64_t>(r) * model_.logits_stride();
-    for (size_t t = 0; t < model_.token_map().size(); ++t)
-      spread_[r * width + static_cast<size_t>(model_.token_map()[t])] = own[t];
+    for (size_t t = 0; t < model_.weights().token_map.size(); ++t)
+      spread_[r * width + static_cast<size_t>(model_.weights().token_map[t])] = own[t];
   }
 }
 
 const float* EagleReader::logits(size_t i) const {
-  if (!model_.token_map().empty()) return &spread_[i * static_cast<size_t>(vocab())];
+  if (!model_.weights().token_map.empty()) return &spread_[i * static_cast<size_t>(vocab())];
   return model_.logits()->data() + static_cast<int64_t>(i) * model_.logits_stride();
 }
 

@@ -1,9 +1,9 @@
 // Packing: once, in parallel, from read-only tensors into one streaming arena.
-#include <cmath>
-#include <stdexcept>
-#include <string>
+#include "weights.h"
 
-#include "model.h"
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
 
 namespace forerun {
 namespace {
@@ -118,57 +118,61 @@ float Source::at(int64_t row, int64_t column) const {
   }
 }
 
-Model::Model(Shape shape, std::shared_ptr<Lane> lane, int num_blocks)
-    : shape_(std::move(shape)), lane_(std::move(lane)), num_blocks_(num_blocks) {
-  const Shape& s = shape_;
-  weights_ = Arena(static_cast<size_t>(layer_bytes(s) * s.num_layers + outer_bytes(s)));
-  kv_ = Arena(static_cast<size_t>(s.num_layers) * num_blocks * s.num_kv_heads * head_block_bytes());
-  layers_.resize(static_cast<size_t>(s.num_layers));
-  scratch_.resize(static_cast<size_t>(lane_->num_threads()));
+int64_t Weights::num_bytes() const {
+  return static_cast<int64_t>(panels.size() + embedding.size() + markov_in.size());
 }
 
-// Tables of the first positions, extended as contexts grow: a long limit costs nothing unused.
-void Model::extend_rotation(int num_positions) {
-  constexpr int kStep = 1024;
-  const size_t half = static_cast<size_t>(shape_.head_dim / 2);
-  const int known = static_cast<int>(cosine_.size() / half);
-  if (num_positions <= known) return;
-  const int wanted = static_cast<int>(ceil_div(num_positions, kStep)) * kStep;
-  for (int position = known; position < wanted; ++position)
-    for (size_t i = 0; i < half; ++i) {
-      const double angle = position * shape_.inverse_frequencies[i];
-      cosine_.push_back(static_cast<float>(std::cos(angle)));
-      sine_.push_back(static_cast<float>(std::sin(angle)));
-    }
+int64_t Weights::streamed_bytes() const {
+  const int64_t lent = shape.head_rows > 0 ? 0 : any_head().num_bytes();
+  return static_cast<int64_t>(panels.size()) + lent;
 }
 
-int64_t Model::weight_bytes() const {
-  const int64_t lent = shape_.head_rows > 0 ? 0 : head().num_bytes();
-  return layer_bytes(shape_) * shape_.num_layers + outer_bytes(shape_) + lent;
+Packing::Packing(Shape shape, std::shared_ptr<Lane> lane, std::shared_ptr<const Weights> lender)
+    : lane_(std::move(lane)), weights_(std::make_shared<Weights>()) {
+  const PairOrder order = lane_->kernels().order;
+  if (lender && (lender->shape.hidden != shape.hidden || lender->shape.vocab != shape.vocab ||
+                 lender->order != order || !lender->head.data))
+    throw std::invalid_argument("a table can be borrowed between equal widths and paths");
+  Weights& made = *weights_;
+  made.panels =
+      Arena(static_cast<size_t>(layer_bytes(shape) * shape.num_layers + outer_bytes(shape)));
+  made.layers.resize(static_cast<size_t>(shape.num_layers));
+  made.order = order;
+  made.shape = std::move(shape);
+  made.lender = std::move(lender);
 }
 
-int64_t Model::block_bytes() const {
-  return static_cast<int64_t>(shape_.num_layers) * shape_.num_kv_heads * head_block_bytes();
+Weights& Packing::open() {
+  if (!weights_) throw std::invalid_argument("these weights are packed already: begin others");
+  return *weights_;
 }
 
-void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
+std::shared_ptr<const Weights> Packing::finish() {
+  if (num_used_ < static_cast<int64_t>(open().panels.size()))
+    throw std::invalid_argument("fewer weights than the shape announces");
+  return std::move(weights_);
+}
+
+void Packing::pack(Role role, int layer, const std::vector<Source>& sources) {
+  Weights& made = open();
   const Source& first = sources.at(0);
   if (role == Role::kEmbedding || role == Role::kMarkovIn) {
-    (role == Role::kEmbedding ? embedding_ : markov_in_) = table_of(first);
+    (role == Role::kEmbedding ? made.embedding : made.markov_in) = table_of(first);
     return;
   }
-  Matrix* const outer = role == Role::kHead     ? &head_
-                        : role == Role::kFusion ? &fusion_
-                        : role == Role::kMarkov ? &markov_
-                        : role == Role::kMix    ? &mix_
+  Matrix* const outer = role == Role::kHead     ? &made.head
+                        : role == Role::kFusion ? &made.fusion
+                        : role == Role::kMarkov ? &made.markov
+                        : role == Role::kMix    ? &made.mix
                                                 : nullptr;
   if (outer) {
     *outer = pack_matrix(all_rows(first), first.columns);
     return;
   }
-  Layer& target = layers_.at(static_cast<size_t>(layer));
+  Layer& target = made.layers.at(static_cast<size_t>(layer));
   if (role == Role::kQkv)
-    target.qkv = pack_matrix(by_family(shape_, first, sources.at(1), sources.at(2)), first.columns);
+    target.qkv =
+        pack_matrix(by_family(made.shape, first, sources.at(1), sources.at(2)), first.columns);
   else if (role == Role::kGateUp)
     target.gate_up = pack_matrix(interleaved(first, sources.at(1)), first.columns);
   else
@@ -177,7 +181,7 @@ void Model::pack(Role role, int layer, const std::vector<Source>& sources) {
 }
 
 // Rows as they are, for looking up.
-Arena Model::table_of(const Source& source) {
+Arena Packing::table_of(const Source& source) {
   Arena table(static_cast<size_t>(source.rows * source.columns) * 2);
   lane_->reset_phases(1);
   lane_->run([&](int worker) {
@@ -188,30 +192,25 @@ Arena Model::table_of(const Source& source) {
   return table;
 }
 
-void Model::borrow(std::shared_ptr<Model> lender) {
-  const bool fits = lender->shape_.hidden == shape_.hidden &&
-                    lender->shape_.vocab == shape_.vocab &&
-                    lender->lane_->kernels().order == lane_->kernels().order;
-  if (!fits) throw std::invalid_argument("a table can be borrowed between equal widths and paths");
-  lender_ = std::move(lender);
-}
+void Packing::set_token_map(std::vector<int32_t> tokens) { open().token_map = std::move(tokens); }
 
-void Model::set_sight(int layer, bool sees_ahead, int window) {
-  Layer& target = layers_.at(static_cast<size_t>(layer));
+void Packing::set_sight(int layer, bool sees_ahead, int window) {
+  Layer& target = open().layers.at(static_cast<size_t>(layer));
   target.sees_ahead = sees_ahead;
   target.window = window;
 }
 
 // The next stretch of the weight arena, filled by all workers.
-Matrix Model::pack_matrix(std::vector<Row> rows, int64_t inputs) {
+Matrix Packing::pack_matrix(std::vector<Row> rows, int64_t inputs) {
   while (rows.size() % kPanelColumns) rows.push_back({});
   Matrix matrix;
   matrix.num_blocks = ceil_div(inputs, kBlock);
   matrix.num_panels = static_cast<int64_t>(rows.size()) / kPanelColumns;
-  if (weights_used_ + matrix.num_bytes() > static_cast<int64_t>(weights_.size()))
+  const Arena& panels = open().panels;
+  if (num_used_ + matrix.num_bytes() > static_cast<int64_t>(panels.size()))
     throw std::invalid_argument("more weights than the shape announces");
-  matrix.data = weights_.data() + weights_used_;
-  weights_used_ += matrix.num_bytes();
+  matrix.data = panels.data() + num_used_;
+  num_used_ += matrix.num_bytes();
   lane_->reset_phases(1);
   lane_->run([&](int worker) {
     std::vector<uint16_t> staging(static_cast<size_t>(kPanelColumns * matrix.num_blocks * kBlock));
@@ -225,21 +224,22 @@ Matrix Model::pack_matrix(std::vector<Row> rows, int64_t inputs) {
 }
 
 // `values` of kQkvBias are all queries', then all keys', then all values'.
-void Model::set_vector(Vector role, int layer, std::vector<float> values) {
+void Packing::set_vector(Vector role, int layer, std::vector<float> values) {
+  Weights& made = open();
   if (role == Vector::kFinalNorm) {
-    final_norm_ = std::move(values);
+    made.final_norm = std::move(values);
     return;
   }
   if (role == Vector::kMixBias) {
-    values.resize(static_cast<size_t>(mix_.num_panels * kPanelColumns));
-    mix_bias_ = std::move(values);
+    values.resize(static_cast<size_t>(made.mix.num_panels * kPanelColumns));
+    made.mix_bias = std::move(values);
     return;
   }
-  if (role == Vector::kFeatureNorm && shape_.reads == Reads::kContext) {
-    fused_norm_ = std::move(values);
+  if (role == Vector::kFeatureNorm && made.shape.reads == Reads::kContext) {
+    made.fused_norm = std::move(values);
     return;
   }
-  Layer& target = layers_.at(static_cast<size_t>(layer));
+  Layer& target = made.layers.at(static_cast<size_t>(layer));
   switch (role) {
     case Vector::kAttentionNorm:
       target.attention_norm = std::move(values);
@@ -251,13 +251,14 @@ void Model::set_vector(Vector role, int layer, std::vector<float> values) {
       target.ffn_norm = std::move(values);
       break;
     case Vector::kQkvBias: {
-      const int64_t q = shape_.query_width(), kv = shape_.num_kv_heads * shape_.head_dim;
+      const Shape& s = made.shape;
+      const int64_t q = s.query_width(), kv = s.num_kv_heads * s.head_dim;
       const auto part = [&](int64_t at, int64_t rows) {
         return Source{&values.at(static_cast<size_t>(at)), SourceType::kF32, rows, 1};
       };
       target.qkv_bias.clear();
       const Source queries = part(0, q), keys = part(q, kv), rest = part(q + kv, kv);
-      for (const Row& row : by_family(shape_, queries, keys, rest))
+      for (const Row& row : by_family(s, queries, keys, rest))
         target.qkv_bias.push_back(row.source ? row.source->at(row.index, 0) : 0.0f);
       break;
     }

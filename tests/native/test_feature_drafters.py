@@ -200,3 +200,24 @@ def test_given_features_that_are_no_numbers_then_nothing_is_drafted_and_nothing_
     assert drafted(backend, tokens, broken, growth=WIDE).num_drafted == 0
 
     assert_same_bits(drafted(backend, tokens, features, growth=WIDE), whole)
+
+
+@kinds
+def test_given_shared_weights_then_each_draft_has_the_bits_it_has_alone(spec):
+    module = random_module(spec)
+    packed = native(module)
+    with opened(TARGET) as target:
+        shares = NativeFeatureBackend(
+            InMemory(module), target, num_blocks=NUM_BLOCKS, weights=packed.weights
+        )
+    # both have a text at the same places of their own blocks, at the same time
+    texts = [a_text(30, spec, seed) for seed in (3, 4)]
+    for backend, (tokens, features) in zip((packed, shares), texts, strict=True):
+        absorb(backend, tokens, features, 0, 20)
+    first = drafted(packed, texts[0][0], texts[0][1], first=20, growth=WIDE)
+    packed.close()
+    second = drafted(shares, texts[1][0], texts[1][1], first=20, growth=WIDE)
+
+    assert_same_bits(first, drafted(native(module), *texts[0], growth=WIDE))
+    assert_same_bits(second, drafted(native(module), *texts[1], growth=WIDE))
+    assert shares.weights.num_bytes > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import cast
+from typing import Any, cast
 
 from forerun.backends.memory import available_bytes
 from forerun.backends.slots import blocks_for
@@ -18,9 +18,13 @@ _MOST_FULL_ROWS = 16  # K/V memory for so many rows of the model's longest conte
 
 
 def open_backend(
-    checkpoint: Checkpoint, options: EngineOptions, cores: tuple[int, ...] | None
+    checkpoint: Checkpoint,
+    options: EngineOptions,
+    cores: tuple[int, ...] | None,
+    weights: Any = None,
 ) -> Backend:
-    """The backend that `options` name, with the checkpoint's weights, on these cores.
+    """The backend that `options` name, with the checkpoint's weights, on these cores; `weights` are
+    those of another one opened alike, to be shared (`sharing.py`).
 
     Raises:
         BackendError: this machine or installation lacks what the backend needs.
@@ -28,8 +32,8 @@ def open_backend(
     """
     name = options.backend if options.backend != "auto" else _best(options)
     if name == "native":
-        return _open_native(checkpoint, options, cores)
-    return _open_torch(checkpoint, options, cores)
+        return _open_native(checkpoint, options, cores, weights)
+    return _open_torch(checkpoint, options, cores, weights)
 
 
 def open_feature_backend(
@@ -37,8 +41,10 @@ def open_feature_backend(
     target: Backend,
     options: EngineOptions,
     cores: tuple[int, ...] | None,
+    weights: Any = None,
 ) -> FeatureBackend:
-    """A drafter that reads `target`'s features, on the target's own kind of backend.
+    """A drafter that reads `target`'s features, on the target's own kind of backend; `weights` as
+    `open_backend`.
 
     Raises:
         BackendError: this installation lacks what it needs.
@@ -49,7 +55,8 @@ def open_feature_backend(
         from forerun.backends.torch.backend import TorchBackend
         from forerun.backends.torch.features import TorchFeatureBackend
 
-        return TorchFeatureBackend.beside(checkpoint, cast("TorchBackend", target), num_blocks)
+        beside = cast("TorchBackend", target)
+        return TorchFeatureBackend.beside(checkpoint, beside, num_blocks, weights)
     try:
         from forerun.backends.native import NativeBackend
         from forerun.backends.native_features import NativeFeatureBackend
@@ -59,7 +66,9 @@ def open_feature_backend(
             " use backend='torch'"
         ) from error
     native = cast("NativeBackend", target)
-    return NativeFeatureBackend(checkpoint, native, num_blocks=num_blocks, cores=cores)
+    return NativeFeatureBackend(
+        checkpoint, native, num_blocks=num_blocks, cores=cores, weights=weights
+    )
 
 
 def default_positions(spec: ModelSpec, num_value_bytes: int) -> int:
@@ -82,7 +91,7 @@ def _best(options: EngineOptions) -> str:
 
 
 def _open_native(
-    checkpoint: Checkpoint, options: EngineOptions, cores: tuple[int, ...] | None
+    checkpoint: Checkpoint, options: EngineOptions, cores: tuple[int, ...] | None, weights: Any
 ) -> Backend:
     if options.device != "cpu" or options.dtype != "auto":
         raise OptionError(
@@ -98,11 +107,13 @@ def _open_native(
         ) from error
     positions = options.kv_positions or default_positions(checkpoint.spec, 2)
     isa = None if options.isa == "auto" else options.isa
-    return NativeBackend(checkpoint, cores=cores, num_blocks=blocks_for(positions), isa=isa)
+    return NativeBackend(
+        checkpoint, cores=cores, num_blocks=blocks_for(positions), isa=isa, weights=weights
+    )
 
 
 def _open_torch(
-    checkpoint: Checkpoint, options: EngineOptions, cores: tuple[int, ...] | None
+    checkpoint: Checkpoint, options: EngineOptions, cores: tuple[int, ...] | None, weights: Any
 ) -> Backend:
     if options.isa != "auto":
         raise OptionError(f"isa={options.isa!r} is for the native backend; the torch one has none")
@@ -121,4 +132,5 @@ def _open_torch(
         dtype=dtype,
         num_blocks=blocks_for(positions),
         num_threads=len(cores) if cores else None,
+        weights=weights,
     )

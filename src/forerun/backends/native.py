@@ -56,11 +56,12 @@ class _Grown:
 
 
 class NativeBackend:
-    """One checkpoint packed for one lane; implements `Backend` with the canonical arithmetic.
+    """One checkpoint on one lane; implements `Backend` with the canonical arithmetic.
 
     `cores` are pinned, one thread each; without them the count of usable cores is found out.
     `isa` forces an instruction path (`amx`, `avx512-bf16`, `avx512`, `avx2`, `portable`); all
-    give the same bits. `max_context` bounds positions (default: the model's own limit).
+    give the same bits. `weights` are those of another backend of this checkpoint and this path,
+    which share them and nothing else; without them the checkpoint is packed.
 
     Raises:
         CapacityError: weights and K/V do not fit in memory. ModelError: a shape the core lacks.
@@ -74,26 +75,25 @@ class NativeBackend:
         cores: tuple[int, ...] | None = None,
         num_blocks: int,
         isa: str | None = None,
+        weights: Any = None,
     ) -> None:
         spec = checkpoint.spec
         _refuse_unsupported(spec)
         self._spec = spec
         self._num_blocks = num_blocks
-        self._max_context = min(spec.max_position, num_blocks * BLOCK_LEN)
-        available = available_bytes()
-        if needed_bytes(spec, num_blocks) > available:
-            raise _no_room(spec, num_blocks, available)
+        max_context = min(spec.max_position, num_blocks * BLOCK_LEN)
+        packs = weights is None
+        if needed_bytes(spec, num_blocks, packs=packs) > available_bytes():
+            raise _no_room(spec, num_blocks, packs=packs)
         chosen = self._cores = cores_for(spec) if cores is None else cores
         try:
             self._lane = _native.Lane(list(chosen), len(chosen), isa or "auto")
-            self._model = _native.Model(
-                self._lane, **_shape(spec, self._max_context), num_blocks=num_blocks
-            )
+            self._weights = _packed(self._lane, checkpoint) if packs else weights
+            self._model = _native.Model(self._lane, self._weights, max_context, num_blocks)
         except ValueError as error:
             raise BackendError(str(error)) from error
         except MemoryError:
-            raise _no_room(spec, num_blocks, available_bytes()) from None
-        _load(self._model, checkpoint)
+            raise _no_room(spec, num_blocks, packs=packs) from None
         self._samplers = Samplers()
         self._grown: _Grown | None = None
 
@@ -102,9 +102,9 @@ class NativeBackend:
         return self._spec
 
     @property
-    def model(self) -> Any:
-        """The core's model, for one that borrows its table and head."""
-        return self._model
+    def weights(self) -> Any:
+        """The core's packed weights, for those that share them or borrow table and head."""
+        return self._weights
 
     @property
     def numerics(self) -> str:
@@ -255,10 +255,10 @@ class NativeBackend:
         return int(held.num_nodes), held
 
     def close(self) -> None:
-        """Free weights, K/V and threads."""
+        """Free K/V and threads, and the weights where nobody else reads them."""
         self._samplers.clear()
         if hasattr(self, "_model"):
-            del self._model, self._lane
+            del self._model, self._weights, self._lane
 
     def _who(self, selection: Selection) -> tuple[Any, ...]:
         return (
@@ -284,18 +284,20 @@ def cores_for(spec: ModelSpec) -> tuple[int, ...]:
     return cores[:1] if 2 * spec.num_parameters < _ONE_CORE_BYTES else cores
 
 
-def needed_bytes(spec: ModelSpec, num_blocks: int) -> int:
-    """Memory of packed weights, an untied input embedding and the K/V blocks, without padding."""
-    values = spec.num_parameters
+def needed_bytes(spec: ModelSpec, num_blocks: int, *, packs: bool) -> int:
+    """Memory of the K/V blocks and, where they are packed, of the weights with an untied input
+    embedding, without padding."""
+    values = spec.num_parameters if packs else 0
     values += num_blocks * BLOCK_LEN * 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
     return 2 * values
 
 
-def _no_room(spec: ModelSpec, num_blocks: int, available: int) -> CapacityError:
+def _no_room(spec: ModelSpec, num_blocks: int, *, packs: bool) -> CapacityError:
+    parameters = f"{spec.num_parameters:,} parameters and " if packs else ""
+    needed, available = needed_bytes(spec, num_blocks, packs=packs), available_bytes()
     return CapacityError(
-        f"{spec.num_parameters:,} parameters and K/V for {num_blocks * BLOCK_LEN:,} positions need"
-        f" {needed_bytes(spec, num_blocks):,} bytes, {available:,} are available: ask for fewer"
-        " K/V positions, or use a smaller model"
+        f"{parameters}K/V for {num_blocks * BLOCK_LEN:,} positions need {needed:,} bytes,"
+        f" {available:,} are available: ask for fewer K/V positions, or use a smaller model"
     )
 
 
@@ -307,12 +309,10 @@ def _refuse_unsupported(spec: ModelSpec) -> None:
         )
 
 
-def _shape(spec: ModelSpec, max_context: int) -> dict[str, Any]:
-    return body_shape(spec, max_context) | {"vocab": spec.vocab, "tied": spec.tied}
-
-
-def _load(model: Any, checkpoint: Checkpoint) -> None:
-    spec, packer = checkpoint.spec, Packer(model, checkpoint)
+def _packed(lane: Any, checkpoint: Checkpoint) -> Any:
+    spec = checkpoint.spec
+    packing = _native.Packing(lane, **body_shape(spec), vocab=spec.vocab, tied=spec.tied)
+    packer = Packer(packing, checkpoint)
     for layer in range(spec.num_layers):
         packer.layer(layer, f"model.layers.{layer}.", spec)
     packer.vector("final_norm", 0, "model.norm.weight")
@@ -322,3 +322,4 @@ def _load(model: Any, checkpoint: Checkpoint) -> None:
         packer.matrix("embedding", 0, "model.embed_tokens.weight")
         packer.matrix("head", 0, "lm_head.weight")
     checkpoint.drop_pages()
+    return packing.finish()

@@ -25,10 +25,12 @@ from forerun.tree import Tokens
 
 
 class NativeFeatureBackend:
-    """One drafter packed for one lane; implements `FeatureBackend` with the canonical arithmetic.
+    """One drafter on one lane; implements `FeatureBackend` with the canonical arithmetic.
 
     `target` lends its table of tokens and, to block drafters, its head: it must be as wide, and
-    outlive this. `cores` are pinned, one thread each; without them they are found out.
+    have weights of its own; they stay although it closes. `cores` are pinned, one thread each;
+    without them they are found out. `weights` are those of another backend of this checkpoint
+    beside this target, which share them and nothing else; without them the checkpoint is packed.
 
     Raises:
         BackendError: a width or a core that does not fit.
@@ -41,6 +43,7 @@ class NativeFeatureBackend:
         *,
         num_blocks: int,
         cores: tuple[int, ...] | None = None,
+        weights: Any = None,
     ) -> None:
         spec = checkpoint.spec
         self._spec: DrafterSpec = spec
@@ -49,17 +52,13 @@ class NativeFeatureBackend:
         max_context = min(spec.body.max_position, num_blocks * BLOCK_LEN)
         try:
             self._lane = _native.Lane(list(chosen), len(chosen), target.isa)
-            self._model = _native.Model(
-                self._lane, **_shape(spec, max_context), num_blocks=num_blocks
-            )
-            self._model.borrow(target.model)
+            shared = weights is not None
+            self._weights = weights if shared else _packed(self._lane, checkpoint, target.weights)
+            self._model = _native.Model(self._lane, self._weights, max_context, num_blocks)
         except ValueError as error:
             raise BackendError(
                 f"this drafter cannot borrow from this target: {error}; use one made for it"
             ) from error
-        _load(self._model, checkpoint)
-        if checkpoint.token_map is not None:
-            self._model.set_token_map(checkpoint.token_map.tolist())
         self._samplers = Samplers()
 
     @property
@@ -69,6 +68,11 @@ class NativeFeatureBackend:
     @property
     def num_blocks(self) -> int:
         return self._num_blocks
+
+    @property
+    def weights(self) -> Any:
+        """The core's packed weights, for those that share them; table and head are the lender's."""
+        return self._weights
 
     @property
     def weight_bytes(self) -> int:
@@ -97,14 +101,15 @@ class NativeFeatureBackend:
         return [draft_of(row, plan.below.growth) for row in rows]
 
     def close(self) -> None:
-        """Free weights, K/V and threads; what was borrowed stays."""
+        """Free K/V and threads, and the weights where nobody else reads them; what was borrowed
+        stays."""
         self._samplers.clear()
         if hasattr(self, "_model"):
-            del self._model, self._lane
+            del self._model, self._weights, self._lane
 
 
-def _shape(spec: DrafterSpec, max_context: int) -> dict[str, Any]:
-    shape = body_shape(spec.body, max_context)
+def _shape(spec: DrafterSpec) -> dict[str, Any]:
+    shape = body_shape(spec.body)
     shape |= {"tied": True, "feature_width": spec.feature_width}
     if isinstance(spec, EagleSpec):
         return shape | {
@@ -125,8 +130,16 @@ def _shape(spec: DrafterSpec, max_context: int) -> dict[str, Any]:
     }
 
 
-def _load(model: Any, checkpoint: DrafterCheckpoint) -> None:
-    spec, packer = checkpoint.spec, Packer(model, checkpoint)
+def _packed(lane: Any, checkpoint: DrafterCheckpoint, lender: Any) -> Any:
+    packing = _native.Packing(lane, **_shape(checkpoint.spec), lender=lender)
+    _pack(packing, checkpoint)
+    if checkpoint.token_map is not None:
+        packing.set_token_map(checkpoint.token_map.tolist())
+    return packing.finish()
+
+
+def _pack(packing: Any, checkpoint: DrafterCheckpoint) -> None:
+    spec, packer = checkpoint.spec, Packer(packing, checkpoint)
     packer.matrix("fusion", 0, "fc.weight")
     packer.vector("final_norm", 0, "norm.weight")
     if isinstance(spec, EagleSpec):
@@ -136,7 +149,7 @@ def _load(model: Any, checkpoint: DrafterCheckpoint) -> None:
         return
     for layer in range(spec.body.num_layers):
         packer.layer(layer, f"layers.{layer}.", spec.body)
-        model.set_sight(layer, not spec.is_causal[layer], spec.windows[layer])
+        packing.set_sight(layer, not spec.is_causal[layer], spec.windows[layer])
     packer.vector("feature_norm", 0, "hidden_norm.weight")
     if spec.markov_rank:
         packer.matrix("markov_in", 0, "markov_head.markov_w1.weight")

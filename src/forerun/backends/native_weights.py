@@ -1,6 +1,7 @@
 """How a checkpoint's tensors become packed matrices of the core, whatever model they are of.
 
 Knows the core's roles and the names of a decoder layer. Must not know which models there are.
+What it makes never changes again, so any number of the core's models may read it.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ class Tensors(Protocol):
 
 
 class Packer:
-    """Hands tensors to one of the core's models."""
+    """Hands tensors to a packing of the core."""
 
-    def __init__(self, model: Any, checkpoint: Tensors) -> None:
-        self._model = model
+    def __init__(self, packing: Any, checkpoint: Tensors) -> None:
+        self._packing = packing
         self._checkpoint = checkpoint
 
     def matrix(self, role: str, layer: int, *names: str) -> None:
@@ -33,13 +34,13 @@ class Packer:
         tensors = [self._checkpoint.tensor(name) for name in names]
         arrays = [np.ascontiguousarray(tensor.array) for tensor in tensors]
         arrays = [a.view(np.uint16) if a.dtype.itemsize == 2 else a for a in arrays]
-        self._model.pack(role, layer, arrays, [tensor.dtype for tensor in tensors])
+        self._packing.pack(role, layer, arrays, [tensor.dtype for tensor in tensors])
 
     def vector(self, role: str, layer: int, *names: str) -> None:
         """Hand over vectors end to end, as float32."""
         tensors = [self._checkpoint.tensor(name) for name in names]
         values = [np.ascontiguousarray(tensor.float32()).ravel() for tensor in tensors]
-        self._model.set_vector(role, layer, np.concatenate(values))
+        self._packing.set_vector(role, layer, np.concatenate(values))
 
     def layer(self, layer: int, at: str, spec: ModelSpec) -> None:
         """Pack a decoder layer whose tensors begin with `at`; its pages are given back."""
@@ -59,7 +60,7 @@ class Packer:
         self._checkpoint.drop_pages()  # the packed copy is enough: never hold both
 
 
-def body_shape(spec: ModelSpec, max_context: int) -> dict[str, Any]:
+def body_shape(spec: ModelSpec) -> dict[str, Any]:
     """A stack of decoder layers as the core's constructor takes it, but for what stands below and
     above it."""
     return {
@@ -69,7 +70,6 @@ def body_shape(spec: ModelSpec, max_context: int) -> dict[str, Any]:
         "num_kv_heads": spec.num_kv_heads,
         "head_dim": spec.head_dim,
         "ffn": spec.ffn,
-        "max_context": max_context,
         "norm_eps": spec.norm_eps,
         "qkv_bias": spec.qkv_bias,
         "qk_norm": spec.qk_norm,

@@ -16,7 +16,7 @@ from typing import TypeAlias, cast
 
 import numpy as np
 
-from forerun.backends import open_backend, open_feature_backend
+from forerun.backends.sharing import OpenModels
 from forerun.composition import Composition
 from forerun.engine.admission import Admission
 from forerun.engine.drafting import Openers
@@ -106,15 +106,15 @@ class Engine:
         checkpoint = open_checkpoint(directory)
         self._tokenizer = load_tokenizer(directory, checkpoint.spec)
         self._meter = RoundMeter()
-        target = open_backend(checkpoint, options, options.cores_of("target"))
+        self._options, self._directory, self._models = options, directory, OpenModels()
+        target = self._models.model(checkpoint, options, options.cores_of("target"))
         try:
-            opens = _openers(options, directory)
+            opens = _openers(self._models, options, directory)
             parts = build_parts(speculate, target, directory, self._tokenizer, opens, self._meter)
             self._parts = replace(parts, witness=witness)
         except BaseException:
             target.close()
             raise
-        self._options, self._directory = options, directory
         self._admission = Admission(self._parts, self._tokenizer)
         end_ids = frozenset({*target.spec.eos_ids, *self._tokenizer.eos_ids})
         self._grammars = Grammars(self._tokenizer, target.spec.vocab, end_ids)
@@ -151,6 +151,12 @@ class Engine:
     def drafter_is_disabled(self) -> bool:
         """Whether the drafter failed so often that decoding goes on without it."""
         return self._parts.drafter.is_disabled
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of memory for the weights of the target and of all that draft; those of one model
+        count once, however many compositions draft with it."""
+        return self._models.weight_bytes
 
     def stream(
         self,
@@ -225,7 +231,7 @@ class Engine:
         asks for them must not take what memory there is."""
         num_positions = self._parts.slots.num_blocks * BLOCK_LEN
         options = replace(self._options, kv_positions=num_positions)
-        opens = _openers(options, self._directory)
+        opens = _openers(self._models, options, self._directory)
         place = self._directory, self._tokenizer, opens, self._meter
         return build_beside(self._parts, wanted, *place)
 
@@ -305,17 +311,17 @@ class Engine:
             raise EngineClosed("this engine was closed; build a new one")
 
 
-def _openers(options: EngineOptions, target_dir: Path) -> Openers:
+def _openers(models: OpenModels, options: EngineOptions, target_dir: Path) -> Openers:
     """How drafters' models are opened beside the target of that directory."""
     cores = options.cores_of("draft")
 
     def model(path: Path) -> Backend:
-        return open_backend(open_checkpoint(path), options, cores)
+        return models.model(open_checkpoint(path), options, cores)
 
     def features(path: Path, target: Backend) -> FeatureBackend:
         drafter = open_drafter(path, target.spec)
         refuse_mismatch(drafter, target.spec, target_dir)
-        return open_feature_backend(drafter, target, options, cores)
+        return models.features(drafter, target, options, cores)
 
     return Openers(model, features, options.has_lanes)
 

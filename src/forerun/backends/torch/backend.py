@@ -26,6 +26,7 @@ from forerun.backends import foreseeing, growing
 from forerun.backends.prefill import prefill
 from forerun.backends.torch.attention import SLICE, RowPath, attend_path, row_paths, slices
 from forerun.backends.torch.decoder import Decoder, Rotation, rotary_frequencies
+from forerun.backends.torch.loaded import Loaded
 from forerun.backends.torch.probe import is_independent
 from forerun.draft import Draft
 from forerun.errors import BackendError, OptionError
@@ -53,7 +54,11 @@ class _Provisional:
 
 
 class TorchBackend:
-    """A `Backend` of PyTorch calls; correct everywhere, fast nowhere."""
+    """A `Backend` of PyTorch calls; correct everywhere, fast nowhere.
+
+    `weights` are those of another backend of the same checkpoint, device and type, which share
+    them and nothing else; without them the checkpoint is loaded.
+    """
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class TorchBackend:
         dtype: str = "float32",
         num_blocks: int,
         num_threads: int | None = None,
+        weights: Loaded[Decoder] | None = None,
     ) -> None:
         if num_threads is not None:
             torch.set_num_threads(num_threads)
@@ -70,7 +76,8 @@ class TorchBackend:
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._numerics = f"torch-{self._device.type}-{dtype}"
         self._spec, self._num_blocks = checkpoint.spec, num_blocks
-        self._decoder = _load(checkpoint, self._device, self._dtype)
+        self._weights = weights or Loaded(_load(checkpoint, self._device, self._dtype))
+        self._decoder = self._weights.module
         shape = (num_blocks * BLOCK_LEN, self._spec.num_kv_heads, self._spec.head_dim)
         self._keys = [self._zeros(shape) for _ in range(self._spec.num_layers)]
         self._values = [self._zeros(shape) for _ in range(self._spec.num_layers)]
@@ -93,6 +100,11 @@ class TorchBackend:
     @property
     def num_blocks(self) -> int:
         return self._num_blocks
+
+    @property
+    def weights(self) -> Loaded[Decoder]:
+        """The decoder, for those that share it."""
+        return self._weights
 
     @property
     def borrowed(self) -> tuple[Tensor, Tensor]:
@@ -209,9 +221,9 @@ class TorchBackend:
         return False
 
     def close(self) -> None:
-        """Give back the weights and the K/V memory."""
+        """Give back the K/V memory, and the weights where nobody else reads them."""
         self._keys, self._values, self._provisional = [], [], None
-        del self._decoder
+        del self._decoder, self._weights
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
         if self._device.type == "cpu" and self._dtype != torch.bfloat16:

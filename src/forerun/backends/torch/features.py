@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from forerun.backends.growing import Logits, Row
 from forerun.backends.torch.backend import TorchBackend
 from forerun.backends.torch.block import BlockDrafter, KeysValues
 from forerun.backends.torch.eagle import EagleDrafter
+from forerun.backends.torch.loaded import Loaded
 from forerun.backends.torch.texts import Paged, Text
 from forerun.composition import LONGEST
 from forerun.draft import Draft
@@ -39,6 +40,7 @@ FREE_SLOTS = 8
 TOKEN_OFFSETS = "d2t"
 
 _Module = TypeVar("_Module", bound=nn.Module)
+_Drafter: TypeAlias = BlockDrafter | EagleDrafter
 
 
 class DrafterWeights(Protocol):
@@ -58,36 +60,39 @@ class TorchFeatureBackend:
     """A `FeatureBackend` of PyTorch calls over both kinds of drafters.
 
     `table [V H]` is the target's table of tokens and says device and type; `head [V H]` the
-    target's head where that is not the table (block drafters only).
+    target's head where that is not the table (block drafters only). `weights` are those of another
+    backend of the same checkpoint beside the same target, which share them and nothing else.
     """
 
     def __init__(
         self,
-        weights: DrafterWeights,
+        checkpoint: DrafterWeights,
         *,
         table: Tensor,
         head: Tensor | None = None,
         num_blocks: int,
+        weights: Loaded[_Drafter] | None = None,
     ) -> None:
-        self._spec, self._num_blocks, self._table = weights.spec, num_blocks, table
+        self._spec, self._num_blocks, self._table = checkpoint.spec, num_blocks, table
+        self._weights = weights or Loaded(_loaded(_empty(checkpoint.spec), checkpoint, table))
+        drafter = self._weights.module
         self._reader: _Reader
-        if isinstance(weights.spec, BlockSpec):
-            with torch.device("meta"):
-                block = BlockDrafter(weights.spec)
-            block = _loaded(block, weights, table)
-            self._reader = _Blocks(block, table, table if head is None else head, num_blocks)
+        if isinstance(drafter, BlockDrafter):
+            self._reader = _Blocks(drafter, table, table if head is None else head, num_blocks)
         else:
-            with torch.device("meta"):
-                eagle = EagleDrafter(weights.spec)
-            self._reader = _Eagle(_loaded(eagle, weights, table), table, num_blocks)
+            self._reader = _Eagle(drafter, table, num_blocks)
 
     @classmethod
     def beside(
-        cls, weights: DrafterWeights, target: TorchBackend, num_blocks: int
+        cls,
+        checkpoint: DrafterWeights,
+        target: TorchBackend,
+        num_blocks: int,
+        weights: Loaded[_Drafter] | None = None,
     ) -> TorchFeatureBackend:
         """The drafter of a target that runs in this process: same device, type, table and head."""
         table, head = target.borrowed
-        return cls(weights, table=table, head=head, num_blocks=num_blocks)
+        return cls(checkpoint, table=table, head=head, num_blocks=num_blocks, weights=weights)
 
     @property
     def spec(self) -> DrafterSpec:
@@ -96,6 +101,11 @@ class TorchFeatureBackend:
     @property
     def num_blocks(self) -> int:
         return self._num_blocks
+
+    @property
+    def weights(self) -> Loaded[_Drafter]:
+        """The drafter, for those that share it; what it borrows is the target's."""
+        return self._weights
 
     @torch.inference_mode()
     def absorb(
@@ -121,8 +131,8 @@ class TorchFeatureBackend:
         return self._reader.foresee(plan, self._absorbed(plan.below, features))
 
     def close(self) -> None:
-        """Give back the weights and the K/V memory."""
-        del self._reader, self._table
+        """Give back the K/V memory, and the weights where nobody else reads them."""
+        del self._reader, self._weights, self._table
 
     def _absorbed(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[Text]:
         texts = self._texts(
@@ -355,6 +365,12 @@ def _path_mask(num_known: int, places: dict[int, int], row: Row, nodes: Sequence
             mask[at, num_known + places[node]] = True
             node = row.nodes[node].parent
     return mask
+
+
+def _empty(spec: DrafterSpec) -> _Drafter:
+    """A drafter of that kind, without memory."""
+    with torch.device("meta"):
+        return BlockDrafter(spec) if isinstance(spec, BlockSpec) else EagleDrafter(spec)
 
 
 def _loaded(module: _Module, weights: DrafterWeights, like: Tensor) -> _Module:
