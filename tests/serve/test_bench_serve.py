@@ -11,6 +11,7 @@ import pytest
 from forerun import Engine
 from forerun.engine.service import ServiceLimits
 from forerun.errors import BackendError
+from forerun.serve.keys import read_keys
 from forerun.tools.bench_serve import run
 from forerun.tools.bench_serve_drafts import Drafts, drafts_of_metrics
 from forerun.tools.bench_serve_options import LoadOptions
@@ -94,6 +95,23 @@ def test_given_arrivals_at_a_rate_then_they_are_served(
     row = report["rows"][0]
     assert code == 0
     assert row["num_ok"] == row["num_requests"] > 0
+
+
+def test_given_a_server_with_keys_then_its_own_file_of_them_lets_the_load_in(
+    spare_engine: Engine, prompts: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    # Given: a file as `forerun serve` reads it.
+    keys, other = tmp_path / "keys", tmp_path / "other"
+    keys.write_text("# two users\nsk-of-the-first-user\nsk-of-the-second-user\n")
+    other.write_text("sk-of-nobody-at-all\n")
+    with serving(spare_engine, key_hashes=read_keys(keys)) as guarded:
+        # When
+        code, _ = report_of(guarded, prompts, capsys, concurrency="1", api_key_file=keys)
+        # Then, and without the key the sentence names it, not a model that is missing.
+        assert code == 0
+        for file, words in ((None, "an API key"), (other, "another API key")):
+            with pytest.raises(BackendError, match=f"{words}.*--api-key-file"):
+                report_of(guarded, prompts, capsys, concurrency="1", api_key_file=file)
 
 
 def test_given_fields_that_the_server_refuses_then_nothing_is_measured(

@@ -65,12 +65,12 @@ def test_given_a_seed_then_prompts_are_mixed_the_same_way() -> None:
     assert one != other
 
 
-def test_given_a_key_file_then_its_first_line_is_the_key(tmp_path: Path) -> None:
+def test_given_a_key_file_then_its_first_key_is_the_key(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("\n sk-1 \nsk-2\n")
+    file.write_text("# as the server reads it\n\n sk-1 \nsk-2\n")
     assert read_key(file) == "sk-1"
     assert read_key(None) is None
-    for wrong in ("", "schlüssel\n"):
+    for wrong in ("", "# no key\n", "schlüssel\n"):
         file.write_text(wrong)
         with pytest.raises(OptionError, match="--api-key-file"):
             read_key(file)
@@ -184,6 +184,7 @@ def test_given_a_row_without_figures_then_cells_and_picture_have_gaps(tmp_path: 
         draw([row], tmp_path / "load.exe")
 
 
-def test_given_no_server_then_it_is_said_in_a_sentence() -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://no..name/v1"])
+def test_given_no_server_then_it_is_said_in_a_sentence(url: str) -> None:
     with pytest.raises(BackendError, match="no server answers"):
-        run(LoadOptions(url="http://127.0.0.1:1/v1"))
+        run(LoadOptions(url=url))

@@ -11,6 +11,7 @@ import asyncio
 import json
 import random
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -186,12 +187,17 @@ async def first_model(address: Address, key: str | None) -> str:
     """The name of the model that a server lists first.
 
     Raises:
-        BackendError: it does not answer, or lists none.
+        BackendError: it does not answer, wants a key, or lists none.
     """
     path = f"{address.path}/models"
     try:
         async with asyncio.timeout(30.0):
-            _, body = await read_whole(address, path, key)
+            status, body = await read_whole(address, path, key)
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise BackendError(
+                f"{address.authority} wants {'another' if key else 'an'} API key: give a file with"
+                " it, --api-key-file FILE"
+            )
         return str(json.loads(body)["data"][0]["id"])
     except RequestFailed as error:
         raise BackendError(f"no server answers at {address.authority}: {error}") from error
@@ -202,7 +208,7 @@ async def first_model(address: Address, key: str | None) -> str:
 
 
 def read_key(path: Path | None) -> str | None:
-    """The first line of a file that has something in it.
+    """The first key of a file: one a line, as a server reads it; `# comments` are passed over.
 
     Raises:
         OptionError: no such file, no such line, or no printable ASCII.
@@ -213,7 +219,7 @@ def read_key(path: Path | None) -> str | None:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"--api-key-file {path} cannot be read: {error}") from error
-    keys = [line.strip() for line in lines if line.strip()]
+    keys = [text for line in lines if (text := line.strip()) and not text.startswith("#")]
     if not keys or not keys[0].isascii() or not keys[0].isprintable():
         raise OptionError(f"--api-key-file {path} has no line with a key in printable ASCII")
     return keys[0]

@@ -155,7 +155,7 @@ async def exchange(
         reader, writer = await asyncio.open_connection(
             address.host, address.port, ssl=context, limit=_MAX_HEAD_BYTES
         )
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the second for a name that cannot be looked up
         raise RequestFailed("connect", str(error)) from error
     try:
         writer.write(request)
