@@ -104,6 +104,7 @@ def test_given_a_wish_for_logprobs_then_tokens_have_them(client: openai.OpenAI) 
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input"),
         ({"max_output_tokens": 0}, "max_output_tokens"),
         ({"wish": 1}, "wish"),
+        ({"stream_options": {"include_obfuscation": True}}, "stream_options"),
     ],
     ids=str,
 )

@@ -116,9 +116,7 @@ async def _answer(
     request: Request,
     ask: Callable[[Model, str], Asked],
 ) -> Response:
-    _refuse_other_model(body.model, parts.model.name)
-    if body.stream_options.model_fields_set and not body.stream:
-        raise Refusal(400, "stream_options needs stream: true", param="stream_options")
+    _refuse_misdirected(body, parts.model.name)
     options, request_id = body.stream_options, request.scope[REQUEST_ID]
     wishes = Wishes(request_id, body.stream, options.include_usage, options.include_obfuscation)
 
@@ -130,7 +128,7 @@ async def _answer(
 
 
 async def _respond(parts: Parts, body: ResponsesBody, request: Request) -> Response:
-    _refuse_other_model(body.model, parts.model.name)
+    _refuse_misdirected(body, parts.model.name)
     ask = partial(ask_chat, body.as_chat(), parts.model, request.scope[PARTITION])
 
     async def answer() -> Response:
@@ -253,6 +251,13 @@ def _page_facts(engine: Engine, model: Model, settings: ServeSettings) -> PageFa
 
 def _fingerprint(name: str, numerics: str) -> str:
     return "fr_" + hashlib.sha256(f"{name}\0{numerics}".encode()).hexdigest()[:10]
+
+
+def _refuse_misdirected(body: SamplingBody | ResponsesBody, own: str) -> None:
+    """Refuse what is for another model, and wishes for a stream that is none."""
+    _refuse_other_model(body.model, own)
+    if body.stream_options.model_fields_set and not body.stream:
+        raise Refusal(400, "stream_options needs stream: true", param="stream_options")
 
 
 def _refuse_other_model(asked: str | None, own: str) -> None:
