@@ -58,7 +58,8 @@ def forced_calls(functions: Sequence[Function], form: CallForm, most: int) -> Pa
 
 def free_calls(functions: Sequence[Function], form: CallForm, most: int) -> Pattern:
     """Any text, but what begins like a marked call is one, and none but calls follow it."""
-    mark, rest = form.opening.split("\n", 1)[0], form.opening[len(form.opening.split("\n", 1)[0]) :]
+    mark = form.opening.partition("\n")[0]
+    rest = form.opening.removeprefix(mark)
     more = f' ("\\n" {_literal(form.opening)} any){{0,{most - 1}}}' if most > 1 else ""
     lines = [
         f"start: TEXT | said {_literal(rest)} any{more}",

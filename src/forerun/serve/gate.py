@@ -84,7 +84,7 @@ class Gate:
             return
         if settings.key_hashes:
             scope[PARTITION] = self._partition(headers)
-        elif not _names_this_machine(headers.get(b"host", b""), settings.host):
+        elif not _names_this_machine(headers.get(b"host", b"")):
             # Without a key, a web page that rebinds its own name to 127.0.0.1 would get in.
             raise Refusal(
                 403,
@@ -180,10 +180,11 @@ async def _hear_out(receive: Receive, most: int) -> None:
                 has_more = message.get("more_body", False)
 
 
-def _names_this_machine(host: bytes, own: str) -> bool:
+def _names_this_machine(host: bytes) -> bool:
+    """What a server without keys listens on is always a name of this machine, too."""
     name = host.decode("latin-1")
     name = name[: name.find("]") + 1] if name.startswith("[") else name.partition(":")[0]
-    return is_loopback(name) or name == own
+    return is_loopback(name)
 
 
 def _too_large(most: int) -> Refusal:
