@@ -349,7 +349,7 @@ def test_given_a_refused_drafter_then_the_target_is_closed_again(open_engine, mo
         monkeypatch.setattr(opened[-1], "close", lambda: opened.append("closed"))
         return opened[0]
 
-    monkeypatch.setattr("forerun.engine.engine.open_backend", spy)
+    monkeypatch.setattr("forerun.backends.sharing.open_backend", spy)
     with pytest.raises(ModelError, match="no/such/model"):
         open_engine("lm:/no/such/model")
 
