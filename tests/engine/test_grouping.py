@@ -23,6 +23,7 @@ from engine.ways_parts import (
     write_model,
 )
 from forerun import Engine, SamplingParams, Speculation
+from forerun.control.shared_prices import SharedPrices
 from forerun.drafters.mixed import Mixed
 from forerun.engine import grouping
 from forerun.engine.service import Service
@@ -207,6 +208,35 @@ def test_given_company_of_another_way_then_how_much_to_draft_is_learned_all_the_
     assert outcomes(done[:3]) == outcomes(one_by_one(engine, own))
     assert any(one.stats.num_drafted > 0 for one in done[:3])
     assert engine._parts.pace._verify.knows(4)
+
+
+@pytest.mark.parametrize("text", ["lm + tree:auto", "dspark + tree:auto"])
+def test_given_a_tree_of_any_size_beside_others_then_it_has_as_many_nodes_as_they_can_bear(
+    open_model, monkeypatch, text
+):
+    def drafted(node_s):
+        """Nodes of one request in a crowd, were passes to take so long a node."""
+
+        class Timed(SharedPrices):
+            def learn(self, stats, num_rows, num_drafted):
+                verify_s = 0.01 + node_s * (stats.num_rows + stats.num_drafted)
+                super().learn(
+                    dataclasses.replace(stats, verify_s=verify_s, round_s=verify_s, draft_s=0.0),
+                    num_rows, num_drafted,
+                )  # fmt: skip
+
+        monkeypatch.setattr("forerun.engine.parts.SharedPrices", Timed)
+        done = together(open_model("none"), asked)
+        assert outcomes(done) == plain
+        return done[0].stats.num_drafted
+
+    own, *others = short_jobs(6)
+    asked = [asked_of(own, text), *others]
+    plain = outcomes(one_by_one(open_model("none"), [own, *others]))
+
+    cheap, dear = drafted(0.0), drafted(0.02)
+
+    assert cheap > 2 * dear
 
 
 def test_given_a_text_that_comes_then_it_is_followed_and_counted(open_model):

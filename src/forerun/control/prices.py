@@ -20,7 +20,7 @@ from forerun.stats import RoundStats
 _WIDTHS = (1, 2, 4, 6, 8, 12, 16, 24)  # nodes a pass is timed with
 _STEPS = (1, 3)
 _MEMORY = 0.95  # of past rounds that a round keeps: about the last twenty
-_PASS_YIELD = 0.6  # of the scores that a pass expands, what its best children keep
+PASS_YIELD = 0.6  # of the scores that a pass expands, what its best children keep
 _FIRST_PAUSE, _LAST_PAUSE = 32, 512  # plain rounds before drafting is tried again
 _TRIED = 12  # drafting rounds before it is compared with decoding plainly
 _REST, _RESTED = 128, 2  # drafting rounds after which so many are plain, to see what those take
@@ -144,7 +144,7 @@ class Prices:
         are taken to grow with rows as the target's do."""
         alone_s = self._verify.at(1)
         growth = self._verify.at(num_rows) / alone_s if alone_s else 1.0
-        return self.rate * num_rows * growth * self._pass_s / _PASS_YIELD
+        return self.rate * num_rows * growth * self._pass_s / PASS_YIELD
 
     def learn(self, stats: RoundStats) -> None:
         """Take in a decoding round."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from forerun.backends.slots import Slots
 from forerun.composition import DrafterName, ScheduleName
 from forerun.control.prices import Prices, measured
+from forerun.control.shared_prices import SharedPrices
 from forerun.control.trial import growths, proposals
 from forerun.draft import Draw
 from forerun.drafters.corpus_files import open_corpus, tokenizer_fingerprint
@@ -75,7 +76,7 @@ class Surroundings:
     shape: Shape
     rule: str
     siblings: str = ""
-    prices: Prices | None = None
+    prices: Prices | SharedPrices | None = None
     schedule: ScheduleName = field(default_factory=ScheduleName)
 
     @property
@@ -175,7 +176,7 @@ def _small_model(name: DrafterName, around: Surroundings) -> Drafter:
     refuse_other_vocabulary(around, path)
     growth = growth_of(around.shape, around.rule, around.siblings, around.damped)
     backend = around.opens.model(path)
-    if around.prices is not None:
+    if isinstance(around.prices, Prices):
         around.prices.settle(measured(around.target, proposals(backend)))
     return LM(backend, num_levels(around.shape), around.span, growth, around.prices)
 
@@ -188,7 +189,7 @@ def _featured(name: DrafterName, around: Surroundings) -> Drafter:
         Draw.COUPLED, tuple(range(around.shape.max_drafted))
     )
     backend = around.opens.features(path, around.target)
-    if around.prices is not None:
+    if isinstance(around.prices, Prices):
         draft_of = None if isinstance(spec, BlockSpec) else growths(backend)
         around.prices.settle(measured(around.target, draft_of))
     return Featured(backend, num_levels(around.shape), around.span, growth, around.prices)

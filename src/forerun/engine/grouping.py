@@ -68,7 +68,7 @@ def learn(
     """
     for members in _by_way(rows).values():
         parts = members[0].parts or own
-        if parts.pace is None:
+        if parts.pace is None and parts.shared_prices is None:
             continue
         # What a text brought that somebody expected says nothing of the drafter.
         ids = {row.id for row in members if row.expected is None or not row.expected.is_pending}
@@ -77,7 +77,11 @@ def learn(
         if share is not None:
             seconds, num_passes = share.span.seconds, share.num_passes
             told = replace(stats, draft_s=seconds, num_draft_passes=num_passes)
-        parts.pace.learn(told, [one for one in kept if one[0] in ids], is_steady=is_steady)
+        if parts.pace is not None:
+            parts.pace.learn(told, [one for one in kept if one[0] in ids], is_steady=is_steady)
+        if parts.shared_prices is not None and is_steady:
+            num_drafted = sum(one[1] for one in kept if one[0] in ids)
+            parts.shared_prices.learn(told, len(members), num_drafted)
     if not is_steady or one_way(rows, own) is not own:
         return
     if own.prices is not None:

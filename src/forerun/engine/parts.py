@@ -13,6 +13,7 @@ from forerun.composition import Composition, ScheduleName, ShapeName
 from forerun.control.pace import Paces
 from forerun.control.patience import Patience
 from forerun.control.prices import Prices
+from forerun.control.shared_prices import SharedPrices
 from forerun.drafters.features import Featured
 from forerun.drafters.guard import Guard
 from forerun.drafters.lookup import Lookup
@@ -50,6 +51,7 @@ class Parts:
     # What was built, by name; of these only the shape may be `auto`: a chain as `pace` has it.
     composition: Composition | None = None
     schedule_figures: Callable[[], str] = str  # measured when they are asked for
+    shared_prices: SharedPrices | None = None  # as `prices`, of parts beside the engine's own
 
     def lengths_for(self, sequence_ids: Rows[int], num_rows: int) -> list[int]:
         """Most nodes to draft for each of these rows, of so many in a round."""
@@ -78,7 +80,7 @@ def build_parts(
     """
     wanted = speculation.composition()
     slots, name = Slots(target.num_blocks), wanted.drafter
-    prices = _prices_of(wanted)
+    prices = Prices() if _is_priced(wanted) else None
     around = Surroundings(
         target, slots, directory, tokenizer, opens, Span(),
         shape=live_shape(wanted.shape, name.name), rule=wanted.rule,
@@ -117,17 +119,17 @@ def build_beside(
     Raises:
         OptionError, IncompatibleSpeculation, ModelError: as `build_parts`.
     """
-    name = wanted.drafter
+    name, prices = wanted.drafter, SharedPrices() if _is_priced(wanted) else None
     around = Surroundings(
         own.target, own.slots, directory, tokenizer, opens, meter.model,
         shape=live_shape(wanted.shape, name.name), rule=wanted.rule,
-        siblings=wanted.shape.siblings, schedule=wanted.schedule,
+        siblings=wanted.shape.siblings, prices=prices, schedule=wanted.schedule,
     )  # fmt: skip
     drafter = build_drafter(name, around)
     return Parts(
         own.target, own.slots, Guard(drafter, around.shape, own.target.spec.vocab), around.shape,
         RULES[wanted.rule], Sequential(), "a request asked for it",
-        _pace_of(wanted, name.name, drafter, around.shape),
+        _pace_of(wanted, name.name, drafter, around.shape), shared_prices=prices,
         drafter_name=name.name, composition=wanted,
     )  # fmt: skip
 
@@ -139,10 +141,10 @@ def _name_of(schedule: Schedule, asked: ScheduleName) -> ScheduleName:
     return ScheduleName("sequential" if schedule.num_branches == 0 else "parallel")
 
 
-def _prices_of(wanted: Composition) -> Prices | None:
-    """Who learns how many nodes of a tree to draft, where that is left to us."""
+def _is_priced(wanted: Composition) -> bool:
+    """Whether the number of a tree's nodes is left to us, to be learned from what they cost."""
     is_free = wanted.shape.kind == "tree" and not wanted.shape.size and not wanted.shape.file
-    return Prices() if is_free and wanted.rule == "match" else None
+    return is_free and wanted.rule == "match"
 
 
 def _pace_of(wanted: Composition, name: str, drafter: Drafter, shape: Shape) -> Paces | None:
