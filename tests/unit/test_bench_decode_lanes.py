@@ -101,9 +101,22 @@ def test_given_ahead_then_people_see_a_table_the_lanes_and_a_verdict(
     options = ["-m", str(model), "-d", drafter, *SPECULATION, "-n", "24", "--ignore-eos"]
     done = forerun("bench", "decode", *options, "--prompts", str(prompts), "--repeat", "1")
     assert done.returncode == 0, done.stderr
-    for words in ("sequential, lanes", "drafter", "plain decoding", "on this machine", "because"):
+    said = ("sequential, lanes", "drafter", "plain decoding", "on this machine", "because")
+    for words in (*said, "a number of branches was asked for"):
         assert words in done.stdout
     assert "identical: yes" in done.stdout
+
+
+@pytest.mark.parametrize(("lanes", "says"), [(("--lanes", "target=0,draft=1"), True), ((), False)])
+def test_given_lanes_then_why_nothing_overlaps_on_them_is_said(
+    model: Path, drafter: str, tmp_path: Path, lanes: tuple[str, ...], *, says: bool
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": PROMPT}))
+    options = ["-m", str(model), "-d", drafter, "--schedule", "sequential", *lanes, "-n", "8"]
+    done = forerun("bench", "decode", *options, "--prompts", str(prompts), "--repeat", "1")
+    assert done.returncode == 0, done.stderr
+    assert ("schedule: sequential was asked for" in done.stdout) is says
 
 
 def test_given_a_timeline_without_lanes_then_it_is_refused_in_a_sentence(model: Path) -> None:

@@ -125,7 +125,7 @@ def _measured(plan: Plan, engine: EngineArguments, sampling: SamplingArguments) 
             "model": engine.model,
             "drafter": engine.drafter,
             "shape": engine.shape,
-            "schedule": why_scheduled(speculative),
+            "schedule": why_scheduled(speculative) or _on_lanes(speculative, engine),
             "numerics": speculative.numerics,
             "exactness": speculative.exactness,
             "temperature": params.temperature,
@@ -139,6 +139,11 @@ def why_scheduled(engine: Engine) -> str:
     """Why both models share all cores, in a line, where that was ours to choose; else nothing."""
     figures = engine.schedule_figures()
     return f"{engine.schedule_reason}; {figures}" if figures else ""
+
+
+def _on_lanes(engine: Engine, arguments: EngineArguments) -> str:
+    """Why rounds are scheduled as they are where somebody gave lanes; else nothing."""
+    return "" if arguments.lanes is None else engine.schedule_reason
 
 
 def measure_pairs(

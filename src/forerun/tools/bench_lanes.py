@@ -69,7 +69,9 @@ def run(
         cores = {core for one in entrants for lane in one.lanes.values() for core in lane}
         others = OtherWork(cores)
         turns = _measured(engines, plan, params)
-        facts = {"numerics": engines[AHEAD].numerics, "exactness": engines[AHEAD].exactness}
+        ahead = engines[AHEAD]
+        facts = {name: getattr(ahead, name) for name in ("numerics", "exactness")}
+        facts["why"] = ahead.schedule_reason
     report = {
         "machine": machine.machine_name(),
         "model": engine.model,

@@ -24,6 +24,7 @@ def show_lanes(report: dict[str, Any], drawn: Timeline) -> None:
         highlight=False,
     )
     console.print(_table(report))
+    console.print(report["why"], style="dim", soft_wrap=True, highlight=False)
     overlap = report["overlap"]
     if overlap is None:
         console.print("nothing worked ahead: the drafter reads no text of its own", soft_wrap=True)
