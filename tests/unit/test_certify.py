@@ -104,6 +104,20 @@ def test_given_a_right_model_then_it_passes_with_the_promised_keys(
     assert "95%" in text
 
 
+@pytest.mark.parametrize(
+    ("prompts", "says"),
+    [(["def f(a, b, c):"], "has 1 prompt, a control needs another"), (["a", "b"], "none of the 2")],
+)
+def test_given_prompts_that_prove_nothing_then_they_are_refused_in_a_sentence(
+    model, capsys, tmp_path, prompts, says
+):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
+
+    assert cli.run(["certify", model, "--threads", "1", "--prompts", str(path)]) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_given_a_rule_whose_bonus_is_the_draft_then_it_fails(model, drafter, capsys, monkeypatch):
     # given a rule that emits the drafted token where the target wanted another
     honest = Match.judge

@@ -31,7 +31,7 @@ from forerun.tools.certify.subject import PLAIN, Subject
 from forerun.tools.prompt_files import BUILT_IN, read_prompts, spread
 from forerun.tools.terminal import write_json
 
-_NUM_PROMPTS = 4
+_NUM_PROMPTS, _FEWEST_PROMPTS = 4, 2
 _LAW_SEEDS = 1  # which series of seeds
 
 
@@ -70,6 +70,11 @@ class Plan:
         if report is not None and not report.absolute().parent.is_dir():
             raise OptionError(f"--report {report}: there is no folder {report.parent}; make it")
         chosen = spread(read_prompts(prompts or BUILT_IN), _NUM_PROMPTS)
+        if len(chosen) < _FEWEST_PROMPTS:
+            raise OptionError(
+                f"--prompts {prompts} has {len(chosen)} prompt, a control needs another one to mix"
+                " it up with: add a line, or leave --prompts out"
+            )
         return Plan(Subject(engine, tuple(chosen), seed), budget_s, report)
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from forerun.backends.prefill import prefill
 from forerun.engine.engine import Engine
+from forerun.errors import OptionError
 from forerun.options import SamplingParams
 from forerun.protocols import Backend, ForwardBatch, Sampler, Selection
 from forerun.tools.certify.checks import Budget, Findings
@@ -88,8 +89,16 @@ def exact_law(subject: Subject) -> TwoTokens:
     """The law behind whichever prompt leaves the first token most open.
 
     A prompt ends in the beginning of itself, so that drafters which look back find something.
+
+    Raises:
+        OptionError: all prompts are too short to begin again.
     """
     prompts = [ids[:_BEGIN] + ids[:_AGAIN] for ids in subject.token_ids() if len(ids) >= _BEGIN]
+    if not prompts:
+        raise OptionError(
+            f"none of the {len(subject.prompts)} prompts has {_BEGIN} tokens, what a drafter needs"
+            " to look back at: give a longer one"
+        )
     with subject.backend() as backend:
         firsts = [_laws(backend, prompt, [])[0] for prompt in prompts]
         best = max(range(len(prompts)), key=lambda at: _entropy(firsts[at]))
