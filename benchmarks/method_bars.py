@@ -94,13 +94,14 @@ def rival_figure(report: Report) -> float | None:
 
 
 def eagle_line(report: Report) -> str:
-    """EAGLE-3 has no goal but to be measured beside the others."""
+    """EAGLE-3 has no goal but to be measured beside the others, taught as much as they were; what
+    each was taught is on its card, and not for a race to judge."""
     trees = Bar("", 0.0, 0.0, ("eagle3 matched *",), TREE)
     figure = best_figure(report, trees)
     words = "EAGLE-3 tree, matched, greedy, without loops"
     if figure is None:
         return line(words, "in the table", "not measured", "**missed**")
-    return line(words, "in the table", f"{figure:.2f}", "met")
+    return line(words, "in the table", f"{figure:.2f}", "measured; steps are on the cards")
 
 
 def tree_bars(report: Report) -> Iterator[str]:
