@@ -82,7 +82,7 @@ class Examination:
         first, end = self.text.spans[row].tolist()
         device = head_of(target).device
         tokens = torch.from_numpy(self.text.rows[row, :end].astype(np.int64))[None].to(device)
-        noise = torch.from_numpy(self._noise(row, head_of(target).shape[0])).to(device)
+        noise = torch.from_numpy(noise_of(self.text, row, head_of(target).shape[0])).to(device)
         runs = []
         features = read(target, tokens[:, :-1], model.spec.tap_layers).features
         for start in range(first, end - 1, EXAMINED_AT_ONCE):
@@ -106,14 +106,15 @@ class Examination:
         same = (scores.argmax(-1) == tokens[places]) & inside
         return matched_runs(same.cpu().numpy())
 
-    def _noise(self, row: int, vocab: int) -> NDArray[np.float32]:
-        """`[N V]` of the positions in the row's span: what the target's choices had."""
-        first, end = self.text.spans[row].tolist()
-        if self.text.temperatures[row] == 0:
-            return np.zeros((0, vocab), np.float32)
-        seed = int(self.text.seeds[row])
-        each = (words(seed, 0, Purpose.VERDICT, at, vocab) for at in range(first, end))
-        return np.stack([gumbel(of) for of in each]).astype(np.float32)
+
+def noise_of(text: Text, row: int, vocab: int) -> NDArray[np.float32]:
+    """`[N V]` of the positions in a row's span: what the target's choices had; none if greedy."""
+    first, end = text.spans[row].tolist()
+    if text.temperatures[row] == 0:
+        return np.zeros((0, vocab), np.float32)
+    seed = int(text.seeds[row])
+    each = (words(seed, 0, Purpose.VERDICT, at, vocab) for at in range(first, end))
+    return np.stack([gumbel(of) for of in each]).astype(np.float32)
 
 
 def examine(
