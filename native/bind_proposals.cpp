@@ -84,7 +84,8 @@ nb::tuple as_tuple(const GrownRow& row) {
   return nb::make_tuple(array_of(row.tokens), array_of(row.parents), array_of(row.ranks),
                         array_of(row.margins), array_of(row.scores), array_of(row.kv),
                         array_of(row.expanded), table_of(row.laws, drawn),
-                        table_of(row.draws, drawn), row.num_passes, table_of(row.damped, drawn));
+                        table_of(row.draws, drawn), row.num_passes, table_of(row.damped, drawn),
+                        array_of(row.chances));
 }
 
 using Acceptance = nb::ndarray<const float, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
@@ -134,6 +135,7 @@ class HeldPlan {
     require(count > 0 && factor > 0.0f && factor <= 1.0f, "a factor above 0 and up to 1");
     plan_.damped = {count, factor};
   }
+  void tell() { plan_.is_told = true; }
   const Array<int32_t>& starts() const { return starts_; }
   const GrowthPlan& plan() const { return plan_; }
   std::vector<int> depths() const { return {plan_.depths, plan_.depths + plan_.num_rows}; }
@@ -384,7 +386,8 @@ void bind_proposals(nb::module_& module, nb::class_<Model>& model) {
       .def(nb::init<Array<int32_t>, Array<int32_t>, Array<int32_t>, Table, nb::list, Array<int32_t>,
                     Array<int32_t>, const std::string&, std::vector<int32_t>, int, int, double,
                     std::vector<float>, double, Acceptance, double, double>())
-      .def("damp", &HeldPlan::damp, "count"_a, "factor"_a);
+      .def("damp", &HeldPlan::damp, "count"_a, "factor"_a)
+      .def("tell", &HeldPlan::tell);
   nb::class_<ReadLogits>(module, "ReadLogits");
   nb::class_<HeldNodes>(module, "HeldNodes").def_ro("num_nodes", &HeldNodes::num_nodes);
   model.def("propose", &propose_chains)

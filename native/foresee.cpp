@@ -287,6 +287,7 @@ void Foreseer::add_branches(int row, GrownRow& whole) const {
         whole.ranks.push_back(is_root ? guess.rank : branch.ranks[n]);
         whole.margins.push_back(is_root ? guess.margin : branch.margins[n]);
         whole.scores.push_back(static_cast<float>(guess.score * branch.scores[n]));
+        if (growing_.is_told) whole.chances.push_back(branch.chances[n]);
         whole.kv.push_back(branch.kv[n]);
         const auto& read = branch.expanded;
         const auto found = std::find(read.begin(), read.end(), static_cast<int32_t>(n));
@@ -309,6 +310,7 @@ std::vector<GrownRow> Foreseer::finished() const {
       row.ranks.push_back(node(n).rank);
       row.margins.push_back(node(n).margin);
       row.scores.push_back(static_cast<float>(node(n).score));
+      if (growing_.is_told) row.chances.push_back(std::nanf(""));
       row.kv.push_back(node(n).kv);
     }
     add_branches(b, row);

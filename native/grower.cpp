@@ -102,7 +102,11 @@ Offer Grower::offered(size_t r, const Leaf& leaf, int count, SelectScratch& scra
                     plan_.known(row) + (plan_.is_sampled() ? num_above : 0),
                     leaf.candidate,
                     count};
-  if (plan_.draw == Draw::kCoupled) return coupled(asked, scratch);
+  if (plan_.draw == Draw::kCoupled) {
+    Offer offer = coupled(asked, scratch);
+    if (plan_.is_told) offer.chances = probabilities(asked, offer.tokens, scratch);
+    return offer;
+  }
   if (plan_.draw == Draw::kPoint) return likeliest(asked, scratch);
   return drawn(asked, plan_.draw, plan_.least, plan_.damped, scratch);
 }
@@ -120,6 +124,7 @@ void Grower::take(const Leaf& leaf, const Offer& offer) {
       child.margin = weight.margin;
       child.score *= weight.chance;
     }
+    if (!offer.chances.empty()) child.chance = offer.chances[i];
     child.born = num_offers_;
     nodes.push_back(child);
   }
@@ -229,6 +234,7 @@ GrownRow Grower::finished(size_t tree) const {
     result.ranks.push_back(node.rank);
     result.margins.push_back(node.margin);
     result.scores.push_back(static_cast<float>(node.score));
+    if (plan_.is_told) result.chances.push_back(node.chance);
     result.kv.push_back(node.kv);
     result.born.push_back(node.born);
     if (!plan_.is_sampled() && node.expanded)

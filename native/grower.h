@@ -2,6 +2,7 @@
 // read those. The readable reference is backends/growing.py.
 #pragma once
 
+#include <limits>
 #include <vector>
 
 #include "growth_plan.h"
@@ -13,9 +14,10 @@ namespace forerun {
 // One tree as it grew; node 0 is its root. `kv[n]`: the number of its K/V among the grown nodes, or
 // -1. `born[n]`: in which round of offers. `laws`: vocab values for each of `expanded`; `draws`:
 // the same number of tokens for each, -1 behind; `damped`: likewise, what a law is damped at.
+// `chances`: each node's below its parent, empty where nobody wants to be told.
 struct GrownRow {
   std::vector<int32_t> tokens, parents, ranks, kv, expanded, draws, damped, born;
-  std::vector<float> margins, scores, laws;
+  std::vector<float> margins, scores, laws, chances;
   int num_passes = 0;  // of the whole proposal
 };
 
@@ -62,6 +64,7 @@ class Grower {
     double score;
     int kv = -1, born = 0;
     bool expanded = false;
+    float chance = std::numeric_limits<float>::quiet_NaN();
   };
   using Tree = std::vector<Candidate>;
   struct Leaf {

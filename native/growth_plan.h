@@ -25,6 +25,7 @@ struct GrowthPlan {
   double margin_step, least_margin;
   int num_layers;  // the lowest so many draft; 0: all of them
   Damped damped = {};
+  bool is_told = false;  // somebody wants to see how likely coupled children were
 
   bool is_sampled() const { return draw != Draw::kCoupled && draw != Draw::kPoint; }
   bool is_given() const { return !parents.empty(); }

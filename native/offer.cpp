@@ -48,8 +48,16 @@ std::vector<int32_t> best_of(const std::vector<float>& law, int count) {
 }  // namespace
 
 double probability(const Asked& asked, int32_t token, SelectScratch& scratch) {
+  return probabilities(asked, {token}, scratch)[0];
+}
+
+std::vector<float> probabilities(const Asked& asked, const std::vector<int32_t>& tokens,
+                                 SelectScratch& scratch) {
   const std::vector<float> law = softened(asked, scratch);
-  return law.empty() ? 0.0 : law[static_cast<size_t>(token)];
+  std::vector<float> found(tokens.size(), 0.0f);
+  for (size_t i = 0; i < tokens.size() && !law.empty(); ++i)
+    found[i] = law[static_cast<size_t>(tokens[i])];
+  return found;
 }
 
 Offer likeliest(const Asked& asked, SelectScratch& scratch) {

@@ -30,11 +30,12 @@ struct Damped {
 };
 
 // Tokens in order of drawing, with what orders them; of draws the law, all draws with their
-// repetitions, and the tokens that the law was damped at.
+// repetitions, and the tokens that the law was damped at. `chances`: of each token what the law
+// gives it, where somebody wants to be told.
 struct Offer {
   std::vector<int32_t> tokens, draws, damped;
   std::vector<double> values;
-  std::vector<float> law;
+  std::vector<float> law, chances;
 };
 
 // The best of `log q + g` with the target's own noise. One value more than tokens where there is
@@ -45,6 +46,9 @@ Offer coupled(const Asked& asked, SelectScratch& scratch);
 Offer likeliest(const Asked& asked, SelectScratch& scratch);
 // The probability that `likeliest` gives a token; 0 where there is no law.
 double probability(const Asked& asked, int32_t token, SelectScratch& scratch);
+// The same of several tokens, out of one law.
+std::vector<float> probabilities(const Asked& asked, const std::vector<int32_t>& tokens,
+                                 SelectScratch& scratch);
 
 // Draws of a sampled rule: each by a counter of (tokens known, node, index) and no other. Whether
 // anything is drawn may depend on the law (`least` bounds its entropy), never on what is drawn.

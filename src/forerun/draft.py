@@ -60,7 +60,9 @@ class Draft:
     than one; None where they are the drafter's own. `margins [N]` float32: how far each node's
     `log q + g` lies above the best other one of its parent (below it, for all but the first child);
     `ranks [N]` its place among them; `scores [N]` float32 the probability its whole path was
-    expected to be kept with. NaN and -1 at node 0; None where the drafter has no such figures.
+    expected to be kept with; `chances [N]` float32 what the drafter's law gives each below its
+    parent, of a `COUPLED` draft that is watched (a greedy row's law is that of temperature 1).
+    NaN and -1 at node 0; None where the drafter has no such figures.
     `num_passes`: forward passes of a small model that the proposal took, for all its rows together.
     `source`: who drafted, where that was not the composition's drafter.
     """
@@ -76,6 +78,7 @@ class Draft:
     num_passes: int = 0
     damping: Damping | None = None
     source: str = ""
+    chances: NDArray[np.float32] | None = None
 
     @property
     def num_drafted(self) -> int:

@@ -242,6 +242,7 @@ def _restricted(draft: Draft, place: dict[int, int], tree: TokenTree) -> Draft:
         margins=_rootless(draft.margins, kept),
         ranks=_rootless(draft.ranks, kept),
         scores=scores,
+        chances=_rootless(draft.chances, kept),
     )
 
 

@@ -147,7 +147,7 @@ class GrowthPlan:
     one for all further; `pass_price`: what the scores of the nodes expanded next must sum to, over
     all rows, to be worth a pass. Both are of best-first growth only.
     `acceptance [B, NUM_RANKS, NUM_MARGINS]` float32: how often a child of that rank and margin is
-    the target's choice; read by best-first `COUPLED` growth only.
+    the target's choice; read by best-first `COUPLED` growth only. `is_told`: with `Draft.chances`.
     """
 
     catch_up: Tokens
@@ -161,6 +161,7 @@ class GrowthPlan:
     acceptance: NDArray[np.float32]
     prices: tuple[float, ...] = (0.0,)
     pass_price: float = 0.0
+    is_told: bool = False
 
 
 class Backend(Protocol):
@@ -253,7 +254,7 @@ class FeatureBackend(Protocol):
 @dataclass(frozen=True, slots=True, eq=False)
 class DraftRow:
     """One sequence as a drafter sees it: its tokens (the last is pending), how it chooses, how many
-    nodes may be proposed, how deep they may go, and how many tokens' K/V the target holds."""
+    nodes may be proposed, how deep, how many tokens' K/V the target holds, and who watches."""
 
     sequence_id: int
     tokens: Sequence[int]
@@ -262,6 +263,7 @@ class DraftRow:
     max_drafted: int
     max_depth: int = 1 << 30
     committed_len: int = 0
+    is_watched: bool = False
 
 
 class Prices(Protocol):
@@ -298,10 +300,8 @@ class Drafter(Protocol):
 
 @runtime_checkable
 class ReadsFeatures(Drafter, Protocol):
-    """A drafter that also reads the target's tapped states, every token's once and in order.
-
-    Those of a prompt come by `absorb`, after `admit`; those of a round in its `Commit.features`.
-    """
+    """A drafter that also reads the target's tapped states, every token's once and in order: those
+    of a prompt by `absorb`, after `admit`; those of a round in its `Commit.features`."""
 
     @property
     def tap_layers(self) -> tuple[int, ...]:

@@ -81,7 +81,7 @@ def require_same(found: Draft, expected: Draft) -> None:
         if left is not None and left.size + right.size:
             width = min(left.shape[-1], right.shape[-1])
             assert left[..., :width].tolist() == right[..., :width].tolist(), name
-    for name in ("margins", "scores", "law"):
+    for name in ("margins", "scores", "law", "chances"):
         left, right = getattr(found, name), getattr(expected, name)
         assert (left is None) == (right is None), name
         if left is not None and left.size + right.size:
@@ -124,6 +124,7 @@ def given_trees(draw: st.DrawFn) -> tuple[int, ...] | None:
     .map(sorted)
     .map(tuple),
     pass_price=st.sampled_from([0.0, 0.2, 0.9]),
+    is_told=st.booleans(),
 )
 def test_a_native_tree_is_the_readable_one(
     rows: list[int],
@@ -134,6 +135,7 @@ def test_a_native_tree_is_the_readable_one(
     which: int,
     prices: tuple[float, ...],
     pass_price: float,
+    is_told: bool,
 ) -> None:
     # given rows with other parameters, budgets and depths each
     samplers = [Sampler(PARAMS[(which + row) % 5], seed + row) for row in rows]
@@ -146,6 +148,7 @@ def test_a_native_tree_is_the_readable_one(
         acceptance=acceptance(seed, len(rows)),
         prices=prices,
         pass_price=pass_price,
+        is_told=is_told,
     )
     # when both grow
     expected = readable(plan, rows)

@@ -138,6 +138,57 @@ def test_given_a_rule_that_reads_laws_then_each_draft_has_its_chance(sampled: Li
         assert all(0 <= chance <= 1 and math.isfinite(chance) for chance in one["p"][1:])
 
 
+@pytest.fixture(scope="module")
+def embedded():
+    """The embedded model with a drafter that has laws."""
+    with (
+        Engine(speculate=Speculation("lm", "chain:3"), threads=1) as engine,
+        serving(engine) as live,
+    ):
+        yield live
+
+
+@pytest.mark.parametrize("temperature", [0, 0.8])
+@pytest.mark.parametrize("composition", ["lm + chain:3", "lm + tree:6"])
+def test_given_a_drafter_with_laws_then_who_watches_is_told_margins_and_chances(
+    embedded: Live, composition: str, temperature: float
+) -> None:
+    asked = {"prompt": "def f(x):\n", "temperature": temperature, "speculation": composition}
+    watched, unwatched = whole(embedded, **asked, **TRACED), whole(embedded, **asked)
+
+    [rounds] = watched["forerun"]["rounds"]
+    drafted = [one for one in rounds if len(one["tokens"]) > 1]
+    assert drafted
+    for one in drafted:
+        assert one["p"] is None  # `match` compares tokens, and computes no law of the target
+        assert one["margins"][0] is one["q"][0] is None
+        assert all(math.isfinite(margin) for margin in one["margins"][1:])
+        assert all(0 < q <= 1 for q in one["q"][1:])
+        for node in range(len(one["tokens"])):
+            chances = zip(one["q"], one["parents"], strict=True)
+            assert sum(q for q, parent in chances if parent == node) <= 1 + 1e-5
+    if temperature == 0:  # without noise both order siblings alike
+        assert all(is_sorted_by_margin(one) for one in drafted)
+    # Watching changes nothing but what is told: neither the text nor what a chain drafts. (A tree
+    # grows by what its drafter has learned meanwhile.)
+    assert watched["choices"] == unwatched["choices"]
+    if composition == "lm + chain:3":
+        for count in ("draft_n", "draft_n_accepted"):
+            assert watched["timings"][count] == unwatched["timings"][count]
+
+
+def is_sorted_by_margin(one: dict[str, Any]) -> bool:
+    """Whether of two siblings the one with the higher margin has the higher chance."""
+    children = zip(one["parents"], one["margins"], one["q"], strict=True)
+    told = [child for child in children if child[0] >= 0]
+    return all(
+        (q >= other_q) == (margin >= other_margin)
+        for parent, margin, q in told
+        for other_parent, other_margin, other_q in told
+        if parent == other_parent and margin != other_margin and q != other_q
+    )
+
+
 def test_given_an_answer_of_many_rounds_then_a_whole_one_tells_the_first(
     server: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:

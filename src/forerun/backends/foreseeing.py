@@ -231,6 +231,7 @@ def _draft(ahead: _Ahead, plan: GrowthPlan, num_passes: int) -> Draft:
         np.array([place.get(nodes[node].parent, -1) for node in place], np.int32),
     )
     margins = np.array([nodes[node].margin for node in place], np.float32)
+    told = plan.is_told and growth.draw is Draw.COUPLED
     return Draft(
         tree,
         growth.draw,
@@ -239,4 +240,5 @@ def _draft(ahead: _Ahead, plan: GrowthPlan, num_passes: int) -> Draft:
         ranks=np.array([nodes[node].rank for node in place], np.int32),
         scores=np.array([chances[node] * nodes[node].score for node in place], np.float32),
         num_passes=num_passes,
+        chances=np.array([nodes[node].chance for node in place], np.float32) if told else None,
     )

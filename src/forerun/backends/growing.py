@@ -50,6 +50,7 @@ class Candidate:
     place: int = 0
     margin: float = math.nan
     score: float = 1.0
+    chance: float = math.nan
     is_expanded: bool = False
 
 
@@ -144,6 +145,14 @@ def add_children(
         child = _child(row, node, one.token, rank, place)
         child.margin = one.margin
         child.score *= one.chance
+    if _tells(plan) and listed:
+        law = _softened(row, node, logits)
+        for child in row.nodes[-len(listed) :]:
+            child.chance = float(law[child.token])
+
+
+def _tells(plan: GrowthPlan) -> bool:
+    return plan.is_told and plan.growth.draw is Draw.COUPLED
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,11 +187,16 @@ def _coupled(row: Row, node: int, logits: Logits, count: int) -> list[Offered]:
     return made
 
 
-def _likeliest(row: Row, node: int, logits: Logits, count: int) -> list[Offered]:
+def _softened(row: Row, node: int, logits: Logits) -> NDArray[np.float32]:
+    """The law below a node; a greedy row's is that of temperature 1."""
     sampler = row.sampler
     if sampler.params.temperature == 0:
         sampler = replace(sampler, params=replace(sampler.params, temperature=1.0))
-    law = sampling.law(sampling.process(logits, sampler, row.path(node))).astype(np.float32)
+    return sampling.law(sampling.process(logits, sampler, row.path(node))).astype(np.float32)
+
+
+def _likeliest(row: Row, node: int, logits: Logits, count: int) -> list[Offered]:
+    law = _softened(row, node, logits)
     best = np.argsort(-law, kind="stable")[:count].tolist()
     return [Offered(token, math.nan, float(law[token])) for token in best if law[token] > 0]
 
@@ -277,6 +291,7 @@ def _draft(row: Row, plan: GrowthPlan) -> Draft:
             margins=_floats(nodes, kept, "margin") if growth.draw is Draw.COUPLED else None,
             ranks=ranks,
             scores=_floats(nodes, kept, "score"),
+            chances=_floats(nodes, kept, "chance") if _tells(plan) else None,
         )
     return Draft(
         tree,

@@ -6,6 +6,7 @@ Knows both sides' names for the same things. Must not know weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,8 @@ def native_plan(plan: GrowthPlan, samplers: Samplers) -> Any:
     )
     if growth.damped is not None:
         made.damp(*growth.damped)
+    if plan.is_told:
+        made.tell()
     return made
 
 
@@ -117,14 +120,16 @@ def _starts(lengths: list[int]) -> Tokens:
 
 def draft_of(row: tuple[Any, ...], growth: Growth) -> Draft:
     """What the core grew for one row."""
-    tokens, parents, ranks, margins, scores, _, expanded, laws, draws, passes, *damped = row
+    tokens, parents, ranks, margins, scores, _, expanded, laws, draws, passes, *others = row
+    damped, chances = others
     tree, draw = TokenTree.made(tokens, parents), growth.draw
     if draw is Draw.COUPLED:
-        return Draft(tree, draw, expanded, None, None, margins, ranks, scores, passes)
+        draft = Draft(tree, draw, expanded, None, None, margins, ranks, scores, passes)
+        return replace(draft, chances=chances) if len(chances) else draft
     if draw is Draw.POINT:
         return Draft(tree, draw, expanded, None, None, None, ranks, scores, passes)
     drawn = draws if draw is Draw.SAMPLED else None
-    damping = None if growth.damped is None else Damping(damped[0], growth.damped[1])
+    damping = None if growth.damped is None else Damping(damped, growth.damped[1])
     return Draft(tree, draw, expanded, laws, drawn, None, ranks, None, passes, damping)
 
 

@@ -76,4 +76,5 @@ class Exit:
             depths=np.array([min(row.max_drafted, row.max_depth) for row in rows], np.int32),
             growth=self._growth,
             acceptance=self._margins.of(rows),
+            is_told=any(row.is_watched for row in rows),
         )

@@ -286,6 +286,7 @@ class Featured:
             depths=np.array(depths, np.int32),
             growth=self._growth,
             acceptance=self._margins.of(rows),
+            is_told=any(row.is_watched for row in rows),
         )
         return priced(plan, rows, self._prices)
 

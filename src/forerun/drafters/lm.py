@@ -189,7 +189,9 @@ class LM:
         drafting = [] if is_paused else [row for row in rows if self._prepare(row)]
         if not drafting:
             return [plain_draft(row.tokens[-1]) for row in rows]
-        drafts = self._chains(drafting) if self._growth is None else self._trees(drafting)
+        # A chain proposed at once has neither margins nor chances to show.
+        is_grown = self._growth is not None or any(row.is_watched for row in drafting)
+        drafts = self._trees(drafting) if is_grown else self._chains(drafting)
         if len(drafting) == len(rows):
             return drafts
         made = dict(zip((row.sequence_id for row in drafting), drafts, strict=True))
@@ -350,8 +352,9 @@ class LM:
         return drafts
 
     def _trees(self, rows: Sequence[DraftRow]) -> list[Draft]:
-        assert self._growth is not None
-        plan = priced(self._growth_plan(rows, self._growth), rows, self._prices)
+        plan = self._growth_plan(rows, self._growth or _CHAIN)
+        if self._growth is not None:
+            plan = priced(plan, rows, self._prices)
         with self._span:
             drafts = self._backend.grow(plan)
         for index, (row, draft) in enumerate(zip(rows, drafts, strict=True)):
@@ -371,6 +374,7 @@ class LM:
             depths=np.array(depths, np.int32),
             growth=growth,
             acceptance=self._margins.of(rows),
+            is_told=any(row.is_watched for row in rows),
         )
 
     def _unread(

@@ -92,7 +92,8 @@ def _draft_rows(rows: Rows[Sequence], lengths: Rows[int], parts: Parts) -> list[
         room = row.limit - len(row.tokens) - 1
         fits = min(most, parts.shape.fits(room))
         sampler, kept = row.sampler(), row.committed_len
-        draft_rows.append(DraftRow(row.id, row.tokens, row.prompt_len, sampler, fits, room, kept))
+        own = row.id, row.tokens, row.prompt_len
+        draft_rows.append(DraftRow(*own, sampler, fits, room, kept, row.is_watched))
     return draft_rows
 
 

@@ -49,7 +49,7 @@ class Seen:
     `known` tokens as it began; `drafter` is who drafted, "" if nobody did; `kept` of the path and
     the bonus were emitted. `p`, `q` `[N]` float32: the chance of each node below its parent by the
     target's law and by the drafter's, NaN where it is not known; None where the rule reads
-    choices, or the draft has no laws. `draft` is without its laws, which are large. `stats` are
+    choices, or the drafter has no laws. `draft` is without its laws, which are large. `stats` are
     those of the whole pass.
     """
 
@@ -129,6 +129,8 @@ def _chances(draft: Draft, said: Any) -> NDArray[np.float32] | None:
 
 def _drafted_chances(draft: Draft) -> NDArray[np.float32] | None:
     """The drafter's probability of each node below its parent."""
+    if draft.chances is not None:
+        return draft.chances
     if draft.law is None or draft.expanded is None:
         return None
     chances = np.full(len(draft.tree), np.nan, np.float32)
