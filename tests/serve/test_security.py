@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from forerun.models.tokenizer import Tokenizer
 from forerun.serve.keys import hash_of, partition_of, read_keys
 from forerun.serve.settings import ServeSettings, is_loopback
 
+from .conftest import opened
 from .live import MODEL, Live, serving
 
 KEYS = ("a-key-of-the-first-user", "a-key-of-the-second-user")
@@ -265,6 +267,27 @@ def test_given_a_template_that_fails_then_its_words_stay_inside(http: httpx2.Cli
     assert answer.status_code == 400
     assert "secret" not in answer.text
     assert answer.json()["error"]["param"] == "messages"
+
+
+def test_given_a_template_that_never_ends_then_400_with_a_way_out_and_the_server_goes_on(
+    chat_model: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "endless"
+    shutil.copytree(chat_model, directory)
+    grows = "{% set ns = namespace(x='x') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}"
+    template = grows + "{% if messages|length < 2 %}{% break %}{% endif %}{% endfor %}[assistant] "
+    (directory / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    said = {"role": "user", "content": "a"}
+
+    with opened(directory) as engine, serving(engine) as server, server.http() as http:
+        bodies = [{"messages": [said] * num, "max_tokens": 1} for num in (2, 1)]
+        stopped, served = [http.post("/v1/chat/completions", json=body) for body in bodies]
+
+    error = stopped.json()["error"]
+    assert (stopped.status_code, error["param"]) == (400, "messages")
+    assert "more than 16000000 characters" in error["message"]
+    assert "send fewer" in error["message"]
+    assert served.status_code == 200
 
 
 def test_given_a_request_id_then_it_comes_back_if_it_is_one(http: httpx2.Client) -> None:

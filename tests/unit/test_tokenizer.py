@@ -190,7 +190,7 @@ def test_what_templates_of_real_models_use() -> None:
         ("{% if %}", "failed"),
         ("{{ 1 / 0 }}", "failed"),
         ("{{ undefined.attribute }}", "failed"),
-        ("x" * 1_000_001, "at most 1000000"),
+        ("x" * 250_001, "at most 250000"),
     ],
 )
 def test_a_template_can_do_no_harm(template: str, message: str) -> None:

@@ -17,6 +17,7 @@ from forerun.engine.patterns import Pattern
 from forerun.engine.service import Job
 from forerun.errors import ModelError
 from forerun.models.conversation import plain_text
+from forerun.models.template_budget import TemplateExceeded
 from forerun.models.tokenizer import Tokenizer
 from forerun.options import SamplingParams
 from forerun.serve.calling import CallPlan, knows_tools, plan_of
@@ -155,6 +156,8 @@ def chat_ids(
         return _ids(plain_text(messages), model, "messages")
     try:
         text = tokenizer.render_chat(messages, tools)
+    except TemplateExceeded as error:
+        raise Refusal(400, str(error), param="messages") from error
     except ModelError as error:
         raise Refusal(
             400,
