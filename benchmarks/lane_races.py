@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from lane_limits import SizedDrafter, replace_backend
-from lane_runs import measured_run
+from lane_runs import Raced, measured_run
 
 from forerun import Engine, SamplingParams, Speculation
 from forerun.engine.results import Completion
@@ -150,8 +150,11 @@ def _figures(
         figures[f"{key}_tokens_per_s"] = tokens_per_s(timed[name])
     figures["runs"] = [
         measured_run(
-            f"{name}, T={temperature:g}", ways[name].schedule, ways[name].length,
-            [one for group in runs[name] for one in group], figures[f"{name}_tokens_per_s"],
+            Raced(
+                f"{name}, T={temperature:g}", ways[name].schedule, ways[name].length,
+                ways[name].shape == "chain",
+            ),
+            [one for group in runs[name] for one in group],
         )
         for name in ("sequential", "ahead")
     ]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from forerun.control.outcomes import PowerLaw
 from forerun.control.overlap import AHEAD, PARALLEL, SEQUENTIAL, LaneCosts, Way
+from forerun.control.patience import Patience
 from forerun.errors import OptionError
 
 SCHEDULES = (SEQUENTIAL, PARALLEL, AHEAD)
@@ -29,8 +30,13 @@ class Setup:
     outcome is prepared, whatever the branches; it overrides `bonus`. `exponent`: by which branches
     are spread over exits. `busy_draft`: how many times longer a pass takes beside a verification,
     if `costs.step_s` is that of a drafter alone. `patience_s`: after the verdict no level is begun
-    later than that; `deadline_s`: and no level is waited for longer than that. `jitter`: factors on
-    the seconds of a verification, of which each draws one.
+    later than that; `deadline_s`: and no level is waited for longer than that; `learning`: what
+    decides both instead, as a real engine does, learning from its rounds. `jitter`: factors on
+    the seconds of a verification, of which each draws one; `draft_jitter`: of a forecast.
+    `requests`: tokens of one request after another, in turns: its first round meets a miss, its
+    last draft ends where it does; empty is one without end. `redraft_rate`: share of misses that
+    are drafted anew, if not all or none as `way` says; `redraft_s`: what that takes, if not a
+    pass a level; `redrafted`: as `accepted`, of such drafts, if not the same.
     """
 
     costs: LaneCosts
@@ -43,7 +49,13 @@ class Setup:
     busy_draft: float = 1.0
     patience_s: float = 0.0
     deadline_s: float = math.inf
+    learning: Callable[[], Patience] | None = None
     jitter: tuple[float, ...] = (1.0,)
+    draft_jitter: tuple[float, ...] = (1.0,)
+    requests: tuple[int, ...] = ()
+    redraft_rate: float | None = None
+    redraft_s: float | None = None
+    redrafted: tuple[float, ...] = ()
     num_devices: float = 1.0
 
     def __post_init__(self) -> None:
@@ -89,11 +101,14 @@ def ranks_of(bonus: PowerLaw, most: int = 64) -> tuple[float, ...]:
 
 
 REQUIRED = ("schedule", "verify_s", "step_s", "accepted", "tokens_per_s")
+# Without these a run can be simulated, and not be judged: what it lacks may make up what is wrong.
+JUDGED_BY = ("rounds_per_s", "tokens_per_round", "requests")
+JUDGED_AHEAD_BY = ("pass_s", "redrafted", "nearest", "redraft_rate", "redraft_s", "handover_s")
 OPTIONAL = (
     "name", "num_levels", "num_branches", "num_rows", "branch_s", "num_reads", "busy",
     "busy_draft", "handover_s", "engine_s", "hit_rate", "bonus", "nearest", "redrafts", "exponent",
     "patience_s", "deadline_s", "rounds_per_s", "tokens_per_round", "hidden", "num_devices",
-    "machine", "command",
+    "machine", "command", "requests", "pass_s", "redrafted", "redraft_rate", "redraft_s",
 )  # fmt: skip
 
 
@@ -108,23 +123,45 @@ def setup_of(run: Mapping[str, Any]) -> Setup:
             f"a measured run lacks {missing}, and has {unknown} that nobody reads: "
             f"needed are {REQUIRED}, known beside them {OPTIONAL}"
         )
-    seconds = np.asarray(run["verify_s"], np.float64)
-    mean_s = float(seconds.mean())
+    mean_s, jitter = _spread_of(run["verify_s"])
     levels = int(run.get("num_levels", len(run["accepted"])))
     rows = int(run.get("num_rows", 1))
+    given = ("busy", "branch_s", "num_reads", "handover_s", "engine_s")
     costs = LaneCosts(
         verify=((rows * (levels + 1), mean_s),),
         step_s=run["step_s"],
-        **{
-            key: run[key]
-            for key in ("busy", "branch_s", "num_reads", "handover_s", "engine_s")
-            if key in run
-        },
+        **{key: run[key] for key in given if key in run},
     )
     branches = int(run.get("num_branches", 1))
     way = Way(run["schedule"], levels, branches, rows, bool(run.get("redrafts", False)))
-    setup = Setup(costs, way, tuple(run["accepted"]), jitter=tuple((seconds / mean_s).tolist()))
-    rest = ("exponent", "busy_draft", "patience_s", "deadline_s", "num_devices")
-    given = {key: run[key] for key in rest if run.get(key) is not None}
-    lists = {key: tuple(run[key]) for key in ("nearest", "bonus") if key in run}
-    return replace(setup, hit=run.get("hit_rate"), **given, **lists)
+    setup = Setup(costs, way, tuple(run["accepted"]), jitter=jitter, hit=run.get("hit_rate"))
+    return _as_measured(setup, run)
+
+
+def lacking(run: Mapping[str, Any]) -> list[str]:
+    """What a measured run must say before a simulation of it may be called right or wrong."""
+    needed = JUDGED_BY if run["schedule"] == SEQUENTIAL else JUDGED_BY + JUDGED_AHEAD_BY
+    return [key for key in needed if key not in run]
+
+
+def _as_measured(setup: Setup, run: Mapping[str, Any]) -> Setup:
+    """What else a run says; waits are an engine's own unless it says how long they are."""
+    names = (
+        "exponent", "busy_draft", "patience_s", "deadline_s", "num_devices", "redraft_rate",
+        "redraft_s",
+    )  # fmt: skip
+    given = {key: run[key] for key in names if run.get(key) is not None}
+    lists = ("nearest", "bonus", "redrafted", "requests")
+    given |= {key: tuple(run[key]) for key in lists if key in run}
+    if run.get("pass_s"):
+        given["draft_jitter"] = _spread_of(run["pass_s"])[1]
+    if "patience_s" not in run and "deadline_s" not in run:
+        given["learning"] = Patience
+    return replace(setup, **given)
+
+
+def _spread_of(seconds: Any) -> tuple[float, tuple[float, ...]]:
+    """Their mean, and each in units of it."""
+    values = np.asarray(seconds, np.float64)
+    mean_s = float(values.mean())
+    return mean_s, tuple((values / mean_s).tolist())

@@ -161,24 +161,121 @@ def test_given_a_seed_then_figures_repeat_and_another_seed_differs():
     assert run(setup, 500, seed=1) != run(setup, 500, seed=2)
 
 
+def test_given_requests_that_end_then_last_drafts_are_cut_and_first_ones_met_a_miss():
+    # Given: all that is drafted is kept, so a request of 12 takes rounds of 1 + 4 and a rest of 2;
+    # after the cold first round, for which nothing was prepared, of 1: 1 + 5 + 5 + 1.
+    whole = (1.0,) * LEVELS
+    figures = run(a_setup(accepted=whole, requests=(12,), redraft_rate=0.0))
+
+    assert figures.tokens_per_round == CLOSE(12 / 4, rel=1e-3)
+    endless = run(a_setup(accepted=whole))
+    assert endless.tokens_per_round == CLOSE(5.0)  # the control
+    anew = run(a_setup(accepted=whole, requests=(12,), redraft_rate=1.0))
+    assert anew.tokens_per_round == CLOSE(12 / 3, rel=1e-3)
+
+
+def test_given_drafts_made_anew_then_their_own_acceptance_and_seconds_count():
+    setup = a_setup(hit=0.5, redraft_rate=1.0, redraft_s=2e-3, redrafted=(0.0,) * LEVELS)
+
+    figures = run(setup)
+
+    assert figures.tokens_per_round == CLOSE((TOKENS + 1) / 2, rel=0.03)
+    assert figures.rounds_per_s == CLOSE(1 / (VERIFY_S + 0.5 * 2e-3), rel=0.01)
+
+
+def test_given_waits_that_are_learned_then_a_level_that_never_pays_is_not_waited_for():
+    from forerun.control.patience import Patience
+
+    slow = replace(COSTS, step_s=6e-3)
+    rarely = (0.8, 0.01, 0.01, 0.01)
+
+    learned = run(a_setup(costs=slow, accepted=rarely, learning=Patience), 1000)
+    patient = run(a_setup(costs=slow, accepted=rarely, patience_s=float("inf")), 1000)
+
+    assert learned.partial > 0.9
+    assert learned.tokens_per_s > 1.3 * patient.tokens_per_s
+
+
 A_RUN = {
     "schedule": "ahead", "verify_s": [9e-3, 10e-3, 11e-3], "step_s": 1e-3, "accepted": ACCEPTED,
-    "hit_rate": 1.0, "num_branches": 8, "tokens_per_s": TOKENS / VERIFY_S,
+    "hit_rate": 1.0, "num_branches": 8, "requests": [100000], "pass_s": [1e-3], "redrafted": [],
+    "nearest": [], "redraft_rate": 0.0, "redraft_s": 0.0, "handover_s": 0.0,
+    "tokens_per_s": TOKENS / VERIFY_S, "rounds_per_s": 1 / VERIFY_S, "tokens_per_round": TOKENS,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.3, 1)])
-def test_given_a_measured_run_then_ten_percent_off_fails(tmp_path, monkeypatch, factor, status):
+def validated(path, run, monkeypatch):
     from lanes_simulator import main
 
-    path = tmp_path / "run.json"
-    path.write_text(json.dumps({**A_RUN, "tokens_per_s": factor * A_RUN["tokens_per_s"]}))
-    out = tmp_path / "out.json"
+    path.write_text(json.dumps(run))
+    out = path.with_suffix(".out")
     monkeypatch.setattr(sys, "argv", ["lanes", "validate", str(path), "--out", str(out)])
+    status = main()
+    return status, json.loads(out.read_text())["rows"][0]
 
-    assert main() == status
-    ratio = json.loads(out.read_text())["rows"][0]["ratios"]["tokens_per_s"]
-    assert ratio == CLOSE(1 / factor, rel=0.03)
+
+@pytest.mark.parametrize("key", ["tokens_per_s", "rounds_per_s", "tokens_per_round"])
+@pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.3, 1)])
+def test_given_a_measured_run_then_ten_percent_off_fails(
+    tmp_path, monkeypatch, key, factor, status
+):
+    found, row = validated(tmp_path / "run.json", {**A_RUN, key: factor * A_RUN[key]}, monkeypatch)
+
+    assert found == status
+    assert row["far"] == [key] * status
+    assert row["ratios"][key] == CLOSE(1 / factor, rel=0.03)
+
+
+def test_given_errors_that_cancel_then_the_run_is_not_met(tmp_path, monkeypatch):
+    # Given: tokens/s as simulated, of fewer and longer rounds than it says.
+    wrong = {"rounds_per_s": 0.8 / VERIFY_S, "tokens_per_round": TOKENS / 0.8}
+
+    status, row = validated(tmp_path / "run.json", A_RUN | wrong, monkeypatch)
+
+    assert status == 1
+    assert row["far"] == ["rounds_per_s", "tokens_per_round"]
+
+
+def test_given_a_run_that_says_too_little_then_it_is_not_judged(tmp_path, monkeypatch, capsys):
+    old = {key: value for key, value in A_RUN.items() if key not in ("requests", "redrafted")}
+
+    status, row = validated(tmp_path / "run.json", old, monkeypatch)
+
+    assert (status, row["lacks"]) == (1, ["requests", "redrafted"])
+    assert "cannot be judged: the run does not say requests, redrafted" in capsys.readouterr().out
+
+
+def test_given_rounds_then_a_run_of_them_says_where_they_ended_and_what_was_made_anew():
+    from types import SimpleNamespace
+
+    from lane_runs import Raced, measured_run
+    from lanes_setup import lacking
+
+    from forerun.stats import LaneStats, RoundStats
+
+    def one(drafted, accepted, **lane):
+        stats = LaneStats(num_passes=3, busy_s=3e-3, **lane)
+        return RoundStats(1, drafted, accepted, 12e-3, 0.0, 10e-3, 0.0, lane=stats)
+
+    # Given: 10 tokens; of the last round's room of one, the draft takes all and keeps it.
+    rounds = [
+        one(0, 0, num_cold=1),
+        one(2, 0, num_cold=1),
+        one(2, 2, num_hits=1),
+        one(2, 1, num_wrong=1, num_redrafted=1, redraft_s=1e-3),
+        one(1, 1, num_hits=1),
+    ]
+    done = SimpleNamespace(token_ids=[0] * 9, stats=SimpleNamespace(rounds=rounds))
+
+    made = measured_run(Raced("one", "ahead:8", 2, is_chain=True), [done])
+
+    assert lacking(made) == []
+    assert made["requests"] == [8]
+    assert (made["accepted"], made["redrafted"]) == ([1.0, 1.0], [1.0, 0.0])
+    assert made["nearest"] == [0.0, 0.0]
+    assert (made["redraft_rate"], made["redraft_s"]) == (0.5, 1e-3)
+    assert made["step_s"] == CLOSE(1e-3)
+    assert made["tokens_per_s"] == CLOSE(made["rounds_per_s"] * made["tokens_per_round"])
 
 
 def test_given_a_run_with_a_key_that_nobody_reads_then_it_is_named():
