@@ -16,11 +16,11 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+from lane_limits import Patient
 from lane_races import clear_lanes
 
 from forerun import Engine, SamplingParams, Speculation
@@ -32,41 +32,6 @@ from forerun.tools.machine import machine_name
 from forerun.tools.prompt_files import Prompt, read_suite, spread
 
 MET = ("hits", "wrong", "short", "late")
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """Wait until all that was planned is there."""
-
-    num_levels: int = 0
-    longest_s: float = 60.0
-
-
-class Patient:
-    """Waits for everything and learns nothing."""
-
-    def learn_forecast(self, num_passes: int, seconds: float) -> None: ...
-    def learn_redraft(self, seconds: float) -> None: ...
-    def learn_outcome(self, *, is_hit: bool) -> None: ...
-    def learn_yield(self, source: str, num_accepted: int) -> None: ...
-
-    def wait_for(self, num_levels: int, elapsed_s: float, num_rows: int) -> Whole:
-        """As long as it takes."""
-        del num_levels, elapsed_s, num_rows
-        return Whole()
-
-    def prefers_redraft(self, other: str, num_missed: int) -> bool:
-        """Always."""
-        del other, num_missed
-        return True
-
-    def longest_redraft_s(self) -> float:
-        """As long as it takes."""
-        return 60.0
-
-    def reach(self) -> list[float]:
-        """What is assumed where nobody saw any."""
-        return [1.0]
 
 
 def main() -> int:

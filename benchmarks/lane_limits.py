@@ -1,9 +1,15 @@
-"""What two lanes can do at best: both models' loops side by side, and rounds that always hit."""
+"""What two lanes can do at best: both models' loops side by side, and rounds that always hit.
+
+Both do the same work, so that one divided by the other is what handing over costs: the same text
+from the same prompt on, drafts as long and as many branches, each forecast whole, the winner of the
+one before it carried where it was among the guesses.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any, Protocol
@@ -14,7 +20,7 @@ from forerun import Engine, SamplingParams, Speculation
 from forerun.backends.native import NativeBackend
 from forerun.backends.prefill import chain_batch
 from forerun.control.lane_trial import looping
-from forerun.draft import Draft, Draw
+from forerun.draft import Commit, Draft, Draw
 from forerun.drafters.lm import LM
 from forerun.errors import OptionError
 from forerun.models.weights import open_checkpoint
@@ -22,9 +28,52 @@ from forerun.protocols import DraftRow, Outlook, Sampler
 from forerun.stats import Span, timed
 from forerun.tree import TokenTree
 
-LENGTH, BRANCHES = 4, 8  # what limits are measured with
+_MARGIN = 4  # rounds at a text's beginning and end that are not counted
 _PROMPT = list(range(5, 69))
 _BLOCKS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How long drafts are, and for how many outcomes one is prepared."""
+
+    length: int
+    branches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Wait until all that was planned is there."""
+
+    num_levels: int = 0
+    longest_s: float = 60.0
+
+
+class Patient:
+    """Waits for everything and learns nothing."""
+
+    def learn_forecast(self, num_passes: int, seconds: float) -> None: ...
+    def learn_redraft(self, seconds: float) -> None: ...
+    def learn_outcome(self, *, is_hit: bool) -> None: ...
+    def learn_yield(self, source: str, num_accepted: int) -> None: ...
+
+    def wait_for(self, num_levels: int, elapsed_s: float, num_rows: int) -> Whole:
+        """As long as it takes."""
+        del num_levels, elapsed_s, num_rows
+        return Whole()
+
+    def prefers_redraft(self, other: str, num_missed: int) -> bool:
+        """Always."""
+        del other, num_missed
+        return True
+
+    def longest_redraft_s(self) -> float:
+        """As long as it takes."""
+        return 60.0
+
+    def reach(self) -> list[float]:
+        """What is assumed where nobody saw any."""
+        return [1.0]
 
 
 class SizedDrafter(Protocol):
@@ -106,9 +155,14 @@ class Told:
         return told
 
     def _chain(self, row: DraftRow, num_nodes: int) -> Draft:
-        start = len(row.tokens) - 1
-        tokens = list(self._text[start : start + num_nodes])
-        return Draft(TokenTree.made_chain(tokens), Draw.COUPLED, num_passes=1 + num_nodes)
+        return told_chain(self._text, len(row.tokens), num_nodes)
+
+
+def told_chain(text: Sequence[int], num_known: int, num_nodes: int) -> Draft:
+    """So many tokens of a text, the last known one first, as a draft."""
+    start = num_known - 1
+    tokens = list(text[start : start + num_nodes])
+    return Draft(TokenTree.made_chain(tokens), Draw.COUPLED, num_passes=1 + num_nodes)
 
 
 def replace_backend(engine: Engine, num_times: int) -> None:
@@ -128,14 +182,17 @@ def lm_of(engine: Engine) -> LM:
     return found
 
 
-def limits_of(model: Path, sized: SizedDrafter, num_rounds: int) -> dict[str, Any]:
+def limits_of(
+    model: Path, sized: SizedDrafter, settings: Settings, num_rounds: int
+) -> dict[str, Any]:
     """Seconds of a verification and of a forecast, apart and at once, and rounds that all hit."""
+    text = _text_of(model, settings, num_rounds)
     target = NativeBackend(open_checkpoint(model), cores=(0,), num_blocks=_BLOCKS)
     small = NativeBackend(open_checkpoint(sized.directory), cores=(1,), num_blocks=_BLOCKS)
     backend: Any = Repeated(small, sized.num_times) if sized.num_times > 1 else small
     try:
-        verify = _verifying(target)
-        draft = _drafting(LM(backend, LENGTH, Span()))
+        verify = Verifying(target, text, settings, num_rounds)
+        draft = Drafting(LM(backend, settings.length, Span()), text, settings, num_rounds)
         alone = [_median_s(verify, num_rounds), _median_s(draft, num_rounds)]
         with looping(draft):
             beside = [_median_s(verify, num_rounds)]
@@ -145,8 +202,9 @@ def limits_of(model: Path, sized: SizedDrafter, num_rounds: int) -> dict[str, An
         target.close()
         small.close()
     limit = 1.0 / max(beside)
-    hits = _all_hits(model, sized, num_rounds)
+    hits = _all_hits(model, sized, text, settings, num_rounds)
     return {
+        "limit_settings": [settings.length, settings.branches],
         "drafter_bytes": small_bytes(sized.directory),
         "verify_alone_s": alone[0], "forecast_alone_s": alone[1],
         "verify_beside_s": beside[0], "forecast_beside_s": beside[1],
@@ -159,28 +217,66 @@ def small_bytes(directory: Path) -> int:
     return sum(one.stat().st_size for one in directory.glob("*.safetensors"))
 
 
-def _verifying(target: NativeBackend) -> Callable[[], object]:
-    table = np.arange(_BLOCKS, dtype=np.int32)[None]
-    tokens = np.array(_PROMPT, np.int32)
-    target.forward(chain_batch(tokens, 0, table, num_logits=1))
-    batch = chain_batch(np.zeros(1 + LENGTH, np.int32), len(tokens), table, num_logits=1 + LENGTH)
-    return lambda: target.forward(batch)
+class Verifying:
+    """Each call verifies the next draft of a text all of whose drafts are kept; then from anew."""
+
+    def __init__(
+        self, target: NativeBackend, text: Sequence[int], settings: Settings, num_rounds: int
+    ) -> None:
+        self._target = target
+        self._width = settings.length + 1
+        self._table = np.arange(_BLOCKS, dtype=np.int32)[None]
+        self._text = np.array(text, np.int32)
+        self._starts = _cycle(self._width, num_rounds)
+        known = self._text[: len(_PROMPT)]
+        target.forward(chain_batch(known, 0, self._table, num_logits=1))
+
+    def __call__(self) -> object:
+        """One verification."""
+        start = next(self._starts) - 1
+        tokens = self._text[start : start + self._width]
+        return self._target.forward(chain_batch(tokens, start, self._table, num_logits=self._width))
 
 
-def _drafting(drafter: LM) -> Callable[[], object]:
-    """A forecast of the same row over and over: what was read before is read again."""
-    drafter.admit(0, _PROMPT)
-    params = SamplingParams()
-    row = DraftRow(0, _PROMPT, len(_PROMPT), Sampler(params, 0), LENGTH)
-    draft = drafter.propose([row])[0]
-    outlook = Outlook(
-        exits=[np.arange(1 + LENGTH, dtype=np.int32)],
-        num_branches=BRANCHES,
-        most=np.array([LENGTH], np.int32),
-        depths=np.array([LENGTH], np.int32),
-        deepest=np.zeros(1, np.int32),
-    )
-    return lambda: drafter.foresee([row], [draft], outlook)
+class Drafting:
+    """Each call is a forecast of the next draft of such a text, and the verdict on it."""
+
+    def __init__(
+        self, drafter: LM, text: Sequence[int], settings: Settings, num_rounds: int
+    ) -> None:
+        self._drafter = drafter
+        self._text = list(text)
+        self._settings = settings
+        self._starts = _cycle(settings.length + 1, num_rounds)
+        self._sampler = Sampler(SamplingParams(), 0)
+
+    def __call__(self) -> object:
+        """One forecast; what was read of what came stays for the next one."""
+        num_known, length = next(self._starts), self._settings.length
+        if num_known == len(_PROMPT):
+            self._drafter.release(0)
+            self._drafter.admit(0, self._text[:num_known])
+        row = DraftRow(0, self._text[:num_known], num_known, self._sampler, length)
+        draft = told_chain(self._text, num_known, 1 + length)
+        made = self._drafter.foresee([row], [draft], self._outlook())
+        kept = self._text[num_known : num_known + length + 1]
+        self._drafter.observe(0, Commit(tuple(kept)))
+        return made
+
+    def _outlook(self) -> Outlook:
+        length = self._settings.length
+        return Outlook(
+            exits=[np.arange(1 + length, dtype=np.int32)],
+            num_branches=self._settings.branches,
+            most=np.array([length], np.int32),
+            depths=np.array([length], np.int32),
+            deepest=np.zeros(1, np.int32),
+        )
+
+
+def _cycle(width: int, num_rounds: int) -> Iterator[int]:
+    """How many tokens are known at each round of a text, over and over."""
+    return cycle(range(len(_PROMPT), len(_PROMPT) + num_rounds * width, width))
 
 
 def _median_s(call: Callable[[], object], num_times: int) -> float:
@@ -188,22 +284,33 @@ def _median_s(call: Callable[[], object], num_times: int) -> float:
     return median(timed(call) for _ in range(num_times))
 
 
-def _all_hits(model: Path, sized: SizedDrafter, num_rounds: int) -> float:
-    """Rounds a second of the real loop when whatever comes was prepared."""
-    num_tokens = (num_rounds + 4) * (LENGTH + 1)
-    params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+def _num_tokens(settings: Settings, num_rounds: int) -> int:
+    return (num_rounds + _MARGIN) * (settings.length + 1)
+
+
+def _text_of(model: Path, settings: Settings, num_rounds: int) -> list[int]:
+    """What the target says for so many rounds that keep all, and something behind it."""
+    params = SamplingParams(max_tokens=_num_tokens(settings, num_rounds), ignore_eos=True)
     with Engine(model, speculate=Speculation("none")) as engine:
         text = [*_PROMPT, *engine.generate(_PROMPT, params)[0].token_ids]
-    text += [0] * (2 * LENGTH + 2)
-    speculation = Speculation(
-        f"lm:{sized.directory}", f"chain:{LENGTH}", "match", f"ahead:{BRANCHES}"
-    )
+    return text + [0] * (2 * settings.length + 2)
+
+
+def _all_hits(
+    model: Path, sized: SizedDrafter, text: Sequence[int], settings: Settings, num_rounds: int
+) -> float:
+    """Rounds a second of the real loop when whatever comes was prepared, to its full depth."""
+    num_tokens = _num_tokens(settings, num_rounds)
+    shape, schedule = f"chain:{settings.length}", f"ahead:{settings.branches}"
+    speculation = Speculation(f"lm:{sized.directory}", shape, "match", schedule)
     with Engine(model, speculate=speculation, target_cores=(0,), draft_cores=(1,)) as engine:
         replace_backend(engine, sized.num_times)
-        side: Any = engine._parts.drafter._drafter._side  # type: ignore[attr-defined]
-        side._drafter = Told(side._drafter, text)
-        done = engine.generate(_PROMPT, replace(params, max_tokens=num_tokens))[0]
+        overlapped: Any = engine._parts.drafter._drafter  # type: ignore[attr-defined]
+        overlapped._waits = Patient()
+        overlapped._side._drafter = Told(overlapped._side._drafter, text)
+        params = SamplingParams(max_tokens=num_tokens, ignore_eos=True)
+        done = engine.generate(_PROMPT, params)[0]
     if list(done.token_ids) != text[len(_PROMPT) : len(_PROMPT) + num_tokens]:
         raise OptionError("told drafts changed the text: that must not happen")
-    rounds = [one.round_s for one in done.stats.rounds[3:-2]]
+    rounds = [one.round_s for one in done.stats.rounds[_MARGIN - 1 : -2]]
     return 1.0 / median(rounds)

@@ -6,10 +6,11 @@
 Drafters are the embedded `lm`, enlarged to so many megabytes with its bits kept; `24x3` runs every
 pass of the 24 MB one three times, as one of three times the depth with shared weights would: what
 rests in cache is quick here, and the table wants drafters that take longer without reading more.
-For each: the concurrency limit (both models' loops side by side, no hand-over), rounds a second
-when every outcome is a hit (drafts are told, passes are real) against that limit, then on prompts
-of the suite `sequential` and `ahead` on the same two lanes, each with its fastest length and
-branches, and `sequential` with both cores for both models. Runs take turns; needs 2 cores.
+For each: on prompts of the suite `sequential` and `ahead` on the same two lanes, each with its
+fastest length and branches, and `sequential` with both cores for both models; then with the length
+and branches that `ahead` had the concurrency limit (both models' loops side by side, no hand-over),
+and rounds a second when every outcome is a hit (drafts are told, passes are real) against it. Runs
+take turns; needs 2 cores.
 With `--shape tree` all of these draft trees (`--lengths` are nodes), and chains ahead, of
 `--chain-lengths`, run in turns with them: the last column is trees ahead ÷ chains ahead.
 """
@@ -28,8 +29,8 @@ from statistics import median
 from typing import Any
 
 from inflate import Enlargement, write_one
-from lane_limits import limits_of
-from lane_races import Race, raced
+from lane_limits import Settings, limits_of
+from lane_races import CHAIN, Race, raced
 
 from forerun.errors import ForerunError
 from forerun.models.resolve import resolve_model
@@ -74,15 +75,19 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     prompts = spread(suite, options.limit)
     rows = []
     for sized in [_sized(word, options.work) for word in options.drafters.split(",")]:
-        progress(f"{sized.name}: limits")
-        limits = limits_of(options.model, sized, num_rounds=options.rounds)
+        limits: dict[Settings, dict[str, Any]] = {}
         for temperature in options.temperatures:
             race = Race(
                 options.model, sized, temperature, options.max_tokens, options.repeat,
                 options.lengths, options.branches, options.shape, options.chain_lengths,
             )  # fmt: skip
             progress(f"{sized.name}: T={temperature:g}")
-            rows.append({"drafter": sized.name, **limits, **raced(race, prompts)})
+            row = raced(race, prompts)
+            settings = _settings(row)
+            if settings not in limits:
+                progress(f"{sized.name}: limits")
+                limits[settings] = limits_of(options.model, sized, settings, options.rounds)
+            rows.append({"drafter": sized.name, **limits[settings], **row})
     runs = [
         one | {"name": f"{row['drafter']}, {one['name']}"}
         for row in rows
@@ -100,6 +105,12 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         "rows": rows,
         "runs": runs,
     }
+
+
+def _settings(row: dict[str, Any]) -> Settings:
+    """Those of chains ahead that were fastest: what limits are measured with."""
+    schedule, length = row["settings"].get(CHAIN, row["settings"]["ahead"])
+    return Settings(length, int(schedule.partition(":")[2]))
 
 
 def _sized(word: str, work: Path) -> Sized:
