@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from forerun.cli import run as forerun
 from forerun.errors import IncompatibleSpeculation
 from forerun.models.drafter_files import open_drafter, write_drafter
 from forerun.models.drafter_match import Finding, compare, compare_copies, refuse_mismatch
+from forerun.models.drafter_notes import DrafterNotes, write_notes
 from forerun.models.drafter_spec import DrafterSpec
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import open_checkpoint
@@ -107,9 +109,41 @@ def test_given_a_shorter_trained_context_then_a_warning_and_no_refusal() -> None
     refuse_mismatch(DFLASH, long)
     findings = compare(DFLASH, long)
     assert states(findings)["context"] == "warning"
-    assert "trained for 512 positions, the target for 4096: beyond 512" in sentence(
-        findings, "context"
-    )
+    said = sentence(findings, "context")
+    assert "has 512 positions, the target 4096: beyond 512 expect little" in said
+    assert "it learned from is not recorded" in said
+
+
+def test_given_the_rows_it_learned_from_then_they_are_said_and_never_those_of_its_target(
+    drafter: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert BODY.max_position == 512 == TARGET.max_position
+    known = sentence(compare(open_drafter(drafter), TARGET), "context")
+    assert "learned from is not recorded" in known  # the control: 512 here says nothing of it
+
+    write_notes(drafter, DrafterNotes({2: 1.5}, trained_positions=64))
+
+    findings = compare(open_drafter(drafter), TARGET)
+    assert states(findings)["context"] == "warning"
+    assert "learned from rows of 64 tokens, the target has 512" in sentence(findings, "context")
+    report = examine(model, drafter)
+    assert (report["max_position"], report["trained_positions"]) == (512, 64)
+    assert report["tokens_per_round"] == "1.50 of chains of 2"
+    write_notes(drafter, DrafterNotes(trained_positions=512))
+    assert states(compare(open_drafter(drafter), TARGET))["context"] == "passed"
+
+
+def test_given_a_bare_name_then_it_is_the_models_own_drafter(
+    drafter: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(model, home)
+    shutil.copytree(drafter, home / "drafters" / "dspark")
+    assert forerun(["doctor", str(home), "dspark", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["drafter"] == str(home / "drafters" / "dspark")
+    assert forerun(["doctor", str(home), "dflash"]) == 2
+    said = capsys.readouterr().err
+    assert "drafters/dflash (dspark is there): write dflash:DIR" in said
 
 
 def test_given_a_file_that_says_no_layers_then_a_warning() -> None:
@@ -138,14 +172,22 @@ def test_given_the_tokenizer_of_another_model_then_the_first_other_token_is_name
 
 
 @pytest.mark.parametrize(
-    ("place", "said"), [("card", "non-thinking"), ("name", "Thinking"), ("config", "thinking")]
+    ("place", "said"),
+    [
+        ("README.md", "non-thinking"),
+        ("MODEL_CARD.md", "no-think"),
+        ("name", "Thinking"),
+        ("config", "thinking"),
+    ],
 )
-def test_given_a_thinking_mode_then_a_hint(
-    drafter: Path, tmp_path: Path, place: str, said: str
+def test_given_a_thinking_mode_then_a_hint_and_one_line_where_it_is_opened(
+    drafter: Path, tmp_path: Path, place: str, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert "thinking" not in states(compare(open_drafter(drafter), TARGET))
-    if place == "card":
-        (drafter / "README.md").write_text(f"Trained on {said} answers.")
+    refuse_mismatch(open_drafter(drafter), TARGET)
+    assert not caplog.messages
+    if place.endswith(".md"):
+        (drafter / place).write_text(f"Trained on {said} answers.")
     elif place == "name":
         drafter = drafter.rename(tmp_path / f"Draft-{said}")
     else:
@@ -155,6 +197,8 @@ def test_given_a_thinking_mode_then_a_hint(
     assert states(findings)["thinking"] == "warning"
     assert f'says "{said}"' in sentence(findings, "thinking")
     refuse_mismatch(open_drafter(drafter), TARGET)
+    assert len(caplog.messages) == 1
+    assert f'says "{said}"' in caplog.messages[0]
 
 
 def test_given_copies_of_the_targets_table_then_a_difference_is_a_warning(

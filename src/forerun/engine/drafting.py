@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from forerun.backends.slots import Slots
-from forerun.composition import DrafterName, ScheduleName
+from forerun.composition import FEATURE_DRAFTERS, DrafterName, ScheduleName
 from forerun.control.prices import Prices, measured
 from forerun.control.shared_prices import SharedPrices
 from forerun.control.trial import growths, proposals
@@ -266,11 +266,22 @@ def drafter_directory(name: DrafterName, directory: Path) -> Path:
     with suppress(ModelError, OSError):
         family = resolve_model(EMBEDDED_NAME)
         tokenizer = "tokenizer.json"
-        if (family / tokenizer).read_bytes() == (directory / tokenizer).read_bytes():
-            return family / "drafters" / name.name
+        lent = family / "drafters" / name.name
+        is_same = (family / tokenizer).read_bytes() == (directory / tokenizer).read_bytes()
+        if is_same and lent.is_dir():
+            return lent
     raise ModelError(
-        f"the model has no drafter of its own at {own}: write {name.name}:DIR, or use lookup"
+        f"the model has no drafter of its own at {own}{_what_lies(own.parent)}: write"
+        f" {name.name}:DIR, or use lookup"
     )
+
+
+def _what_lies(drafters: Path) -> str:
+    """What is there instead, for a sentence."""
+    known = [one for one in ("lm", *FEATURE_DRAFTERS) if (drafters / one).is_dir()]
+    if not known:
+        return ""
+    return f" ({', '.join(known)} {'is' if len(known) == 1 else 'are'} there)"
 
 
 def refuse_other_vocabulary(around: Surroundings, path: Path) -> None:

@@ -8,6 +8,7 @@ because nobody wants that.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +18,18 @@ import numpy as np
 
 from forerun.errors import IncompatibleSpeculation, ModelError
 from forerun.models.drafter_files import HEAD, TABLE, DrafterCheckpoint
+from forerun.models.drafter_notes import read_notes
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import EMBEDDING, Checkpoint
 from forerun.models.weights import HEAD as TARGET_HEAD
 
 _MODE = re.compile(r"non[-_ ]?thinking|no[-_ ]?think|thinking", re.IGNORECASE)
-_README_BYTES = 65536
+_CARDS = ("README.md", "MODEL_CARD.md")  # as published, as `forerun train expect --card` writes it
+_CARD_BYTES = 65536
 _TRAIN = "take the one made for this model, or train one with `forerun train`"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,10 @@ class Finding:
 def refuse_mismatch(
     drafter: DrafterCheckpoint | DrafterSpec, target: ModelSpec, target_dir: Path | None = None
 ) -> None:
-    """Refuse a drafter that was made for another target; warnings of `compare` are let pass.
+    """Refuse a drafter that was made for another target; a mode it was trained in is logged.
+
+    Other warnings of `compare` are left to `forerun doctor`: how long a text will be, say, is not
+    known when a drafter is opened.
 
     Raises:
         IncompatibleSpeculation: number of layers, tapped layers, hidden size, vocabulary, mask
@@ -48,6 +56,9 @@ def refuse_mismatch(
     for finding in compare(drafter, target, target_dir):
         if finding.state == "failed":
             raise IncompatibleSpeculation(finding.sentence)
+    if isinstance(drafter, DrafterCheckpoint):
+        for finding in _thinking(drafter.directory):
+            _log.warning("drafter %s: %s", drafter.directory, finding.sentence)
 
 
 def compare(
@@ -63,7 +74,8 @@ def compare(
     ]
     if isinstance(spec, BlockSpec):
         findings.append(_mask(spec, target))
-    findings.append(_context(spec, target))
+    notes = read_notes(drafter.directory) if isinstance(drafter, DrafterCheckpoint) else None
+    findings.append(_context(spec, target, notes.trained_positions if notes else None))
     if isinstance(drafter, DrafterCheckpoint):
         if target_dir is not None:
             findings.append(_tokenizer(drafter.directory, target_dir))
@@ -145,15 +157,27 @@ def _mask(spec: BlockSpec, target: ModelSpec) -> Finding:
     )
 
 
-def _context(spec: DrafterSpec, target: ModelSpec) -> Finding:
+def _context(spec: DrafterSpec, target: ModelSpec, trained: int | None) -> Finding:
     own, its = spec.body.max_position, target.max_position
+    if trained is not None and trained < its:
+        return Finding(
+            "context",
+            "warning",
+            f"the drafter learned from rows of {trained} tokens, the target has {its} positions:"
+            f" beyond {trained} expect less of it",
+        )
+    if trained is not None:
+        return Finding(
+            "context", "passed", f"learned from rows of {trained} tokens, the target has {its}"
+        )
+    unknown = "how long the texts were that it learned from is not recorded"
     if own >= its:
-        return Finding("context", "passed", f"trained for {own} positions, the target for {its}")
+        return Finding("context", "passed", f"{own} positions, the target {its}; {unknown}")
     return Finding(
         "context",
         "warning",
-        f"the drafter was trained for {own} positions, the target for {its}: beyond {own} expect"
-        " little of it",
+        f"the drafter has {own} positions, the target {its}: beyond {own} expect little of it;"
+        f" {unknown}",
     )
 
 
@@ -210,9 +234,13 @@ def _config_text(directory: Path) -> str:
 
 
 def _card(directory: Path) -> str:
+    return "\n".join(_beginning(directory / name) for name in _CARDS)
+
+
+def _beginning(path: Path) -> str:
     try:
-        with (directory / "README.md").open("rb") as file:
-            return file.read(_README_BYTES).decode("utf-8", errors="replace")
+        with path.open("rb") as file:
+            return file.read(_CARD_BYTES).decode("utf-8", errors="replace")
     except OSError:
         return ""
 

@@ -5,20 +5,23 @@ Opens both and compares; runs neither.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from forerun.composition import FEATURE_DRAFTERS, DrafterName
+from forerun.engine.drafting import drafter_directory
 from forerun.errors import OptionError
 from forerun.models.drafter_files import DrafterCheckpoint, open_drafter
 from forerun.models.drafter_layouts import UNTESTED
 from forerun.models.drafter_match import compare, compare_copies
+from forerun.models.drafter_notes import read_notes
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
 from forerun.models.resolve import resolve_model
 from forerun.models.weights import open_checkpoint
 from forerun.tools.terminal import write_json
 
-_KINDS = ("dflash:", "dspark:", "eagle3:")
 # Of a block drafter, by its Markov head; a drafter's card says it in the same words.
 WHAT_SLOTS_HEAR = {
     MarkovKind.VANILLA: "the token before it",
@@ -34,12 +37,27 @@ def run(model: str, drafter: str | None, *, as_json: bool) -> int:
         raise OptionError(
             "forerun doctor takes nothing, or a model and a drafter: name the drafter too"
         )
-    report = examine(resolve_model(model), resolve_model(_without_kind(drafter)))
+    directory = resolve_model(model)
+    report = examine(directory, drafter_path(drafter, directory))
     if as_json:
         write_json(report)
     else:
         _show(report)
     return 0 if report["belongs"] else 1
+
+
+def drafter_path(name: str, model_dir: Path) -> Path:
+    """The directory of a name as `--drafter` takes it: a bare kind is the model's own drafter.
+
+    A directory of that name comes first. `dspark:DIR` is DIR.
+
+    Raises:
+        ModelError: nothing is there.
+    """
+    kind, _, argument = name.partition(":")
+    if kind in FEATURE_DRAFTERS and not Path(name).is_dir():
+        return drafter_directory(DrafterName(kind, argument or None), model_dir)
+    return resolve_model(name)
 
 
 def examine(model_dir: Path, drafter_dir: Path) -> dict[str, Any]:
@@ -63,14 +81,16 @@ def examine(model_dir: Path, drafter_dir: Path) -> dict[str, Any]:
 
 
 def _described(drafter: DrafterCheckpoint) -> dict[str, Any]:
-    spec = drafter.spec
+    spec, notes = drafter.spec, read_notes(drafter.directory)
     both = {
         "kind": _kind(spec),
         "num_layers": spec.body.num_layers,
         "hidden": spec.body.hidden,
         "taps": list(spec.tap_layers),
         "num_bytes": drafter.num_bytes,
-        "trained_positions": spec.body.max_position,
+        "max_position": spec.body.max_position,
+        "trained_positions": notes.trained_positions or "not recorded",
+        "tokens_per_round": _yields(notes.tokens_per_round),
     }
     if isinstance(spec, EagleSpec):
         return both | {
@@ -91,6 +111,11 @@ def _described(drafter: DrafterCheckpoint) -> dict[str, Any]:
     }
 
 
+def _yields(record: Mapping[int, float]) -> str:
+    each = [f"{tokens:.2f} of chains of {num}" for num, tokens in sorted(record.items())]
+    return ", ".join(each) or "not recorded"
+
+
 def _kind(spec: DrafterSpec) -> str:
     if isinstance(spec, EagleSpec):
         return "eagle3"
@@ -107,11 +132,6 @@ def _markov(spec: BlockSpec) -> str:
     if not spec.markov_rank:
         return "none: a slot hears nothing of the draft"
     return f"{spec.markov_kind.value}: a slot hears {WHAT_SLOTS_HEAR[spec.markov_kind]}"
-
-
-def _without_kind(name: str) -> str:
-    """The directory of a name as `--drafter` takes it."""
-    return next((name.removeprefix(kind) for kind in _KINDS if name.startswith(kind)), name)
 
 
 def _show(report: dict[str, Any]) -> None:
