@@ -160,6 +160,28 @@ def test_a_native_tree_is_the_readable_one(
         require_same(one, other)
 
 
+@pytest.mark.parametrize("which", range(len(PARAMS)))
+@pytest.mark.parametrize("growth", [Growth(Draw.COUPLED), Growth(Draw.COUPLED, None, 3, 2)])
+def test_a_told_tree_is_the_same_with_the_readable_chances(growth: Growth, which: int) -> None:
+    # given a plan that wants to be told, and one that does not
+    rows = [1, 3]
+    told = plan_of(rows, growth, [Sampler(PARAMS[which], 5 + row) for row in rows], is_told=True)
+    # when the core grows both
+    with opened(CHECKPOINT) as backend:
+        read_texts(backend, rows)
+        found = backend.grow(told)
+    with opened(CHECKPOINT) as backend:
+        read_texts(backend, rows)
+        silent = backend.grow(replace(told, is_told=False))
+    # then chances are those of the readable growth, and nothing else differs
+    for one, other, expected in zip(found, silent, readable(told, rows), strict=True):
+        require_same(one, expected)
+        assert one.chances is not None
+        assert np.isfinite(one.chances[1:]).all()
+        assert other.chances is None
+        require_same(replace(one, chances=None), other)
+
+
 @pytest.mark.parametrize("how", [Draw.SAMPLED, Draw.WITHOUT_REPLACEMENT, Draw.TOP_AND_ONE])
 @pytest.mark.parametrize("damped", [(1, 0.5), (4, 0.3)])
 def test_a_damped_law_has_the_bits_of_the_readable_one(
