@@ -24,10 +24,11 @@ from forerun.errors import OptionError  # noqa: E402
 from forerun.models.drafter_spec import MarkovKind  # noqa: E402
 from forerun.train.anchors import AnchoredText  # noqa: E402
 from forerun.train.blocks import block_logits  # noqa: E402
+from forerun.train.checkpoints import write_state  # noqa: E402
 from forerun.train.drafter_export import load_drafter  # noqa: E402
 from forerun.train.drafting import Drafting  # noqa: E402
 from forerun.train.inherit import start_at_drafter  # noqa: E402
-from forerun.train.lm import Budget, Recipe, Run, load_checkpoint  # noqa: E402
+from forerun.train.lm import CHECKPOINT_NAME, Budget, Recipe, Run, load_checkpoint  # noqa: E402
 from forerun.train.losses import DraftLoss  # noqa: E402
 from forerun.train.reading import head_of, read  # noqa: E402
 
@@ -305,10 +306,10 @@ def test_given_a_checkpoint_from_before_there_were_kinds_then_its_head_is_plain(
     target: Decoder, tmp_path: Path
 ) -> None:
     model = stopped(target, tmp_path / "run", 1)
-    path = tmp_path / "run" / "checkpoint.pt"
+    path = tmp_path / "run" / CHECKPOINT_NAME
     state = load_checkpoint(path)
     del state["spec"]["markov_kind"]
-    torch.save(state, path)
+    write_state(state, path)
 
     found = load_drafter(tmp_path, target.spec)
 

@@ -18,7 +18,7 @@ from forerun.models.drafter_layouts import DEEPSPEC, EAGLE3, Z_LAB
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
 from forerun.models.spec import ModelSpec, Rope
 from forerun.models.weights import EMBEDDING, HEAD, Checkpoint
-from forerun.train.lm import load_checkpoint
+from forerun.train.lm import CHECKPOINT_NAME, load_checkpoint
 
 _OF_BLOCK = ("block_len", "markov_rank")
 
@@ -35,8 +35,9 @@ def load_drafter(directory: Path, target: ModelSpec) -> BlockDrafter | EagleDraf
         ModelError: files that are no drafter.
         OptionError: neither a drafter nor a training.
     """
-    if (directory / "run" / "checkpoint.pt").exists() and not (directory / "config.json").exists():
-        return _from_checkpoint(directory / "run" / "checkpoint.pt")
+    unfinished = directory / "run" / CHECKPOINT_NAME
+    if unfinished.exists() and not (directory / "config.json").exists():
+        return _from_checkpoint(unfinished)
     if not directory.is_dir():
         raise OptionError(f"{directory} does not exist: train it with `forerun train dspark`")
     checkpoint = drafter_files.open_drafter(directory, target)

@@ -12,7 +12,7 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -30,9 +30,12 @@ from torch.optim import AdamW, Muon, Optimizer
 from forerun.backends.torch.decoder import Decoder
 from forerun.errors import OptionError
 from forerun.models.spec import ModelSpec, Rope
+from forerun.train.checkpoints import read_state, write_state
 from forerun.train.tokenizer import END_OF_TEXT_ID
 
 logger = logging.getLogger(__name__)
+
+CHECKPOINT_NAME = "checkpoint.safetensors"
 
 Model = TypeVar("Model", bound=nn.Module)
 Batch: TypeAlias = NDArray[np.int64] | tuple[NDArray[np.int64], ...]  # windows, and what is of them
@@ -174,7 +177,7 @@ class Watch:
 
 
 class Run(Generic[Model]):
-    """One training run in a directory: checkpoint.pt, log.jsonl."""
+    """One training run in a directory: checkpoint.safetensors, log.jsonl."""
 
     def __init__(
         self, model: Model, recipe: Recipe, directory: Path, *, device: str = "cpu"
@@ -192,7 +195,7 @@ class Run(Generic[Model]):
 
     @property
     def checkpoint(self) -> Path:
-        return self.directory / "checkpoint.pt"
+        return self.directory / CHECKPOINT_NAME
 
     def train(
         self,
@@ -234,11 +237,11 @@ class Run(Generic[Model]):
             "recipe": asdict(self.recipe),
             "position": asdict(self.position),
             "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [_with_text_keys(one.state_dict()) for one in self.optimizers],
             "rng": torch.get_rng_state(),
         }
         partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
+        write_state(state, partial)
         os.replace(partial, self.checkpoint)
 
     def _restore(self) -> None:
@@ -250,7 +253,7 @@ class Run(Generic[Model]):
             )
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(_with_number_keys(saved))
         torch.set_rng_state(state["rng"])
         self.position = Position(**state["position"])
         logger.info("resumed %s at step %d", self.directory, self.position.step)
@@ -324,12 +327,26 @@ def _plain(fields: list[tuple[str, Any]]) -> dict[str, Any]:
     return {name: one.value if isinstance(one, Enum) else one for name, one in fields}
 
 
+def _with_text_keys(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state whose parameters are numbered in texts, as JSON has keys."""
+    state = {str(number): value for number, value in optimizer["state"].items()}
+    return {**optimizer, "state": state}
+
+
+def _with_number_keys(optimizer: Mapping[str, Any]) -> dict[str, Any]:
+    state = {int(number): value for number, value in optimizer["state"].items()}
+    return {**optimizer, "state": state}
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint written by `Run.save`."""
+    """A checkpoint written by `Run.save`.
+
+    Raises:
+        OptionError: there is none, or it is none.
+    """
     if not path.exists():
         raise OptionError(f"{path} does not exist: train first, with `forerun train lm`")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return state
+    return read_state(path)
 
 
 def decoder_from_checkpoint(path: Path) -> Decoder:
