@@ -86,6 +86,11 @@ def test_the_core_never_imports_torch() -> None:
     assert [relative(one) for one in importing if not relative(one).startswith(allowed)] == []
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_code_of_a_checkpoint_is_never_trusted(path: Path) -> None:
+    assert "trust_remote_code" not in path.read_text(encoding="utf-8")
+
+
 def imported_by(path: Path) -> Iterator[str]:
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
