@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -146,6 +147,7 @@ ENDLESS = [
     "{% for i in many %}{% for j in many %}{% endfor %}{% endfor %}",
     "{% for i in many %}{% for j in many if false %}{% endfor %}{% endfor %}",
     "{% for i in many %}{% if many|map('string')|list %}{% endif %}{% endfor %}",
+    "{% for i in many %}{% if many|map(attribute='real')|sum %}{% endif %}{% endfor %}",
     "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "{% for x in [1] recursive %}{{ loop([1, 1]) if loop.depth < 60 }}{% endfor %}",
     "{% block a %}{% if messages %}{% for i in range(9) %}{% for j in many %}{% endfor %}"
@@ -193,8 +195,13 @@ def test_given_a_value_that_grows_then_it_is_refused_before_it_is_made(template:
     limits = TemplateLimits(max_chars=1_000_000)
     long = "{% set long = 'x' * 9999 %}"
 
+    tracemalloc.start()
     with pytest.raises(TemplateExceeded, match=r"more than 1000000 (written )?characters"):
         render(long + template, [], {}, limits=limits, now_s=standing_clock)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak_bytes < 30_000_000
 
 
 @pytest.mark.parametrize(

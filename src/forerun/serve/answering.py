@@ -19,6 +19,7 @@ from forerun.engine.results import Completion
 from forerun.engine.service import Ended, Gained, Scored
 from forerun.serve.answers import Choice, figures_of, usage_of
 from forerun.serve.asking import Asked
+from forerun.serve.deadline import Deadline
 from forerun.serve.feed import Feed, Submits
 from forerun.serve.forms import Form, Step
 from forerun.serve.provenance import keep_round, traced
@@ -60,33 +61,43 @@ class Begun:
     created: int
 
 
-async def begin(setting: Setting, ask: Callable[[], Asked]) -> Begun:
+async def begin(setting: Setting, ask: Callable[[], Asked], arrived_s: float) -> Begun:
     """Make the jobs of a request and hand them to the engine, off the event loop.
 
+    A thread that is late is not waited for: it ends by itself, for what it does is bounded, and
+    hands nothing to the engine. `arrived_s`: when the request came, by the setting's clock.
+
     Raises:
-        Refusal: what was asked for cannot be.
+        Refusal: what was asked for cannot be, or it took too long.
         CapacityError: the server is full, or a job does not fit.
     """
     timing = setting.clock.request()
     feeds: list[Feed] = []
     is_left = False
     loop = asyncio.get_running_loop()
+    deadline = Deadline(arrived_s, setting.longest_s, setting.clock.now_s)
 
     def work() -> Asked:
         asked = ask()
-        feed = Feed(setting.service, asked.jobs, setting.longest_s, loop)
+        if is_left or not deadline.left_s():
+            raise deadline.refusal()
+        feed = Feed(setting.service, asked.jobs, deadline, loop)
         feeds.append(feed)
         if is_left:
             feed.close()
         feed.submit()
         return asked
 
+    limit = asyncio.timeout(deadline.left_s())
     try:
-        asked = await asyncio.to_thread(work)
-    except asyncio.CancelledError:
+        async with limit:
+            asked = await asyncio.to_thread(work)
+    except (asyncio.CancelledError, TimeoutError) as error:
         is_left = True
         for feed in feeds:
             feed.close()
+        if limit.expired() and isinstance(error, TimeoutError):
+            raise deadline.refusal() from None
         raise
     return Begun(asked, feeds[0], timing, setting.clock.created())
 

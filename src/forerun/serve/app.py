@@ -33,7 +33,7 @@ from forerun.serve.fields import (
     TokenizeBody,
 )
 from forerun.serve.forms import ChatForm, Form, TextForm
-from forerun.serve.gate import PARTITION, REQUEST_ID, Gate, Life
+from forerun.serve.gate import ARRIVED_S, PARTITION, REQUEST_ID, Gate, Life
 from forerun.serve.metrics import CONTENT_TYPE, LoadCollector, exposition
 from forerun.serve.page_routes import PageFacts, add_page
 from forerun.serve.refusals import Refusal, is_ours, refusal_of
@@ -85,7 +85,7 @@ def build_app(engine: Engine, service: Service, settings: ServeSettings, life: L
     add_page(app, _page_facts(engine, model, settings))
     for kind in (Refusal, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _refuse)
-    return Gate(app, settings, life, _note)
+    return Gate(app, settings, life, _note, setting.clock.now_s)
 
 
 def _add_generation(app: FastAPI, parts: Parts) -> None:
@@ -121,7 +121,8 @@ async def _answer(
     wishes = Wishes(request_id, body.stream, options.include_usage, options.include_obfuscation)
 
     async def answer() -> Response:
-        begun = await begin(parts.setting, partial(ask, parts.model, request.scope[PARTITION]))
+        asking = partial(ask, parts.model, request.scope[PARTITION])
+        begun = await begin(parts.setting, asking, request.scope[ARRIVED_S])
         return await Answer(parts.setting, form, wishes, begun).respond(request)
 
     return await _in_our_words(answer(), request_id)
@@ -132,7 +133,7 @@ async def _respond(parts: Parts, body: ResponsesBody, request: Request) -> Respo
     ask = partial(ask_chat, body.as_chat(), parts.model, request.scope[PARTITION])
 
     async def answer() -> Response:
-        begun = await begin(parts.setting, ask)
+        begun = await begin(parts.setting, ask, request.scope[ARRIVED_S])
         form = ResponsesForm(body, parts.model.name, begun.created, parts.model.tokenizer)
         request_id = request.scope[REQUEST_ID]
         return await ResponsesAnswer(parts.setting, form, begun, request_id).respond(request)

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Protocol
 
 from forerun.engine.service import Ended, Event, Handle, Job
-from forerun.serve.refusals import expired
+from forerun.serve.deadline import Deadline
 
 
 class Submits(Protocol):
@@ -28,14 +28,13 @@ class Feed:
         self,
         service: Submits,
         jobs: tuple[Job, ...],
-        longest_s: float,
+        deadline: Deadline,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._service = service
         self._jobs = jobs
-        self._longest_s = longest_s
+        self._deadline = deadline
         self._loop = loop
-        self._ends_s = self._loop.time() + longest_s
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._num_open = len(jobs)
         self._lock = threading.Lock()
@@ -66,10 +65,10 @@ class Feed:
             Refusal: the request took too long; its jobs are cancelled.
         """
         while self._num_open:
-            left_s = self._ends_s - self._loop.time()
-            if left_s <= 0:
+            left_s = self._deadline.left_s()
+            if not left_s:
                 self.close()
-                raise expired(self._longest_s)
+                raise self._deadline.refusal()
             try:
                 # Not `wait_for`: in Python 3.11 it forgets a cancellation that meets an event.
                 async with asyncio.timeout(min(left_s, ping_s)):

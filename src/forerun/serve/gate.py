@@ -23,6 +23,7 @@ from forerun.serve.wire import refusal_response
 
 PARTITION = "forerun.partition"  # in a request's scope: whose caches it may use
 REQUEST_ID = "forerun.request_id"  # in a request's scope: what the log calls it
+ARRIVED_S = "forerun.arrived_s"  # in a request's scope: when it came, by the server's clock
 _OPEN_PATHS = frozenset({"/health", "/health/live", "/health/ready"})
 _WHILE_DRAINING = _OPEN_PATHS | {"/metrics"}
 _HEARD_S, _HEARD_BODIES = 10.0, 4  # of a body that is too large: for so long, and so many limits
@@ -45,11 +46,13 @@ class Gate:
         settings: ServeSettings,
         life: Life,
         note: Callable[[BaseException, str], None],
+        now_s: Callable[[], float],
     ) -> None:
         self._app = app
         self._settings = settings
         self._life = life
         self._note = note
+        self._now_s = now_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it here."""
@@ -61,6 +64,7 @@ class Gate:
             return
         passage = _Passage(_headers(scope), send)
         scope[PARTITION], scope[REQUEST_ID] = "", passage.request_id
+        scope[ARRIVED_S] = self._now_s()
         try:
             self._admit(scope, passage.headers)
             if scope["method"] not in ("GET", "HEAD"):

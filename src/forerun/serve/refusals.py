@@ -94,7 +94,9 @@ def shutting_down(retry_s: float = 1.0) -> Refusal:
 def expired(longest_s: float) -> Refusal:
     """A request that took too long."""
     return Refusal(
-        504, f"the request took longer than {longest_s:g} s: ask for fewer tokens", code="timeout"
+        504,
+        f"the request took longer than {longest_s:g} s: send less, or ask for fewer tokens",
+        code="timeout",
     )
 
 
