@@ -14,8 +14,11 @@ import openai
 import pytest
 
 from forerun import Engine
+from forerun.engine.constraints import Grammar
+from forerun.engine.patterns import Pattern
 from forerun.errors import OptionError
 from forerun.models.tokenizer import Tokenizer
+from forerun.serve import gate
 from forerun.serve.keys import hash_of, partition_of, read_keys
 from forerun.serve.settings import ServeSettings, is_loopback
 
@@ -98,6 +101,67 @@ def test_given_two_keys_then_their_caches_have_different_names() -> None:
     assert len(set(names)) == 2
     assert partition_of("other", known) is None
     assert not any(key in str(names) for key in KEYS)
+
+
+LONG_PROMPT = "what only the first user has asked until now; " * 8
+
+
+def cached_tokens(server: Live, key: str, prompt: str) -> int:
+    with server.http(authorization=f"Bearer {key}") as http:
+        answer = http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 1})
+    return int(answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_given_a_prompt_that_one_key_sent_then_another_key_cannot_tell(guarded: Live) -> None:
+    first, again, other = [
+        cached_tokens(guarded, key, LONG_PROMPT) for key in (KEYS[0], KEYS[0], KEYS[1])
+    ]
+
+    assert again > 0  # or nothing is kept here, and nothing can be told
+    assert (first, other) == (0, 0)
+
+
+def test_given_one_partition_for_all_keys_then_the_other_key_could_tell(
+    guarded: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the test above."""
+    monkeypatch.setattr(gate, "partition_of", lambda key, known: "everybody")
+    prompt = LONG_PROMPT.upper()
+
+    first, other = [cached_tokens(guarded, key, prompt) for key in KEYS]
+
+    assert first == 0
+    assert other > 0
+
+
+@pytest.mark.parametrize(("is_one", "num_compiled"), [(False, [1, 0, 1]), (True, [1, 0, 0])])
+def test_given_a_grammar_that_one_key_sent_then_it_is_compiled_again_for_another(
+    guarded: Live,
+    monkeypatch: pytest.MonkeyPatch,
+    is_one: bool,
+    num_compiled: list[int],
+) -> None:
+    pytest.importorskip("llguidance", reason="the extra `serve` is not installed")
+    from forerun.engine.grammar import Compiler
+
+    compiled, compile_one = [], Compiler.compile
+
+    def counted(self: Compiler, pattern: Pattern) -> Grammar:
+        compiled.append(pattern)
+        return compile_one(self, pattern)
+
+    monkeypatch.setattr(Compiler, "compile", counted)
+    if is_one:  # the control
+        monkeypatch.setattr(gate, "partition_of", lambda key, known: "everybody")
+    found = []
+    for key in (KEYS[0], KEYS[0], KEYS[1]):
+        before = len(compiled)
+        with guarded.http(authorization=f"Bearer {key}") as http:
+            body = {"prompt": "abc", "guided_regex": f"(only|the)-first-{is_one}"}
+            assert http.post("/v1/completions", json=body).status_code == 200
+        found.append(len(compiled) - before)
+
+    assert found == num_compiled
 
 
 def test_given_an_open_address_without_a_key_then_the_settings_refuse() -> None:
