@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,6 +72,67 @@ def test_given_the_page_then_its_policy_lets_nothing_inline_or_foreign_run(serve
 def test_given_a_script_then_text_never_becomes_markup(script: Path) -> None:
     assert not MARKUP.search(script.read_text())
     assert MARKUP.search("element.innerHTML = text")  # the control
+
+
+ROUND: dict[str, Any] = {
+    "kind": "round", "tokens": [1, 2, 3], "parents": [-1, 0, 0], "texts": ["a", "b", "c"],
+    "path": [0, 1], "bonus": 4, "bonus_text": "d", "kept": 2, "draw": "coupled",
+    "drafter": "lm", "ranks": [-1, 0, 1], "margins": [None, 1.25, -1.25],
+    "scores": [None, 0.75, 0.5], "p": None, "q": [None, 0.625, 0.125],
+    "emitted": [
+        {"token": 2, "text": "b", "token_text": "b", "origin": "draft", "node": 1, "logprob": -0.25,
+         "top": [["b", -0.25], ["c", -1.5]]},
+        {"token": 4, "text": "d", "token_text": "d", "origin": "bonus", "node": None},
+    ],
+}  # fmt: skip
+SAMPLED = ROUND | {
+    "draw": "sampled", "margins": None, "scores": None, "p": [None, 0.5, 0.25],
+    "emitted": [{k: v for k, v in one.items() if k != "logprob"} for one in ROUND["emitted"]],
+}  # fmt: skip
+COPIED = ROUND | {"draw": "point", "margins": None, "ranks": None, "q": None, "drafter": "lookup"}
+
+
+def hovered(directory: Path, **files: str) -> list[str]:
+    """What the page says of the first kept draft of each round, and of the one beside it."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("there is no node here to run the page's functions: apt install nodejs")
+    for one in scripts():
+        (directory / one.name).write_text(files.get(one.stem) or one.read_text())
+    (directory / "package.json").write_text('{"type": "module"}')
+    (directory / "ask.js").write_text(
+        "import { detailOf, figuresOf } from './drawing.js';"
+        "import { newRun, roundOf } from './traces.js';"
+        "const rounds = JSON.parse(process.argv[2]).map((one) => roundOf(one, newRun('', '')));"
+        "console.log(JSON.stringify(rounds.map((one) =>"
+        " [detailOf(one.emitted[0], one), figuresOf(one, 2).join('; ')].join(' | '))));"
+    )
+    asked = [node, str(directory / "ask.js"), json.dumps([ROUND, SAMPLED, COPIED])]
+    done = subprocess.run(asked, capture_output=True, check=True, timeout=120)
+    found: list[str] = json.loads(done.stdout)
+    return found
+
+
+def test_given_a_draft_then_hovering_tells_p_q_margin_and_round_or_why_not(tmp_path: Path) -> None:
+    coupled, sampled, copied = hovered(tmp_path)
+
+    for said in ("round 1", "model's p 78 %", "q 63 %", "margin 1.25", "| model's p 22 %"):
+        assert said in coupled
+    for said in ("round 1", "p 50 %", "q 63 %", "no margin: children are drawn from q"):
+        assert said in sampled
+    assert "no q: copied text has no law" in copied
+    assert "no margin: copied text has no law" in copied
+
+
+@pytest.mark.parametrize("name", ["p", "q", "margin", "model's p"])
+def test_control_given_a_page_without_a_figure_then_it_is_missed(tmp_path: Path, name: str) -> None:
+    drawing = (PAGE / "drawing.js").read_text()
+    without = re.sub(rf'.*add\("{name}", .*\n', "", drawing)
+    assert without != drawing
+
+    found = " ".join(hovered(tmp_path, drawing=without))
+
+    assert not re.search(rf"· +(no )?{name}[ :]", found)
 
 
 def test_given_keys_then_the_page_opens_without_one_and_tells_nothing(live_with_key: Live) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,42 @@ def test_given_a_completion_then_its_tokens_tree_lanes_and_bars_are_shown(tab: T
     underlined = "getComputedStyle(document.querySelector('.tok.{}')).textDecorationStyle"
     assert tab.run(underlined.format("draft")) == "solid"
     assert tab.run(underlined.format("bonus")) == "double"
+
+
+def node_titles(tab: Tab) -> list[str]:
+    """What hovering tells of the drafted nodes of the chosen round's tree."""
+    found: list[str] = tab.run(
+        "[...document.querySelectorAll('#tree g')].map((one) => one.textContent)"
+        ".filter((text) => text.includes('margin'))"
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("composition", "said"),
+    [
+        ("lm + chain:3", [r"q [\d.]+ %", r"margin -?(\d|Inf)"]),
+        ("lm + tree:6", [r"q [\d.]+ %", r"margin -?(\d|Inf)"]),
+        ("lm + tree:6 + rejection", [r"\bp [\d.]+ %", r"q [\d.]+ %", "no margin: children"]),
+        ("lookup + chain:3", ["no q: copied text", "no margin: copied text"]),
+    ],
+)
+def test_given_a_drafted_node_then_hovering_tells_its_figures_or_why_there_are_none(
+    tab: Tab, composition: str, said: list[str]
+) -> None:
+    tab.run(f"document.getElementById('a').value = '{composition}'")
+    tab.run("document.getElementById('prompt').value = 'a = [1]\\nb = [1]\\na = [1]\\nb ='")
+    tab.run("document.getElementById('temperature').value = 0.5")
+    click(tab, "run")
+    drafted = "[...document.querySelectorAll('.tok.draft')]"
+    tab.run(f"{drafted}[0].click()")
+    tab.run(f"{drafted}[0].focus()")
+
+    titles = node_titles(tab)
+    assert titles
+    for told in [*titles, tab.text("#detail")]:
+        for one in said:
+            assert re.search(one, told), told
 
 
 def test_given_keys_then_tokens_and_rounds_can_be_walked(tab: Tab) -> None:

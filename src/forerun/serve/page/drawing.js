@@ -78,8 +78,8 @@ export function sourceOf(one, round) {
 export function detailOf(one, round) {
   const parts = [`“${visible(one.token_text)}”  id ${one.token}`, sourceOf(one, round)];
   parts.push(`round ${round.round + 1}`);
-  if (typeof one.logprob === "number") parts.push(`model's p ${percent(Math.exp(one.logprob))}`);
   if (one.node !== null && one.node !== undefined) parts.push(...figuresOf(round, one.node));
+  else if (typeof one.logprob === "number") parts.push(`model's p ${percent(Math.exp(one.logprob))}`);
   const others = (one.top ?? []).filter(([text]) => text !== one.token_text).slice(0, 3);
   const told = others.map(([text, p]) => `${visible(text)} ${percent(Math.exp(p))}`);
   if (told.length) parts.push(`others: ${told.join(", ")}`);
@@ -94,17 +94,42 @@ function rivalsOf(one, round) {
   return round.texts.filter((_, node) => round.parents[node] === parent && node !== one.node);
 }
 
-function figuresOf(round, node) {
+// What is known of a drafted node, and in words why something is not.
+export function figuresOf(round, node) {
+  if (node === 0) return [];
   const parts = [];
-  const add = (name, values, show) => {
-    const value = values?.[node];
+  const add = (name, value, show, why) => {
     if (typeof value === "number") parts.push(`${name} ${show(value)}`);
+    else if (why) parts.push(`no ${name}: ${why}`);
   };
-  add("p", round.p, percent);
-  add("q", round.q, percent);
-  add("expected to be kept", round.scores, percent);
-  add("margin", round.margins, (value) => value.toFixed(2));
+  const logprob = logprobOf(round, node);
+  const model = typeof logprob === "number" ? Math.exp(logprob) : undefined;
+  if (model !== undefined) add("model's p", model, percent);
+  const isUnknown = model === undefined && !round.p && !round.target_laws;
+  add("p", round.p?.[node], percent, isUnknown && "match compares tokens, not laws");
+  add("q", round.q?.[node], percent, whyNoChance(round));
+  add("margin", round.margins?.[node], (value) => value.toFixed(2), whyNoMargin(round));
+  add("expected to be kept", round.scores?.[node], percent);
   return parts;
+}
+
+// The model's own log-probability of a node, where the answer tells it: of tokens that were kept, and
+// of the likeliest in their place.
+function logprobOf(round, node) {
+  const kept = round.emitted.find((one) => one.node === node);
+  if (kept) return kept.logprob;
+  const instead = round.emitted[round.path.indexOf(round.parents[node])];
+  return instead?.top?.find(([text]) => text === round.texts[node] && !text.includes("\ufffd"))?.[1];
+}
+
+function whyNoChance(round) {
+  if (round.draw === "point") return round.ranks ? "the likeliest are taken" : "copied text has no law";
+  return "it was not recorded";
+}
+
+function whyNoMargin(round) {
+  if (round.draw === "point") return whyNoChance(round);
+  return round.draw === "coupled" ? "it was not recorded" : "children are drawn from q";
 }
 
 export function legend(drafters) {
