@@ -11,41 +11,53 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from forerun.backends.torch.decoder import Decoder
 from forerun.errors import ModelError
-from forerun.models.spec import ModelSpec, read_spec
+from forerun.models.spec import ModelSpec
+from forerun.models.weights import open_checkpoint
 from forerun.train.tokenizer import PAD_ID
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 def export_checkpoint(
-    model: Decoder, tokenizer_dir: Path, out: Path, *, exit_layer: int = 0
+    model: Decoder,
+    tokenizer_dir: Path,
+    out: Path,
+    *,
+    exit_layer: int = 0,
+    pad_id: int | None = PAD_ID,
 ) -> None:
     """Write `model` and the tokenizer's files to `out`; the weights are rounded to bfloat16.
 
-    An `exit_layer` the model was trained with is written where other engines do not look.
+    An `exit_layer` the model was trained with is written where other engines do not look. `pad_id`
+    is the token that pads rows in the tokenizer's vocabulary, None where that is not known.
     """
     out.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
-        shutil.copyfile(tokenizer_dir / name, out / name)
+        if (tokenizer_dir / name).is_file():
+            shutil.copyfile(tokenizer_dir / name, out / name)
     weights = {
         name: value.detach().cpu().to(torch.bfloat16).contiguous()
         for name, value in model.state_dict().items()
     }
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
     (out / "model.safetensors").chmod(0o644)
-    config = qwen3_config(model.spec)
+    config = qwen3_config(model.spec, pad_id)
     if exit_layer:
         config["forerun"] = {"exit_layer": exit_layer}
     _write(out / "config.json", config)
-    _write(out / "generation_config.json", _generation_config(model.spec))
+    _write(out / "generation_config.json", _generation_config(model.spec, pad_id))
 
 
-def qwen3_config(spec: ModelSpec) -> dict[str, Any]:
-    """The `config.json` of a Qwen3-shaped spec, old and new spellings of a key both present."""
+def qwen3_config(spec: ModelSpec, pad_id: int | None = PAD_ID) -> dict[str, Any]:
+    """The `config.json` of a Qwen3-shaped spec, old and new spellings of a key both present.
+
+    Raises:
+        ModelError: another family, or a rotary embedding that is scaled.
+    """
     if spec.family != "qwen3" or spec.rope.kind != "default":
         raise ModelError(f"only plain qwen3 models are exported, not {spec.family}")
     return {
@@ -73,26 +85,36 @@ def qwen3_config(spec: ModelSpec) -> dict[str, Any]:
         "sliding_window": None,
         "max_window_layers": spec.num_layers,
         "bos_token_id": spec.bos_id,
-        "eos_token_id": spec.eos_ids[0],
-        "pad_token_id": PAD_ID,
+        "eos_token_id": _stop_ids(spec),
+        "pad_token_id": pad_id,
         "dtype": "bfloat16",
         "torch_dtype": "bfloat16",
     }
 
 
 def load_decoder(directory: Path) -> Decoder:
-    """The float32 decoder of an exported directory."""
-    model = Decoder(read_spec(directory))
-    weights = load_file(directory / "model.safetensors")
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    """The float32 decoder of a model directory, with one file of weights or several.
+
+    Raises:
+        ModelError: a model that cannot be used.
+    """
+    checkpoint = open_checkpoint(directory)
+    model = Decoder(checkpoint.spec)
+    names = model.state_dict()
+    model.load_state_dict({n: torch.from_numpy(checkpoint.tensor(n).float32()) for n in names})
     return model
 
 
-def _generation_config(spec: ModelSpec) -> dict[str, Any]:
+def _stop_ids(spec: ModelSpec) -> int | list[int] | None:
+    """One id by itself, as most files have it."""
+    return list(spec.eos_ids) if len(spec.eos_ids) > 1 else next(iter(spec.eos_ids), None)
+
+
+def _generation_config(spec: ModelSpec, pad_id: int | None) -> dict[str, Any]:
     return {
         "bos_token_id": spec.bos_id,
-        "eos_token_id": spec.eos_ids[0],
-        "pad_token_id": PAD_ID,
+        "eos_token_id": _stop_ids(spec),
+        "pad_token_id": pad_id,
         "do_sample": True,
         "temperature": 0.7,
     }

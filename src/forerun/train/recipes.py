@@ -141,7 +141,7 @@ def train_lm(
     with progress_bar(stepping) as report:
         run.train(learned.windows_at, objective, Budget(minutes=stepping), report=report)
     command = f"forerun train lm --corpus {corpus} --out {out} --minutes {minutes:g}"
-    command += _changed(lesson) + _changed(shape) + _changed(step)
+    command += options_said(lesson) + options_said(shape) + options_said(step)
     export_checkpoint(run.model, corpus / "tokenizer", out, exit_layer=lesson.exit_layer)
     _write_facts(run, out, _role(lesson), command)
     if shape.start_from is not None:
@@ -226,12 +226,28 @@ def _role(lesson: LessonArguments) -> str:
     return "exits" if lesson.exit_layer else "target"
 
 
-def _changed(arguments: LessonArguments | ShapeArguments | StepArguments) -> str:
-    """The options that were not left at their defaults, as on the command line."""
-    return "".join(
-        f" --{field.name.replace('_', '-')} {getattr(arguments, field.name)}"
-        for field in fields(arguments)
-        if getattr(arguments, field.name) != field.default
+def options_said(arguments: Any, *, but: str = "") -> str:
+    """The options that were not left at their defaults, as on the command line, `but` one."""
+    said = ""
+    for field in fields(arguments):
+        value = getattr(arguments, field.name)
+        if value == field.default or field.name == but:
+            continue
+        option = f" --{field.name.replace('_', '-')}"
+        each = value if isinstance(value, list) else [value]
+        said += option if value is True else "".join(f"{option} {one}" for one in each)
+    return said
+
+
+def recipe_of(step: StepArguments, *, is_drafter: bool) -> Recipe:
+    """How a language model, or the drafter of one, is trained with these options."""
+    return Recipe(
+        rows=step.rows,
+        row_len=step.row_len,
+        matrix_lr=step.learning_rate,
+        vector_lr=step.learning_rate * (DRAFTER_VECTOR_LR if is_drafter else 1.0),
+        decay_share=step.decay_share,
+        seed=step.seed,
     )
 
 
@@ -247,14 +263,7 @@ def _spec(shape: ShapeArguments, family: dict[str, int], vocab: int) -> ModelSpe
 def _open_run(
     corpus: Path, out: Path, shape: ShapeArguments, step: StepArguments, *, is_drafter: bool
 ) -> Run[Decoder]:
-    recipe = Recipe(
-        rows=step.rows,
-        row_len=step.row_len,
-        matrix_lr=step.learning_rate,
-        vector_lr=step.learning_rate * (DRAFTER_VECTOR_LR if is_drafter else 1.0),
-        decay_share=step.decay_share,
-        seed=step.seed,
-    )
+    recipe = recipe_of(step, is_drafter=is_drafter)
     tokenizer = _tokenizer(corpus / "tokenizer", "forerun train corpus")
     family = DRAFTER_SHAPE if is_drafter else TARGET_SHAPE
     model = Decoder(_spec(shape, family, tokenizer.get_vocab_size()))
