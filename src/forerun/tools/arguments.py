@@ -69,25 +69,36 @@ class EngineArguments:
         typer.Option(
             "--drafter",
             "-d",
-            help="auto, none, lookup, lm or lm:DIR: what may come next?",
+            help="auto, none, lookup (in the text) or lookup:DIR (in a corpus), prediction:FILE;"
+            " lm, dflash, dspark, eagle3 (the model's own, or one at :DIR); exit:LAYER;"
+            " router(D,D,…) of several, nested(D,S,R) of a drafter for the drafter: what may come"
+            " next?",
             rich_help_panel=_SPECULATION,
         ),
     ] = "auto"
     shape: Annotated[
         str,
         typer.Option(
-            help="auto or chain:K: which candidates are verified?", rich_help_panel=_SPECULATION
+            help="auto, chain:K of K tokens or chain:auto, tree:N of N tokens or tree:auto,"
+            " tree:3x2x1 (children by level), tree:FILE.json; trees also with :top or :likeliest"
+            " (siblings): which candidates are verified?",
+            rich_help_panel=_SPECULATION,
         ),
     ] = "auto"
     rule: Annotated[
-        str, typer.Option(help="auto or match: how far do we agree?", rich_help_panel=_SPECULATION)
+        str,
+        typer.Option(
+            help="auto or match (keeps the text as it is); rejection, block, traversal, kseq (keep"
+            " its law): how far do we agree?",
+            rich_help_panel=_SPECULATION,
+        ),
     ] = "auto"
     schedule: Annotated[
         str,
         typer.Option(
             help="auto, sequential, parallel (while the target verifies, drafts for the case that"
-            " all is accepted), ahead or ahead:B (for the B likeliest outcomes): what is prepared"
-            " before we know?",
+            " all is accepted and for one refusal), ahead or ahead:B (for the B likeliest"
+            " outcomes), ahead:B:C (with damped draws): what is prepared before we know?",
             rich_help_panel=_SPECULATION,
         ),
     ] = "auto"
@@ -99,8 +110,22 @@ class EngineArguments:
         return Speculation(self.drafter, self.shape, self.rule, self.schedule)
 
     def cores(self) -> dict[str, tuple[int, ...]]:
-        """Core numbers by lane, as far as they were given."""
-        return parse_lanes(self.lanes) if self.lanes is not None else {}
+        """Core numbers by lane, as far as they were given.
+
+        Raises:
+            OptionError: no lanes, or lanes that share a core where drafting is to be beside
+                verification.
+        """
+        lanes = parse_lanes(self.lanes) if self.lanes is not None else {}
+        schedule = self.speculation().composition().schedule.kind
+        shared = sorted({*lanes.get("target", ())} & {*lanes.get("draft", ())})
+        if shared and schedule in ("parallel", "ahead"):
+            raise OptionError(
+                f"--lanes {self.lanes}: both lanes have core {shared[0]}, where one would wait for"
+                f" the other, and --schedule {schedule} drafts while the target verifies: give each"
+                " lane cores of its own, as target=0,draft=1, or use --schedule sequential"
+            )
+        return lanes
 
     def open(
         self,
