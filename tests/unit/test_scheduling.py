@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -288,3 +289,44 @@ def test_given_sequential_wins_then_lengths_are_learned_as_without_lanes(built):
         assert parts.composition.schedule == read_schedule("sequential")
         assert parts.shape == Chain(AUTO_CHAIN["lm"])
         assert first_lengths(parts) == [[0], [2]]
+
+
+# --- and told -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Readable(Model):
+    """A backend on cores of its own, read at given rates; `seen` are the cores it was read with."""
+
+    cores: tuple[int, ...] = ()
+    seen: list[tuple[int, ...]] = field(default_factory=list)
+    weight_bytes: int = 1 << 20
+
+    def reader(self, cores):
+        self.seen.append(tuple(cores))
+        return lambda _: 10e9 if len(cores) == 1 else 16e9
+
+
+def told(model, monkeypatch, cores, schedule):
+    """What is said of a schedule when it is asked for, and the cores that were read with."""
+    monkeypatch.setattr("forerun.engine.scheduling.measured_lanes", lambda *_: COSTS)
+    target, has_lane = Readable(model, cores=cores["target"]), cores["target"] != cores["draft"]
+    own = partial(Readable, cores=cores["draft"])
+    opens = Openers(own, lambda directory, _: own(directory), has_lane=has_lane)
+    tokenizer, asked = load_tokenizer(model, read_spec(model)), ("lm", "chain:4", "match", schedule)
+    parts = build_parts(Speculation(*asked), target, model, tokenizer, opens, RoundMeter())
+    with closing(parts.drafter):
+        return parts.schedule_figures(), target.seen
+
+
+@pytest.mark.parametrize("schedule", ["auto", "sequential", "parallel", "ahead", "ahead:8"])
+def test_given_lanes_then_what_all_their_cores_would_do_is_told_too(model, monkeypatch, schedule):
+    line, seen = told(model, monkeypatch, {"target": (0,), "draft": (1,)}, schedule)
+
+    assert "a round ahead on a core each at least" in line
+    assert "> sequential on all" in line
+    assert (0, 1) in seen  # both models' cores, though neither computes on both
+
+
+def test_control_given_one_core_for_both_then_there_is_nothing_to_tell(model, monkeypatch):
+    assert told(model, monkeypatch, {"target": (0,), "draft": (0,)}, "auto") == ("", [])

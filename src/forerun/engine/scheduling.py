@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from forerun.composition import DrafterName, ScheduleName
 from forerun.control.lane_trial import measured_lanes, yields_of
-from forerun.control.memory import Streams, measured_bandwidths
+from forerun.control.memory import Reader, Streams, measured_bandwidths
 from forerun.control.overlap import (
     AHEAD,
     SEQUENTIAL,
@@ -75,12 +75,31 @@ def scheduled(
     """
     if drafter_name.name == "none":
         return Scheduled(Sequential(), "sequential: nothing is drafted")
+    found = _asked(name) or _chosen(name, drafter, around, drafter_name, held)
+    if isinstance(drafter, LM) and around.opens.has_lane:
+        return replace(found, figures=partial(_inequality, drafter, around))
+    return found
+
+
+def _asked(name: ScheduleName) -> Scheduled | None:
+    """What nothing is left to choose of."""
     if name.kind == "parallel":
         return Scheduled(Parallel(), "parallel was asked for")
     if name.num_branches:
         return Scheduled(Ahead(name.num_branches), "a number of branches was asked for")
     if name.kind == "sequential":
         return Scheduled(Sequential(), "sequential was asked for")
+    return None
+
+
+def _chosen(
+    name: ScheduleName,
+    drafter: Drafter,
+    around: Surroundings,
+    drafter_name: DrafterName,
+    held: Shape | None,
+) -> Scheduled:
+    """Of `auto`, or of `ahead` without a number."""
     chosen = None
     if around.opens.has_lane and isinstance(drafter, LM):
         record = record_of(drafter_directory(drafter_name, around.directory))
@@ -145,11 +164,28 @@ def _unmeasured(name: ScheduleName, drafter: Drafter, around: Surroundings) -> S
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _OnCores:
+    """A model read with other cores than it computes on: who has a lane of its own may be asked
+    what all cores would do."""
+
+    model: Streams
+    cores: tuple[int, ...]
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.model.weight_bytes
+
+    def reader(self, cores: Sequence[int]) -> Reader:
+        return self.model.reader(cores)
+
+
 def _inequality(drafter: LM, around: Surroundings) -> str:
     """What one memory says of both schedules here; nothing where it cannot be measured."""
     target, small = around.target, drafter.backend
     if not (isinstance(target, Streams) and isinstance(small, Streams)):
         return ""
     length = min(around.shape.max_drafted, _USUAL_LENGTH)
-    found = measured_bandwidths(target, small)
+    cores = tuple(sorted({*target.cores, *small.cores}))
+    found = measured_bandwidths(_OnCores(target, cores), _OnCores(small, cores))
     return "" if found is None else found.line(length)

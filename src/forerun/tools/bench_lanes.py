@@ -19,7 +19,15 @@ from forerun.models.resolve import resolve_model
 from forerun.models.spec import read_spec
 from forerun.options import EngineOptions, SamplingParams
 from forerun.tools import machine
-from forerun.tools.bench_decode import Plan, counts_of, figures, progress, run_of, tables
+from forerun.tools.bench_decode import (
+    Plan,
+    counts_of,
+    figures,
+    progress,
+    run_of,
+    tables,
+    why_scheduled,
+)
 from forerun.tools.lane_report import LaneRun
 from forerun.tools.lane_table import (
     AHEAD,
@@ -71,7 +79,7 @@ def run(
         turns = _measured(engines, plan, params)
         ahead = engines[AHEAD]
         facts = {name: getattr(ahead, name) for name in ("numerics", "exactness")}
-        facts["why"] = ahead.schedule_reason
+        facts["why"] = why_scheduled(ahead) or ahead.schedule_reason
     report = {
         "machine": machine.machine_name(),
         "model": engine.model,
