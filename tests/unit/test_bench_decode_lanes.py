@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -14,8 +15,11 @@ import pytest
 
 pytest.importorskip("forerun._native", reason="the native core is not built")
 
+from rich.console import Console
+
 from forerun.tools.arguments import EngineArguments
 from forerun.tools.bench_lanes import lanes_of, models_of
+from forerun.tools.lane_show import LANE_HEADS, lane_table
 
 Write = Callable[..., Path]
 PROMPT = "def add(a, b):\n    return a + b\n\ndef add(a, b):\n"
@@ -137,6 +141,9 @@ def test_given_ahead_then_generate_counts_what_it_brought(model: Path, drafter: 
     assert found["stats"]["lane"].keys() >= {"hit_rate", "causes", "num_hit", "busy_s"}
     # And: without lanes there is nothing to count, and the same text.
     alone = json.loads(forerun("generate", *options, "--json").stdout)
+    reason = "a number of branches was asked for"
+    assert found["schedule"] == {"kind": "ahead", "num_branches": 4, "reason": reason}
+    assert alone["schedule"]["kind"] == "sequential"
     assert "lane" not in alone["stats"]
     assert alone["text"] == found["text"]
     # And: people read it in the closing line.
@@ -164,3 +171,40 @@ def test_given_a_drafters_name_then_its_passes_can_be_counted_or_not(
     assert free.is_known
     assert free.drafter is None
     assert not models_of(EngineArguments(model=str(model), drafter="auto")).is_known
+
+
+def lane_row(name: str, cores: list[int]) -> dict[str, object]:
+    """A row with figures as wide as they come."""
+    return {
+        "name": name, "lanes": {"target": cores, "draft": [2]}, "tokens_per_s": 1234.56,
+        "tokens_per_s_per_core": 617.28, "ratio": 12.34, "ahead_ratio": 10.98,
+        "ahead_ratio_ci95": (0.95, 12.34), "tokens_per_round": 12.34,
+        "target_flops_per_token": 0.052e9, "draft_flops_per_token": 0.031e9,
+    }  # fmt: skip
+
+
+def shown(width: int) -> str:
+    names = ("plain", "sequential", "sequential_lanes", "ahead")
+    rows = {name: lane_row(name.replace("_", ", "), [0, 1]) for name in names}
+    out = io.StringIO()
+    Console(file=out, width=width).print(lane_table({**rows, "schedule": "ahead:24"}))
+    return out.getvalue()
+
+
+def test_given_80_columns_then_every_heading_and_figure_is_whole() -> None:
+    text = shown(80)
+    assert max(map(len, text.splitlines())) <= 80
+    for word in (
+        *LANE_HEADS,
+        "sequential,",
+        "0-1|2",
+        "1234.6",
+        "0.95\N{EN DASH}12.34",
+        "0.052+0.031",
+    ):
+        assert word in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+
+
+def test_control_given_fewer_columns_than_figures_take_then_some_are_cut() -> None:
+    assert "\N{HORIZONTAL ELLIPSIS}" in shown(50)

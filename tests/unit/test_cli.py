@@ -19,7 +19,9 @@ from forerun.models.shards import SINGLE_NAME
 
 Write = Callable[..., Path]
 PROMPT = "def add(a, b):\n    return a + b\n\ndef add(a, b):\n"
-RESULT_KEYS = {"text", "token_ids", "finish_reason", "seed", "numerics", "exactness", "stats"}
+RESULT_KEYS = {
+    "text", "token_ids", "finish_reason", "seed", "numerics", "exactness", "stats", "schedule",
+}  # fmt: skip
 STATS_KEYS = {
     "num_rounds", "num_drafted", "num_accepted", "prefill_s", "decode_s", "tokens_per_s",
 }  # fmt: skip
@@ -88,6 +90,9 @@ def test_json_has_its_keys_and_is_alone(model: str) -> None:
     assert len(found["token_ids"]) == 20
     assert found["finish_reason"] == "length"
     assert (found["numerics"], found["exactness"]) == ("canonical-bf16", "bits")
+    assert found["schedule"].keys() == {"kind", "num_branches", "reason"}
+    assert (found["schedule"]["kind"], found["schedule"]["num_branches"]) == ("sequential", 0)
+    assert found["schedule"]["reason"].startswith("sequential: ")
 
 
 @pytest.mark.parametrize("temperature", ["0", "0.9"])
@@ -135,6 +140,7 @@ def test_a_file_of_prompts_is_one_batch(model: str, tmp_path: Path) -> None:
     alone = one_object(forerun("generate", "import os", *options))
     assert [len(one["token_ids"]) for one in batch["completions"]] == [5, 5]
     assert batch["completions"][0]["token_ids"] == alone["token_ids"]
+    assert batch["schedule"] == alone["schedule"]
 
 
 def test_stop_strings_are_cut(model: str) -> None:
@@ -171,6 +177,8 @@ def test_wrong_options_are_sentences(model: str) -> None:
     assert "--lanes 'gpu=1' must be like" in refusal(
         forerun("generate", "-m", model, "x", "--lanes", "gpu=1")
     )
+    shared = ("--lanes", "target=0,draft=0", "--schedule", "ahead:2")
+    assert "both lanes have core 0" in refusal(forerun("generate", "-m", model, "x", *shared))
     assert "cannot be read" in refusal(forerun("generate", "--prompts", "/nowhere.jsonl"))
 
 

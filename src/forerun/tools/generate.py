@@ -66,10 +66,13 @@ def run(
             say(f"schedule: {live.schedule_reason}")
         if as_json:
             found = live.generate(text, request.params, grammar=request.pattern)
-            write_json(completion_dict(found[0]))
+            write_json({**completion_dict(found[0]), **_schedule_dict(live)})
         else:
             _stream(live, text, request, watch)
-            if why := why_scheduled(live):
+            # With lanes the reason was said before; its figures take a moment, and come last.
+            is_said = engine.lanes is not None
+            why = live.schedule_figures() if is_said else why_scheduled(live)
+            if why:
                 say(Ink.of(sys.stderr).dim(f"schedule: {why}"))
     return 0
 
@@ -137,6 +140,14 @@ def completion_dict(completion: Completion) -> dict[str, Any]:
         "exactness": completion.exactness,
         "stats": {**completion.stats.as_dict(), **_lane_dict(completion)},
     }
+
+
+def _schedule_dict(engine: Engine) -> dict[str, Any]:
+    """Which schedule it is, asked for or chosen, and why."""
+    parts = engine.inside().parts
+    kind = "sequential" if parts.composition is None else parts.composition.schedule.kind
+    found = {"num_branches": parts.schedule.num_branches, "reason": engine.schedule_reason}
+    return {"schedule": {"kind": kind, **found}}
 
 
 def _lane_dict(completion: Completion) -> dict[str, Any]:
@@ -228,8 +239,9 @@ def _run_batch(
     with _opened(engine, trace) as live:
         texts = [prompt.text for prompt in prompts]
         completions = live.generate(texts, request.params, grammar=request.pattern)
+        schedule = _schedule_dict(live)
     if as_json:
-        write_json({"completions": [completion_dict(one) for one in completions]})
+        write_json({"completions": [completion_dict(one) for one in completions], **schedule})
     else:
         ink = Ink.of(sys.stdout)
         for prompt, completion in zip(prompts, completions, strict=True):

@@ -12,6 +12,7 @@ from forerun.tools.timeline import Timeline, caption, lines_of
 
 _DISTURBING = 0.1  # cores: what a quiet machine stays below
 _ROWS = ("plain", "sequential", "sequential_lanes", "ahead")
+LANE_HEADS = ("cores", "tok./s", "/core", "÷plain", "ahead÷", "95 %", "round", "GFLOP")
 
 
 def show_lanes(report: dict[str, Any], drawn: Timeline) -> None:
@@ -23,7 +24,7 @@ def show_lanes(report: dict[str, Any], drawn: Timeline) -> None:
         soft_wrap=True,
         highlight=False,
     )
-    console.print(_table(report))
+    console.print(lane_table(report))
     console.print(report["why"], style="dim", soft_wrap=True, highlight=False)
     overlap = report["overlap"]
     if overlap is None:
@@ -49,11 +50,12 @@ def show_lanes(report: dict[str, Any], drawn: Timeline) -> None:
     console.print(f"{overlap['verdict']}; identical: {identical}", soft_wrap=True, highlight=False)
 
 
-def _table(report: dict[str, Any]) -> Table:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    heads = ("", "cores", "tok./s", "/core", "÷plain", "ahead÷", "95 %", "round", "GFLOP")
-    for index, column in enumerate(heads):
-        table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+def lane_table(report: dict[str, Any]) -> Table:
+    """A row for each way to decode; in narrow terminals its name is folded, no figure is cut."""
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
+    table.add_column("")
+    for head in LANE_HEADS:
+        table.add_column(head, justify="right", no_wrap=True)
     for name in _ROWS:
         row = report[name]
         low, high = row["ahead_ratio_ci95"]
