@@ -157,6 +157,45 @@ class Hits:
             self.of[sequence_id] = self.of.get(sequence_id, 0) + stats.lane.num_hits
 
 
+def only_the_first_row(drafts, grown):
+    """Prepares nothing for all other rows, which then miss each time."""
+    return [grown[0], *drafts[1:]]
+
+
+def lanes_of_a_hit_beside_a_miss(engine):
+    """What became of the rows, of all rounds in which one row hit and another missed."""
+    broken(engine).breaks(only_the_first_row, num_calls=1000)
+    made = completions(engine, unstopped((20, 40), max_tokens=60))
+    rounds = {id(one): one.lane for done in made for one in done.stats.rounds}
+    return [lane for lane in rounds.values() if lane.num_hits and lane.num_wrong]
+
+
+def test_given_a_row_that_hits_beside_one_that_misses_then_it_waits_for_no_new_draft(places):
+    # given a verifier who would draft anew after every miss
+    with opened(places, ("lm", "chain:4", "match", "ahead:24")) as engine:
+        lanes = lanes_of_a_hit_beside_a_miss(engine)
+
+    assert len(lanes) >= 3
+    assert sum(lane.num_redrafted for lane in lanes) == 0
+
+
+def test_control_given_one_who_minds_no_hits_then_they_wait_for_new_drafts(places):
+    with opened(places, ("lm", "chain:4", "match", "ahead:24")) as engine:
+        overlapped = overlapped_of(engine)
+        make_good = overlapped._made_good
+        overlapped._made_good = lambda *rows, delays_hits: make_good(*rows, delays_hits=False)
+        lanes = lanes_of_a_hit_beside_a_miss(engine)
+
+    assert sum(lane.num_redrafted for lane in lanes) == len(lanes) >= 3
+
+
+def test_given_a_sampled_rule_then_a_row_that_hits_waits_for_one_that_must_be_drawn(places):
+    with opened(places, ("lm", "chain:4", "rejection", "ahead:24")) as engine:
+        lanes = lanes_of_a_hit_beside_a_miss(engine)
+
+    assert sum(lane.num_redrafted for lane in lanes) == len(lanes) >= 3
+
+
 def test_given_a_prompt_of_several_chunks_then_the_lane_reads_it_in_its_own_time(places):
     asked = unstopped((400, 300, 1), max_tokens=12)
     with opened(places, ("none", "auto", "match")) as engine:
