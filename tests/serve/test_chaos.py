@@ -165,6 +165,36 @@ def test_given_too_many_tokens_that_wait_then_503_says_when_to_come_again(
     assert refused.json()["error"]["code"] == "queue_full"
 
 
+@pytest.mark.parametrize(
+    ("process", "status"),
+    [
+        (["--max-rows", "1", "--max-waiting-tokens", "100"], 503),
+        (["--max-rows", "1"], 200),  # the control: by default they may wait
+    ],
+    indirect=["process"],
+    ids=["bounded", "default"],
+)
+def test_given_the_option_for_tokens_that_wait_then_the_command_means_it(
+    process: tuple[subprocess.Popen[str], str], status: int
+) -> None:
+    _, address = process
+    url, streaming = f"{address}{COMPLETIONS}", LONG | {"stream": True}
+    waiting = streaming | {"prompt": [70] * 60}
+
+    def num_waiting_tokens() -> float:
+        text = httpx2.get(f"{address}/metrics", timeout=120).text
+        line = next(one for one in text.splitlines() if one.startswith("forerun:waiting_tokens{"))
+        return float(line.rsplit(" ", 1)[1])
+
+    with httpx2.stream("POST", url, json=streaming, timeout=120) as running:
+        lines = running.iter_lines()  # kept, or the stream is closed with it
+        next(lines)
+        with httpx2.stream("POST", url, json=waiting, timeout=120):
+            until(lambda: num_waiting_tokens() == 60)
+            with httpx2.stream("POST", url, json=waiting, timeout=120) as third:
+                assert third.status_code == status
+
+
 @pytest.mark.parametrize("process", [["--drain-s", "0.3"]], indirect=True)
 def test_given_sigterm_and_a_request_that_takes_too_long_then_it_is_told_and_the_server_ends(
     process: tuple[subprocess.Popen[str], str],

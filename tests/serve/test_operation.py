@@ -23,6 +23,7 @@ from forerun.tools.bench_serve_wire import Address
 
 from .live import MODEL, Live, serving
 
+ROOT = Path(__file__).resolve().parents[2]
 PLAIN_COUNTERS = (
     "vllm:prompt_tokens_total", "vllm:generation_tokens_total", "vllm:spec_decode_num_drafts_total",
     "vllm:spec_decode_num_draft_tokens_total", "vllm:spec_decode_num_accepted_tokens_total",
@@ -62,6 +63,62 @@ def test_given_a_request_then_counters_grow_by_what_it_took(http: httpx2.Client)
     assert after[success] == before.get(success, 0) + 1
 
 
+def counted(metrics: dict[str, float], name: str) -> tuple[float, float]:
+    """How many values a histogram has seen, and their sum."""
+    return total(metrics, f"vllm:{name}_count"), total(metrics, f"vllm:{name}_sum")
+
+
+HISTOGRAMS = (
+    "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds",
+    "request_inference_time_seconds", "request_time_per_output_token_seconds",
+    "request_prompt_tokens", "request_generation_tokens", "iteration_tokens_total",
+)  # fmt: skip
+
+
+def test_given_choices_of_two_lengths_then_histograms_have_each_of_them_as_it_was(
+    http: httpx2.Client,
+) -> None:
+    body = {"prompt": "abcabcabcabc", "n": 2, "temperature": 1.0, "seed": 3, "ignore_eos": True}
+    before = scraped(http)
+
+    answer = http.post("/v1/completions", json=body | {"max_tokens": 30}).json()
+    http.post("/v1/completions", json=body | {"max_tokens": 1, "n": 1})
+    after = scraped(http)
+
+    grown = {
+        name: tuple(now - then for now, then in zip(counted(after, name), was, strict=True))
+        for name, was in ((name, counted(before, name)) for name in HISTOGRAMS)
+    }
+    assert answer["usage"]["completion_tokens"] == 60
+    assert grown["request_prompt_tokens"] == (3, 36)
+    assert grown["request_generation_tokens"] == (3, 61)
+    assert grown["request_time_per_output_token_seconds"][0] == 2  # one token is not after another
+    num_read = 36 - (
+        total(after, "vllm:prefix_cache_hits_total") - total(before, "vllm:prefix_cache_hits_total")
+    )
+    num_rounds = total(after, "forerun:rounds_total") - total(before, "forerun:rounds_total")
+    assert grown["iteration_tokens_total"] == (num_rounds, 61 + num_read)
+    for name in HISTOGRAMS[:4]:
+        assert grown[name][0] == 3
+    parts = ("prefill", "decode")
+    both_s = sum(grown[f"request_{name}_time_seconds"][1] for name in parts)
+    assert both_s == pytest.approx(grown["request_inference_time_seconds"][1])
+    assert grown["request_decode_time_seconds"][1] > 0
+
+
+@pytest.mark.parametrize("name", HISTOGRAMS)
+def test_given_a_histogram_then_its_buckets_add_up_to_its_count(
+    http: httpx2.Client, name: str
+) -> None:
+    http.post("/v1/completions", json={"prompt": "abcabc", "max_tokens": 3, "ignore_eos": True})
+    metrics = scraped(http)
+
+    buckets = [value for key, value in metrics.items() if key.startswith(f"vllm:{name}_bucket")]
+
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == counted(metrics, name)[0] > 0
+
+
 def test_given_a_scrape_then_gauges_say_what_is_held(http: httpx2.Client) -> None:
     metrics = scraped(http)
 
@@ -82,6 +139,26 @@ def test_given_every_line_then_prometheus_can_read_it(http: httpx2.Client) -> No
 
     assert len(families) > 15
     assert all(re.fullmatch(r"(vllm|forerun):[a-z0-9_]+", one.name) for one in families)
+
+
+def test_given_the_page_then_it_names_every_metric_and_those_of_vllm_that_are_missing(
+    http: httpx2.Client,
+) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    page = (ROOT / "docs" / "server.md").read_text(encoding="utf-8")
+    item = page[page.index("- **Metrics.**") : page.index("## Who may come in")]
+    there, _, missing = item.partition("stay empty here")
+    families = text_string_to_metric_families(http.get("/metrics").text)
+
+    names = {
+        one.name + "_total" * (one.type == "counter")
+        for one in families
+        if not one.name.endswith("_created")  # when the library began to count
+    }
+
+    assert set(re.findall(r"`((?:vllm|forerun):[a-z0-9_]+)`", there)) == names
+    assert names.isdisjoint(re.findall(r"`(vllm:[a-z0-9_]+)`", missing))
 
 
 def test_given_a_draining_server_then_live_differs_from_ready(spare_engine: Engine) -> None:
@@ -137,6 +214,7 @@ def test_given_a_directory_then_the_model_is_never_called_by_its_path(tmp_path: 
         (["--port", "70000"], "port must be"),
         (["--api-key-file", "/does/not/exist"], "cannot be read"),
         (["--max-waiting", "0"], "max_waiting"),
+        (["--max-waiting-tokens", "0"], "max_waiting_tokens"),
         (["--request-s", "0"], "request_s"),
     ],
 )

@@ -29,6 +29,7 @@ class Operation:
     api_key_file: Path | None
     name: str | None
     max_waiting: int
+    max_waiting_tokens: int
     max_rows: int
     overcommit: float
     max_compositions: int
@@ -76,6 +77,7 @@ def run(
     settings = operation.settings(model)
     limits = ServiceLimits(
         max_waiting=operation.max_waiting,
+        max_waiting_tokens=operation.max_waiting_tokens,
         max_rows=operation.max_rows,
         max_compositions=operation.max_compositions,
         overcommit=operation.overcommit,

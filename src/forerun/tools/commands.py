@@ -5,6 +5,7 @@ Bodies are imported when their command runs: `forerun generate` must not pay for
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ import typer
 
 from forerun.tools.arguments import EngineArguments, GrammarArguments, SamplingArguments, grouped
 from forerun.tools.bench_serve_options import bench_serve
+from forerun.tools.serve_options import ServeArguments
+from forerun.tools.trace_page import trace_page
 
 _Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
@@ -33,10 +36,9 @@ bench = typer.Typer(
     no_args_is_help=True, help="Measure this machine: every figure with its floor or its baseline."
 )
 app.add_typer(bench, name="bench")
-trace_app = typer.Typer(
-    no_args_is_help=True, help="Look into a file of `generate --trace`, round by round."
-)
+trace_app = typer.Typer(no_args_is_help=True, help="Look into a file of `generate --trace`.")
 app.add_typer(trace_app, name="trace")
+trace_app.command("page")(trace_page)
 
 
 @app.callback(invoke_without_command=True)
@@ -251,28 +253,8 @@ def certify(
 @grouped
 def serve(
     *,
-    host: Annotated[
-        str, typer.Option(help="Where to listen; other machines only with --api-key-file.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
-    api_key_file: Annotated[
-        Path | None,
-        typer.Option(help="API keys, one a line; without it all comers.", show_default=False),
-    ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option(help="What the model is called in the API.", show_default=False),
-    ] = None,
-    max_waiting: Annotated[int, typer.Option(help="Requests that may wait for their turn.")] = 256,
-    max_rows: Annotated[int, typer.Option(help="Requests that run at a time.")] = 32,
-    overcommit: Annotated[float, typer.Option(help="Times that K/V memory is promised.")] = 1.0,
-    max_compositions: Annotated[int, typer.Option(help="Held for requests that name one.")] = 8,
-    request_s: Annotated[float, typer.Option(help="Seconds that a request may take.")] = 600.0,
-    drain_s: Annotated[float, typer.Option(help="Seconds for running ones at SIGTERM.")] = 30.0,
-    allow_faults: Annotated[
-        bool, typer.Option("--allow-faults", help="Let the page make the drafter fail.")
-    ] = False,
     as_json: _Json = False,
+    serving: ServeArguments,
     engine: EngineArguments,
 ) -> int:
     """Serve the OpenAI API until SIGTERM or Ctrl-C; prints the address when ready.
@@ -288,11 +270,7 @@ def serve(
     """
     from forerun.serve.start import Operation, run
 
-    operation = Operation(
-        host, port, api_key_file, name, max_waiting, max_rows, overcommit, max_compositions,
-        request_s, drain_s, allow_faults,
-    )  # fmt: skip
-    return run(operation, engine.model, engine.open, typer.echo, as_json=as_json)
+    return run(Operation(**asdict(serving)), engine.model, engine.open, typer.echo, as_json=as_json)
 
 
 @app.command()
