@@ -69,23 +69,30 @@ class Way:
 def raced(race: Race, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """Every way with its fastest settings against plain decoding on all cores, in turns."""
     trials = spread([one for one in prompts if one.context != "4k"], _TRIAL_PROMPTS)
-    ahead = [f"ahead:{branches}" for branches in race.branches]
     ways = {
         "sequential": _fastest(race, trials, _ways(race, "sequential", ["sequential"])),
         "both": _fastest(race, trials, _ways(race, "both", ["sequential"])),
-        "ahead": _fastest(race, trials, _ways(race, "ahead", ahead)),
+        "ahead": _fastest_ahead(race, trials, "ahead"),
         "plain": Way("plain", "sequential", "auto", 0),
         "plain on one core": Way("plain on one core", "sequential", "auto", 0),
     }
     if race.shape == "tree":
         chains = replace(race, shape="chain", lengths=race.chain_lengths)
-        ways[CHAIN] = _fastest(race, trials, _ways(chains, CHAIN, ahead))
+        ways[CHAIN] = _fastest_ahead(chains, trials, CHAIN)
     runs = _turns(race, prompts, ways)
     return {"temperature": race.temperature, **_figures(ways, runs, race.temperature)}
 
 
 def _ways(race: Race, name: str, schedules: Sequence[str]) -> list[Way]:
     return [Way(name, one, race.shape, length) for one in schedules for length in race.lengths]
+
+
+def _fastest_ahead(race: Race, prompts: Sequence[Prompt], name: str) -> Way:
+    """The fastest length with a middle number of branches, then the fastest number with that."""
+    schedules = [f"ahead:{branches}" for branches in race.branches]
+    middle = schedules[len(schedules) // 2]
+    length = _fastest(race, prompts, _ways(race, name, [middle])).length
+    return _fastest(race, prompts, _ways(replace(race, lengths=[length]), name, schedules))
 
 
 def _fastest(race: Race, prompts: Sequence[Prompt], ways: Sequence[Way]) -> Way:

@@ -1,11 +1,13 @@
 """Drafting on a lane of its own, each model on its own core: does it pay, and what limits it?
 
     python benchmarks/lanes.py --json benchmarks/results/lanes-260M.json
-    python benchmarks/lanes.py --drafters 24,24x3,96 --limit 12 --max-tokens 48 --temperatures 0,0.7
+    python benchmarks/lanes.py --drafters 24x3 --limit 4 --temperatures 0 --branches 8
 
 Drafters are the embedded `lm`, enlarged to so many megabytes with its bits kept; `24x3` runs every
 pass of the 24 MB one three times, as one of three times the depth with shared weights would: what
 rests in cache is quick here, and the table wants drafters that take longer without reading more.
+By default drafting takes about 0.3, 0.5 and 0.8 of a verification, once by a drafter that fits a
+cache of 32 MB, and once by one that does not.
 For each: on prompts of the suite `sequential` and `ahead` on the same two lanes, each with its
 fastest length and branches, and `sequential` with both cores for both models; then with the length
 and branches that `ahead` had the concurrency limit (both models' loops side by side, no hand-over),
@@ -167,17 +169,21 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", type=Path, default=Path("build/260M-matched"), help="a target checkpoint")
-    add("--drafters", default="24,24x3,24x5,96", help="megabytes, each with xN for N times a pass")
+    add(
+        "--drafters",
+        default="24x3,24x5,24x9,72,120,192",
+        help="megabytes, each with xN for N times a pass",
+    )
     add("--work", type=Path, default=Path("build/lanes"), help="where drafters are written")
     add("--temperatures", type=_floats, default=[0.0, 0.7])
-    add("--limit", type=int, default=12, help="prompts, spread over the suite")
-    add("--contexts", nargs="+", default=[*CONTEXT_LENS], choices=[*CONTEXT_LENS], help="of these")
-    add("--max-tokens", type=int, default=48)
+    add("--limit", type=int, default=10, help="prompts, spread over the suite")
+    add("--contexts", nargs="+", default=["64"], choices=[*CONTEXT_LENS], help="of these")
+    add("--max-tokens", type=int, default=40)
     add("--repeat", type=int, default=1)
-    add("--rounds", type=int, default=40, help="rounds that limits are measured over")
-    add("--lengths", type=_counts, default=[2, 4, 6], help="draft lengths to choose from")
+    add("--rounds", type=int, default=24, help="rounds that limits are measured over")
+    add("--lengths", type=_counts, default=[2, 3, 4], help="draft lengths to choose from")
     add("--chain-lengths", type=_counts, default=[2, 4, 6], help="of chains beside trees")
-    add("--branches", type=_counts, default=[8, 16], help="numbers of branches to choose from")
+    add("--branches", type=_counts, default=[2, 4, 8, 16, 24], help="how many, to choose from")
     add("--shape", default="chain", choices=("chain", "tree"))
     add("--json", type=Path)
     return parser
