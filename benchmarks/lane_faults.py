@@ -86,24 +86,30 @@ def _stopped(answer: Answer) -> list[Draft]:
 
 
 def _garbage(answer: Answer) -> list[Draft]:
+    """No two ids alike, and none of the draft: siblings that are would be refused."""
     generator = np.random.default_rng(0)
-    return _below(answer, lambda tokens: generator.integers(answer.vocab, size=len(tokens)))
+
+    def change(given: Any, rest: Any) -> Any:
+        others = np.setdiff1d(np.arange(answer.vocab), given)
+        return generator.choice(others, len(rest), replace=False)
+
+    return _below(answer, change)
 
 
 def _foreign(answer: Answer) -> list[Draft]:
-    return _below(answer, lambda tokens: tokens.astype(np.int64) + answer.vocab)
+    return _below(answer, lambda _given, rest: rest + answer.vocab)
 
 
 def _anothers(answer: Answer) -> list[Draft]:
     return answer.others[:1] * len(answer.made)
 
 
-def _below(answer: Answer, change: Callable[[Any], Any]) -> list[Draft]:
+def _below(answer: Answer, change: Callable[[Any, Any], Any]) -> list[Draft]:
     """Drafts with other tokens below what was given, which stays."""
     changed = []
     for draft, given in zip(answer.made, answer.num_given, strict=True):
         tokens = np.array(draft.tree.tokens, np.int32)
-        tokens[given:] = change(tokens[given:])
+        tokens[given:] = change(tokens[:given], tokens[given:])
         # Not `replace`: what else the draft says is of its own tokens.
         tree = TokenTree.made(tokens, draft.tree.parents)
         changed.append(Draft(tree, draft.draw, num_passes=draft.num_passes))

@@ -95,7 +95,7 @@ def test_given_garbage_below_the_prefix_then_nothing_refuses_it():
     made = forecast_of(struck("garbage below the prefix"), 0)
 
     assert made.grown.tree.tokens[:2].tolist() == [3, 4]
-    assert made.grown.tree.tokens[2:].tolist() != [5, 6]
+    assert not set(made.grown.tree.tokens[2:].tolist()) & {3, 4, 5, 6}
     assert made.version == 3
 
 
