@@ -170,13 +170,15 @@ class GenerationStats:
     """One request. Accepted tokens do not count the bonus; times are those of the rounds it was in.
 
     `tokens_per_s` is generated tokens per second of decoding (prefill apart). `num_failures`
-    counts proposals that were thrown away because the drafter broke its contract.
+    counts proposals that were thrown away because the drafter broke its contract, `most_drafted`
+    the tokens of the largest draft that was verified.
     """
 
     num_rounds: int = 0
     num_drafted: int = 0
     num_accepted: int = 0
     num_failures: int = 0
+    most_drafted: int = 0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     tokens_per_s: float = 0.0
@@ -199,6 +201,7 @@ class Tally:
     num_drafted: int = 0
     num_accepted: int = 0
     num_failures: int = 0
+    most_drafted: int = 0
     rounds: list[RoundStats] = field(default_factory=list)
 
     def freeze(self, num_generated: int) -> GenerationStats:
@@ -209,6 +212,7 @@ class Tally:
             num_drafted=self.num_drafted,
             num_accepted=self.num_accepted,
             num_failures=self.num_failures,
+            most_drafted=self.most_drafted,
             prefill_s=self.prefill_s,
             decode_s=decode_s,
             tokens_per_s=num_generated / decode_s if decode_s > 0 else 0.0,

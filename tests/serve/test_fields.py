@@ -86,6 +86,25 @@ def test_given_drafts_then_vllm_s_and_llama_cpp_s_figures_agree(client: openai.O
     assert 0 < figures(answer)["draft_acceptance_rate"] <= 1
 
 
+@pytest.mark.parametrize("extra", [{}, {"stop": ["b"]}, {"speculation": "off"}], ids=str)
+def test_given_drafts_then_the_histogram_of_what_rounds_kept_has_every_round(
+    http: httpx2.Client, extra: Any
+) -> None:
+    asked = {"prompt": PROMPT, "max_tokens": 40, "temperature": 0, "ignore_eos": True}
+
+    answer = http.post(COMPLETIONS, json={**asked, "forerun": {"trace": True}, **extra}).json()
+
+    told = answer["metrics"]["speculative_decoding"]
+    [rounds] = answer["forerun"]["rounds"]
+    drafted = [len(one["tokens"]) - 1 for one in rounds]
+    kept = [[x["origin"] for x in one["emitted"]].count("draft") for one in rounds]
+    histogram = told["acceptance_histogram"]
+    assert told["num_spec_tokens"] == max(drafted) == len(histogram) - 1
+    assert histogram == [kept.count(at) for at in range(len(histogram))]
+    assert sum(histogram) == told["num_spec_steps"]
+    assert sum(at * num for at, num in enumerate(histogram)) == told["num_accepted_draft_tokens"]
+
+
 @pytest.mark.parametrize("as_list", [False, True])
 def test_given_a_stop_string_then_the_text_ends_before_it(
     http: httpx2.Client, as_list: bool

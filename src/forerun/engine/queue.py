@@ -241,6 +241,7 @@ class Queue:
             tally.num_failures += (row.parts or parts).drafter.failed(row.id)
             logprobs = tuple(row.logprobs[start : row.num_generated])
             drafted, accepted = tally.num_drafted - num_drafted, tally.num_accepted - num_accepted
+            tally.most_drafted = max(tally.most_drafted, drafted)
             seen = None if watch is None else watch.seen(row, len(piece.token_ids), stats)
             gains.append(Gain(row, piece, logprobs, drafted, accepted, seen))
         return gains

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import perf_counter
 from types import MappingProxyType, TracebackType
 
 from forerun.backends.prefixes import Prefixes
@@ -22,6 +23,7 @@ from forerun.engine.isolation import own_error
 from forerun.engine.queue import Queue, Step
 from forerun.engine.scoring import has_scores
 from forerun.engine.sequence import Sequence
+from forerun.engine.service_times import Spreads, Times
 from forerun.engine.service_totals import Totals
 from forerun.engine.service_values import (
     Began,
@@ -35,7 +37,6 @@ from forerun.engine.service_values import (
 )
 from forerun.engine.ways import Ways, refuse_unjudged
 from forerun.errors import BackendError, EngineClosed, ForerunError, QueueFull
-from forerun.stats import Span
 
 __all__ = [
     "Began", "Ended", "Event", "Gained", "Handle", "Job", "Load", "Scored", "Service",
@@ -75,14 +76,20 @@ class Service:
     """Serves an engine's requests together, each as if it were alone.
 
     The engine stays its owner's: close the service first. `generate` and `stream` of the engine
-    may be used meanwhile; their rounds and the service's take turns.
+    may be used meanwhile; their rounds and the service's take turns. `now_s` counts from anywhere.
 
     Raises:
         EngineClosed: the engine was closed.
     """
 
-    def __init__(self, engine: Engine, limits: ServiceLimits = ServiceLimits()) -> None:  # noqa: B008  a frozen value
+    def __init__(
+        self,
+        engine: Engine,
+        limits: ServiceLimits = ServiceLimits(),  # noqa: B008  a frozen value
+        now_s: Callable[[], float] = perf_counter,
+    ) -> None:
         self._inside = engine.inside()
+        self._now_s = now_s
         self._limits = limits
         parts = self._inside.parts
         # Where two ways of computing a token may differ, none may depend on what others asked.
@@ -92,7 +99,7 @@ class Service:
             prefixes=self._prefixes, overcommit=limits.overcommit,
         )  # fmt: skip
         self._ways = Ways(parts, self._inside.beside, limits.max_compositions)
-        self._totals = Totals()
+        self._totals, self._times = Totals(), Times()
         self._wake = threading.Condition()  # guards all below
         self._inbox: deque[Sequence] = deque()
         self._to_cancel: set[int] = set()
@@ -122,6 +129,7 @@ class Service:
                 self._refuse_ending()
                 self._refuse_full(row)
                 self._requests[row.id] = _Request(row, listener)
+                self._times.arrive(row, self._now_s())
                 self._inbox.append(row)
                 self._wake.notify_all()
         except BaseException:
@@ -153,6 +161,11 @@ class Service:
                 num_preemptions=totals.num_preemptions,
                 num_compositions=self._ways.num_built,
             )
+
+    def spreads(self) -> Spreads:
+        """How long requests took and how large they were, since the service began."""
+        with self._wake:
+            return self._times.freeze()
 
     def drain(self, longest_s: float) -> bool:
         """Refuse new requests and let those that came end; whether all did within `longest_s`."""
@@ -265,26 +278,29 @@ class Service:
     def _advance(self) -> None:
         if self._queue.is_done:
             return
-        span = Span()
-        with self._inside.lock, span:
+        with self._inside.lock:
             self._inside.refuse_closed()
-            self._begin()
+            began_s = self._now_s()
+            self._begin(began_s)
             step = self._queue.advance()
+            ended_s = self._now_s()
         if step.is_empty:
             with self._wake:
                 self._wake.wait(_BLOCKED_S)
             return
         with self._wake:
-            self._totals.learn(step, span.seconds)
+            self._totals.learn(step, ended_s - began_s)
+            self._times.learn(step, ended_s)
             self._note_load()
         self._tell(step)
 
-    def _begin(self) -> None:
+    def _begin(self, now_s: float) -> None:
         """Let in who has room, and tell them before anything is computed."""
         began = self._queue.admit()
         with self._wake:
             for row in began:
                 self._totals.learn_begun(row)
+                self._times.begin(row, now_s)
             self._note_load()
         for row in began:
             self._say(row, Began(row.num_cached))
@@ -324,6 +340,7 @@ class Service:
         self._ways.give_back(row.parts)
         with self._wake:
             self._requests.pop(row.id, None)
+            self._times.forget(row)
             self._totals.num_requests[row.finish_reason or "cancelled"] += 1
             self._note_load()
             self._wake.notify_all()

@@ -5,6 +5,7 @@ Pure: events in, values out. How an answer is written in JSON is the business of
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,6 +42,7 @@ class Choice:
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)  # of each token with log-probabilities
+    kept: list[int] = field(default_factory=list)  # drafted tokens that each round kept
     rounds: list[dict[str, Any]] = field(default_factory=list)  # how it came about, if asked for
     completion: Completion | None = None
 
@@ -56,6 +58,7 @@ class Choice:
                 said = Said(piece.text) if reader is None else reader.push(piece.text)
                 self.logprobs += logprobs
                 self.texts += piece.texts
+                self.kept.append(piece.num_accepted)
             case Ended(completion):
                 self.completion = completion
                 said = said if reader is None else reader.finish()
@@ -110,12 +113,15 @@ def figures_of(choices: Sequence[Choice], num_prompt_tokens: int) -> dict[str, A
     if completion is None:
         return {"metrics": None, "timings": None}
     stats, num_generated = completion.stats, len(completion.token_ids)
+    kept = Counter(choices[0].kept)
     rounds, drafted, accepted = stats.num_rounds, stats.num_drafted, stats.num_accepted
     return {
         "metrics": {
             "speculative_decoding": {
                 "mean_acceptance_length": 1 + accepted / rounds if rounds else 0.0,
                 "draft_acceptance_rate": accepted / drafted if drafted else 0.0,
+                "acceptance_histogram": [kept[at] for at in range(stats.most_drafted + 1)],
+                "num_spec_tokens": stats.most_drafted,
                 "num_spec_steps": rounds,
                 "num_draft_tokens": drafted,
                 "num_accepted_draft_tokens": accepted,

@@ -34,7 +34,7 @@ from forerun.serve.fields import (
 )
 from forerun.serve.forms import ChatForm, Form, TextForm
 from forerun.serve.gate import ARRIVED_S, PARTITION, REQUEST_ID, Gate, Life
-from forerun.serve.metrics import CONTENT_TYPE, LoadCollector, exposition
+from forerun.serve.metrics import CONTENT_TYPE, LoadCollector, SpreadsCollector, exposition
 from forerun.serve.page_routes import PageFacts, add_page
 from forerun.serve.refusals import Refusal, is_ours, refusal_of
 from forerun.serve.responses import ResponsesAnswer
@@ -65,6 +65,7 @@ def build_app(engine: Engine, service: Service, settings: ServeSettings, life: L
     model = _model(engine, settings)
     registry = CollectorRegistry()
     registry.register(LoadCollector(service.load, model.name))
+    registry.register(SpreadsCollector(service.spreads, model.name))
     setting = Setting(
         service=service,
         model_name=model.name,

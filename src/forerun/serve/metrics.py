@@ -6,12 +6,19 @@ Read when scraped: nothing is counted twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
 from forerun.engine.service import Load
+from forerun.engine.service_times import Spread, Spreads
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 DRAFTER_STATES = ("healthy", "resting", "disabled")
@@ -80,6 +87,37 @@ class LoadCollector(Collector):
         for key, value in values:
             counter.add_metric([*self._labels.values(), str(key)], value)
         return counter
+
+
+class SpreadsCollector(Collector):
+    """Turns `Spreads` into histograms at every scrape."""
+
+    def __init__(self, spreads: Callable[[], Spreads], model_name: str) -> None:
+        self._spreads = spreads
+        self._labels = {"model_name": model_name}
+
+    def collect(self) -> Iterator[Metric]:
+        """Every histogram of now."""
+        now = self._spreads()
+        for name, text, spread in (
+            ("request_queue_time_seconds", "From arrival to K/V memory.", now.queue_s),
+            ("request_prefill_time_seconds", "From there to the first token.", now.prefill_s),
+            ("request_decode_time_seconds", "From there to the last.", now.decode_s),
+            ("request_inference_time_seconds", "From K/V memory on.", now.inference_s),
+            ("request_time_per_output_token_seconds", "A token, a request's mean.", now.token_s),
+            ("request_prompt_tokens", "Prompt tokens of a request.", now.prompt_tokens),
+            ("request_generation_tokens", "Tokens it came to.", now.generated_tokens),
+            ("iteration_tokens_total", "Read and generated in a round.", now.round_tokens),
+        ):
+            histogram = HistogramMetricFamily(f"vllm:{name}", text, labels=list(self._labels))
+            histogram.add_metric(list(self._labels.values()), _buckets(spread), spread.total)
+            yield histogram
+
+
+def _buckets(spread: Spread) -> list[tuple[str, float]]:
+    """Bounds and how many values are at most those, as Prometheus counts them."""
+    bounds = [*map(str, spread.bounds), "+Inf"]
+    return list(zip(bounds, accumulate(map(float, spread.counts)), strict=True))
 
 
 def exposition(registry: CollectorRegistry) -> bytes:
