@@ -1,8 +1,11 @@
-"""What a server says that it decodes with: in `/v1/models`, in names that a request may ask for."""
+"""What a server says that it decodes with, in names that a request may ask for; and of names that
+none may."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -69,3 +72,27 @@ def test_given_a_choice_left_to_the_server_then_its_model_names_what_was_chosen(
     assert told == {
         "drafter": "lookup", "shape": "auto", "rule": "match", "schedule": "sequential",
     }  # fmt: skip
+
+
+UNNAMED: list[tuple[Any, str]] = [
+    *((way, "response_format") for way in ("grammar", "lm + grammar", "router(lm,grammar)")),
+    ({"drafter": "grammar"}, "response_format"),
+    *((way, "field prediction") for way in ("prediction", "prediction:/etc", "chain:2+prediction")),
+    ({"drafter": "router(prediction, lm)"}, "field prediction"),
+    ({"drafter": "wild"}, "available: auto, none, lookup, lm, dflash"),
+    ({"shape": "wild"}, "available: auto, chain:K"),
+]
+
+
+@pytest.mark.parametrize(("way", "words"), UNNAMED, ids=lambda given: str(given)[:30])
+def test_given_a_drafter_that_no_request_names_then_the_refusal_says_the_way_out(
+    http: httpx2.Client, way: Any, words: str
+) -> None:
+    body = {"prompt": "abc", "max_tokens": 1, "speculation": way}
+
+    answer = http.post("/v1/completions", json=body)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, "speculation")
+    assert words in error["message"]
+    assert not re.search("DIR|FILE|/etc", error["message"])

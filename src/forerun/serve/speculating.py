@@ -7,6 +7,8 @@ what the server has is told in the same names.
 
 from __future__ import annotations
 
+import re
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Discriminator, Field, Tag
@@ -19,6 +21,17 @@ from forerun.serve.refusals import Refusal
 
 MAX_NAME = 200  # characters; a longer one says nothing that a request may ask for
 MAX_PARTS = 1024
+
+# Drafters that no request names, as a word of their own: not in a file's place behind a colon.
+_UNNAMED = re.compile(r"(?:^|[\s+(,])(grammar|prediction)(?=[\s+),:]|$)")
+_TOLD = MappingProxyType(
+    {
+        "grammar": "drafter grammar drafts by itself wherever something binds an answer: send"
+        " response_format or tools, and leave grammar out",
+        "prediction": "send the expected text in the field prediction, and leave"
+        " prediction out of speculation",
+    }
+)
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME)]
 
@@ -80,12 +93,24 @@ def speculation_of(asked: str | CompositionBody) -> Speculation | None:
     """
     if asked in ("auto", "off"):
         return None
+    names = asked.drafter if isinstance(asked, CompositionBody) else asked
+    unnamed = _UNNAMED.search(names)
+    if unnamed is not None:
+        raise Refusal(400, f"speculation: {_TOLD[unnamed[1]]}", param="speculation")
     try:
         if isinstance(asked, CompositionBody):
             return Speculation(**asked.model_dump())
         return Speculation.parse(asked)
     except OptionError as error:
-        raise Refusal(400, f"speculation: {error}", param="speculation") from error
+        told = _without_places(str(error))
+        raise Refusal(400, f"speculation: {told}", param="speculation") from error
+
+
+def _without_places(message: str) -> str:
+    """What an error says, without names that lead to files: those are for the server's owner."""
+    said, available, names = message.partition("; available: ")
+    fit = [name for name in names.split(", ") if not re.search("DIR|FILE", name)]
+    return said + available + ", ".join(fit)
 
 
 def names_of(composition: Composition) -> dict[str, str]:
