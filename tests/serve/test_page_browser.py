@@ -253,6 +253,53 @@ def test_given_a_saved_trace_then_it_opens_again(tab: Tab) -> None:
     assert same == ["embedded", True]
 
 
+def test_given_a_written_page_then_it_shows_its_trace_without_a_server(
+    browser: Tab, tmp_path: Path
+) -> None:
+    trace, page = tmp_path / "run.jsonl", tmp_path / "run.html"
+    options = ["--max-tokens", "12", "--shape", "tree:4", "--threads", "1", "--trace", str(trace)]
+    assert run_command(["generate", "def f(", *options]) == 0
+    assert run_command(["trace", "page", str(trace), "-o", str(page)]) == 0
+    browser.errors.clear()
+    browser.open(page.as_uri())
+    browser.wait("document.getElementById('note').textContent.includes('run.jsonl')")
+
+    assert len(kinds(browser)) == 12
+    assert "⟨" not in ribbon(browser)
+    assert node_titles(browser)
+    assert browser.run("document.querySelectorAll('#lanes .time-verify').length") >= 1
+    assert browser.run("getComputedStyle(document.querySelector('.tok.draft')).textDecorationStyle")
+    assert browser.run("performance.getEntriesByType('resource').length") == 0
+    assert browser.errors == []
+    browser.run(
+        "document.head.append(Object.assign(document.createElement('script'),"
+        " { textContent: \"document.title = 'owned'\" }))"
+    )  # the control: its policy lets nothing else run
+    assert browser.run("document.title") == "forerun"
+    assert "Content Security Policy" in browser.errors.pop()
+
+
+def test_given_a_hostile_trace_then_the_written_page_shows_it_as_text(
+    browser: Tab, tmp_path: Path
+) -> None:
+    lines = [json.loads(line) for line in RECORDED.read_text().splitlines()]
+    for one in lines:
+        if one["kind"] == "round":
+            one["bonus_text"] = HOSTILE
+            for token in one["emitted"]:
+                token["text"] = token["token_text"] = HOSTILE
+    trace = tmp_path / "hostile.jsonl"
+    trace.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert run_command(["trace", "page", str(trace)]) == 0
+    browser.errors.clear()
+    browser.open(trace.with_suffix(".html").as_uri())
+
+    assert HOSTILE in ribbon(browser)
+    assert browser.run("document.querySelectorAll('main img, main script').length") == 0
+    assert browser.run("document.title") == "forerun"
+    assert browser.errors == []
+
+
 def test_given_a_trace_of_the_command_line_then_its_rounds_are_shown(
     tab: Tab, live: Live, tmp_path: Path
 ) -> None:

@@ -98,15 +98,19 @@ async function connect() {
 // --- files ---------------------------------------------------------------------------------------
 
 async function openFile(file) {
+  if (file.size > LARGEST_FILE) return say(`${file.name} is no trace: it is larger than 64 MiB`, true);
+  return openText(file.name, await file.text());
+}
+
+function openText(name, text) {
   try {
-    if (file.size > LARGEST_FILE) throw new Error("it is larger than 64 MiB");
-    const { header, runs } = runsOf(await file.text());
+    const { header, runs } = runsOf(text);
     const reference = runs.find(isPlain);
     const plain = reference ? plainOf(reference) : null;
-    const note = `${file.name}${header.model ? `, of ${header.model}` : ""}`;
+    const note = `${name}${header.model ? `, of ${header.model}` : ""}`;
     change({ runs, chosen: 0, round: 0, proof: null, plain, note, isWrong: false });
   } catch (error) {
-    say(`${file.name} is no trace: ${error.message}`, true);
+    say(`${name} is no trace: ${error.message}`, true);
   }
 }
 
@@ -326,4 +330,7 @@ document.addEventListener("drop", (event) => {
 
 onChange(show);
 show();
-connect();
+// A page that `forerun trace page` wrote holds its trace and has no server.
+const held = at("trace");
+if (held) openText(held.dataset.name, held.textContent);
+else connect();
