@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from engine.conftest import HAS_NATIVE
 from engine.service_parts import Listener, endless, prompt_of
 from forerun import SamplingParams
+from forerun.engine.queue import Step
 from forerun.engine.service import Began, Ended, Gained, Job, Service, ServiceLimits
-from forerun.engine.service_times import Spread
+from forerun.engine.service_times import Spread, Times
 
 if not HAS_NATIVE:
     pytest.skip("the native core is not built", allow_module_level=True)
@@ -116,3 +118,13 @@ def test_given_a_prompt_that_is_only_read_then_nothing_is_decoded(engine) -> Non
     assert (num(told.prefill_s), told.prefill_s.total) == (1, 2.0)
     assert (num(told.decode_s), told.decode_s.total) == (1, 0.0)
     assert num(told.token_s) == num(told.round_tokens) == 0
+
+
+def test_given_a_request_that_failed_in_a_step_then_its_times_are_of_no_account() -> None:
+    times, row = Times(), SimpleNamespace(id=1, finish_reason="error", num_generated=0)
+    times.arrive(row, 1.0)
+    times.begin(row, 2.0)
+
+    times.learn(Step([], [row], 0), 3.0)
+
+    assert num(times.freeze().queue_s) == 0
