@@ -21,7 +21,7 @@ from .test_reliability import is_idle, until
 if find_spec("schemathesis") is None:
     pytest.skip("schemathesis is not installed", allow_module_level=True)
 
-SEED, LONGEST_S = 7, 3600.0
+SEED, LONGEST_S = 7, 1100.0
 
 
 @pytest.fixture(scope="module")
@@ -46,20 +46,14 @@ def cases_against(live: Live, directory: Path, num_examples: int) -> tuple[int, 
     return done.returncode, num_cases, done.stdout[-4000:] + done.stderr[-2000:]
 
 
-@pytest.mark.parametrize(
-    ("num_examples", "least_cases"),
-    [
-        pytest.param(90, 500, id="hundreds"),
-        pytest.param(360, 2000, marks=[pytest.mark.long, pytest.mark.timeout(3600)], id="all"),
-    ],
-)
+@pytest.mark.slow
 def test_given_bodies_made_from_the_document_then_none_is_answered_with_a_failure(
-    brief: Live, tmp_path: Path, num_examples: int, least_cases: int
+    brief: Live, tmp_path: Path
 ) -> None:
-    status, num_cases, report = cases_against(brief, tmp_path, num_examples)
+    status, num_cases, report = cases_against(brief, tmp_path, 360)
 
     assert status == 0, report
-    assert num_cases >= least_cases, report
+    assert num_cases >= 2000, report
     until(lambda: is_idle(brief))
     load = brief.service.load()
     assert load.num_free_blocks == load.num_blocks
