@@ -20,7 +20,7 @@ from forerun.models.tokenizer import load_tokenizer  # noqa: E402
 from forerun.options import SamplingParams  # noqa: E402
 from forerun.protocols import Sampler  # noqa: E402
 from forerun.sampling import select  # noqa: E402
-from forerun.train import drafters  # noqa: E402
+from forerun.train import drafters, held_out  # noqa: E402
 from forerun.train.arguments import (  # noqa: E402
     DraftArguments,
     Engine,
@@ -30,7 +30,8 @@ from forerun.train.arguments import (  # noqa: E402
     StepArguments,
 )
 from forerun.train.drafter_export import load_drafter  # noqa: E402
-from forerun.train.drafters import Job, expect_drafter, load_target, train_block  # noqa: E402
+from forerun.train.drafters import expect_drafter, load_target, train_block  # noqa: E402
+from forerun.train.lesson import Job  # noqa: E402
 from forerun.train.prompts import mask_id_of, read_data  # noqa: E402
 from forerun.train.text import (  # noqa: E402
     Regeneration,
@@ -63,7 +64,7 @@ class TestCommand:
     ) -> None:
         # given: little held-out text, so that what is tested is not how long it takes
         little = Regeneration(0.0, 24, 16, (0.0, 1.0), seed=9, batch_rows=2)
-        monkeypatch.setattr(drafters, "HELD_OUT", little)
+        monkeypatch.setattr(held_out, "HELD_OUT", little)
         monkeypatch.setattr(drafters, "EXAMINED_ROWS", 1)
         random = np.random.default_rng(0)
         for part in ("train", "heldout"):
@@ -92,7 +93,7 @@ class TestCommand:
         assert (f"--markov-kind {kind.value}" in facts["command"]) != is_default
         found = expect_drafter(out, source_of(tmp_path), num_rows=1, num_steps=5, threads=0)
         assert set(found) == {"T=0", "T=1"}
-        assert found["T=0"]["num_tokens"] == 9
+        assert found["T=0"].num_tokens == 9
         if export is not None:  # others are told whose drafter it is
             config = json.loads((out / "config.json").read_text())
             verifier = config["speculators_config"]["verifier"]["name_or_path"]

@@ -84,11 +84,12 @@ class Weights(StrEnum):
 
 
 class Layout(StrEnum):
-    """Whose files are written."""
+    """Whose files are written: the last one is of EAGLE-3 only, the first two of block drafters."""
 
     Z_LAB = "z-lab"
     DEEPSPEC = "deepspec"
     SPECULATORS = "speculators"
+    EAGLE3 = "eagle3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +174,7 @@ class DraftArguments:
     ] = None
     patience: Annotated[
         int, typer.Option(help="Stop after so many examinations without progress; 0: never.")
-    ] = 0
+    ] = 8
     examine_every: Annotated[
         float, typer.Option(help="Minutes between examinations on held-out text.")
     ] = 4.0

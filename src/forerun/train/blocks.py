@@ -16,6 +16,7 @@ from torch import Tensor
 
 from forerun.backends.torch.block import BlockDrafter
 from forerun.backends.torch.decoder import Decoder, Layer, Rotation, rotary_frequencies
+from forerun.errors import OptionError
 from forerun.models.drafter_spec import BlockSpec, MarkovKind, spread_taps
 from forerun.models.spec import ModelSpec
 from forerun.train.attending import attend
@@ -95,12 +96,16 @@ def block_spec(  # noqa: PLR0913  the sizes of a drafter
     markov_rank: int,
     markov_kind: MarkovKind = MarkovKind.VANILLA,
 ) -> BlockSpec:
-    """A block drafter whose layers have the target's shape, norms of queries and keys included."""
+    """A block drafter whose layers have the target's shape, norms of queries and keys included.
+
+    Raises:
+        OptionError: the target has too few layers to read so many.
+    """
     return BlockSpec(
         body=_body(target, num_layers),
         block_len=block_len,
         is_shifted=is_shifted,
-        tap_layers=spread_taps(target.num_layers, num_taps),
+        tap_layers=different_taps(target, num_taps, "give --taps 1"),
         target_hidden=target.hidden,
         num_target_layers=target.num_layers,
         mask_id=mask_id,
@@ -109,6 +114,21 @@ def block_spec(  # noqa: PLR0913  the sizes of a drafter
         markov_rank=markov_rank,
         markov_kind=markov_kind,
     )
+
+
+def different_taps(target: ModelSpec, num_taps: int, way_out: str) -> tuple[int, ...]:
+    """The layers of a target that are read.
+
+    Raises:
+        OptionError: it has too few; files that name one twice are opened by nobody.
+    """
+    taps = spread_taps(target.num_layers, num_taps)
+    if sorted(set(taps)) != list(taps):
+        raise OptionError(
+            f"a target of {target.num_layers} layers has no {num_taps} to read from the second to"
+            f" the third last: {way_out}"
+        )
+    return taps
 
 
 def _body(target: ModelSpec, num_layers: int) -> ModelSpec:

@@ -39,7 +39,8 @@ def draw_acceptance(log: Path, out: Path) -> None:
     axes = figure.add_subplot()
     for name in records[0]["tokens_per_round"]:
         yields = [record["tokens_per_round"][name] for record in records]
-        axes.plot([record["step"] for record in records], yields, label=name, linewidth=1.2)
+        steps = [record["step"] for record in records]
+        axes.plot(steps, yields, label=name, linewidth=1.2, marker=".", markersize=3)
     _save(figure, axes, out, "steps", "tokens a round, held out")
 
 

@@ -83,8 +83,8 @@ def _figures(figures: Mapping[str, Mapping[str, Any]]) -> str:
     table = "\n".join(rows)
     return f"""## What it yields
 
-On the target's own continuations of held-out code, with chains of its whole length (`forerun train
-expect --card`): tokens a round, the target's own among them, and of the rounds that reached a
+On the target's own continuations of held-out prompts, with chains of its whole length (`forerun
+train expect --card`): tokens a round, the target's own among them, and of the rounds that reached a
 position the share that kept its token.
 
 | | tokens a round | {head} |
@@ -95,6 +95,6 @@ position the share that kept its token.
 _LIMITS = """
 ## Limits
 
-Made for one target and its vocabulary; learned from Python source and what the target makes of it.
-On other text it is right less often, which costs time and nothing else.
+Made for one target and its vocabulary; learned from what the target writes after prompts like
+these. On other text it is right less often, which costs time and nothing else.
 """

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from forerun.models.resolve import resolve_model
 from forerun.tools.arguments import grouped
 from forerun.train.arguments import (
     BlockArguments,
@@ -42,14 +43,17 @@ def dflash(
     """Train a DFlash drafter: a block of tokens in one pass; stop and repeat it to continue.
 
     Without --text a quarter of the time goes into text that the model makes from --corpus or
-    --data. OUT becomes a drafter directory when the time is up, or at SIGTERM; OUT/run keeps what
-    is needed to continue, what it yields on held-out text, and the curves.
+    --data. With --text alone some rows of it are held out to examine the drafter on. OUT becomes a
+    drafter directory when the time is up, when it no longer pays (--patience) or at SIGTERM, with
+    the weights that yielded most; OUT/run keeps what is needed to continue, and the curves.
     """
     with needed_extras():
-        from forerun.train.drafters import Job, train_block
+        from forerun.train.drafters import train_block
+        from forerun.train.lesson import Job
 
         job = Job("dflash", out, minutes, source, draft, step)
-        train_block(job, shape, is_shifted=False, markov_rank=0)
+        outcome = train_block(job, shape, is_shifted=False, markov_rank=0)
+    typer.echo(outcome.sentence, err=True)
     return 0
 
 
@@ -69,16 +73,18 @@ def dspark(
     slot's logits what the draft before it became (`--markov-kind`).
     """
     with needed_extras():
-        from forerun.train.drafters import Job, train_block
+        from forerun.train.drafters import train_block
+        from forerun.train.lesson import Job
 
         job = Job("dspark", out, minutes, source, draft, step)
-        train_block(
+        outcome = train_block(
             job,
             shape,
             is_shifted=True,
             markov_rank=shape.markov_rank,
             markov_kind=shape.markov_kind,
         )
+    typer.echo(outcome.sentence, err=True)
     return 0
 
 
@@ -97,9 +103,12 @@ def eagle3(
     As `forerun train dflash`; the taps are those of the published heads.
     """
     with needed_extras():
-        from forerun.train.drafters import Job, train_eagle
+        from forerun.train.drafters import train_eagle
+        from forerun.train.lesson import Job
 
-        train_eagle(Job("eagle3", out, minutes, source, draft, step), num_steps=steps)
+        job = Job("eagle3", out, minutes, source, draft, step)
+        outcome = train_eagle(job, num_steps=steps)
+    typer.echo(outcome.sentence, err=True)
     return 0
 
 
@@ -116,7 +125,7 @@ def text(
     A drafter is judged on its target's own text, and learns far more from that than from any other.
     """
     with needed_extras():
-        from forerun.train.drafters import make_text
+        from forerun.train.lesson import make_text
         from forerun.train.text import Regeneration
 
         plan = Regeneration(
@@ -132,11 +141,19 @@ def text(
 
 @grouped
 def expect(  # noqa: PLR0913  the options of one command
-    drafter: Annotated[Path, typer.Argument(help="Drafter directory, or OUT of a training.")],
+    drafter: Annotated[
+        str,
+        typer.Argument(
+            help="Drafter directory, OUT of a training, or a name: dspark is MODEL/drafters/dspark."
+        ),
+    ],
     rows: Annotated[int, typer.Option(help="Rows of each temperature.")] = 24,
-    steps: Annotated[int, typer.Option(help="Tokens of an EAGLE-3 draft.")] = 5,
+    steps: Annotated[int, typer.Option(help="Tokens of an EAGLE-3 or lm draft.")] = 5,
     threads: Annotated[int, typer.Option(help="Cores to use; 0 is all.")] = 0,
     *,
+    record: Annotated[
+        bool, typer.Option("--record", help="Also note it in config.json, for --drafter auto.")
+    ] = False,
     card: Annotated[bool, typer.Option("--card", help="Also write MODEL_CARD.md there.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")
@@ -146,13 +163,19 @@ def expect(  # noqa: PLR0913  the options of one command
     """Say what a drafter yields on held-out text, without an engine: tokens a round, by position.
 
     Exact but for rounding: the text is the model's own and its noise is known, so every chain
-    that an engine would draft and keep on it is too.
+    that an engine would draft and keep on it is too. Without --text, --corpus or --data the text is
+    what its training held out.
     """
     with needed_extras():
-        from forerun.train.drafters import expect_drafter, write_card
+        from forerun.tools.doctor_drafter import drafter_path
+        from forerun.train.drafters import as_data, expect_drafter, record_yields, write_card
 
-        figures = expect_drafter(drafter, source, rows, steps, threads)
+        path = drafter_path(drafter, resolve_model(source.model))
+        found = expect_drafter(path, source, rows, steps, threads)
+        figures = {name: as_data(one) for name, one in found.items()}
+        if record:
+            record_yields(path, found)
         if card:
-            write_card(drafter, source, figures)
+            write_card(path, source, figures)
     typer.echo(json.dumps(figures) if as_json else json.dumps(figures, indent=2))
     return 0

@@ -6,8 +6,8 @@ Knows the other modules of this package and the files that go between them. Prog
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,29 +17,35 @@ from torch import Tensor
 from forerun.backends.torch.block import BlockDrafter, initialise
 from forerun.backends.torch.decoder import Decoder
 from forerun.backends.torch.eagle import EagleDrafter
+from forerun.errors import OptionError
 from forerun.models.drafter_configs import config_of
 from forerun.models.drafter_layouts import DEEPSPEC
+from forerun.models.drafter_notes import DrafterNotes, write_notes
 from forerun.models.drafter_spec import MarkovKind
 from forerun.models.resolve import resolve_model
 from forerun.models.spec import read_spec
 from forerun.models.weights import open_checkpoint
 from forerun.tools.machine import machine_name
+from forerun.train import held_out
 from forerun.train.anchors import AnchoredText
 from forerun.train.batches import Batches
 from forerun.train.blocks import block_spec
-from forerun.train.curve import draw_acceptance, draw_curve
+from forerun.train.curve import draw_curve
 from forerun.train.drafter_card import write_drafter_card
 from forerun.train.drafter_export import load_drafter, write_drafter
 from forerun.train.drafting import Drafter, Drafting, by_temperature, examine
 from forerun.train.eagle import eagle_spec
+from forerun.train.examining import Examiner
 from forerun.train.expected import Expected
 from forerun.train.inherit import start_at_drafter, start_at_target
+from forerun.train.lesson import Job, Lesson, lesson_of
 from forerun.train.lm import Budget, Recipe, Run, Watch, write_facts
 from forerun.train.losses import DraftLoss
-from forerun.train.patience import Patience
+from forerun.train.next_tokens import examine_small, is_language_model, load_small
+from forerun.train.outcome import Ending, Outcome, recorded_yields
 from forerun.train.progress import progress_bar
-from forerun.train.prompts import corpus_stream, mask_id_of, prompts_for
-from forerun.train.text import Regeneration, Text, joined, read_text, regenerate
+from forerun.train.prompts import corpus_stream, mask_id_of
+from forerun.train.text import Text, read_text
 
 if TYPE_CHECKING:
     from forerun.train.arguments import (
@@ -50,31 +56,8 @@ if TYPE_CHECKING:
         StepArguments,
     )
 
-SAMPLING_SHARE = 0.25
 EAGLE_GAMMA = 4.4814  # exp(-1 / gamma) = 0.8, the weight of a step after its like
-ROWS_A_FILE = 512
 EXAMINED_ROWS = 6  # of each temperature while training
-# Held-out text is the same for every drafter of a model, so that figures compare.
-HELD_OUT = Regeneration(
-    seconds=0.0,
-    row_len=320,
-    prompt_len=128,
-    temperatures=(0.0, 0.7, 1.0),
-    seed=1 << 20,
-    batch_rows=72,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every kind of drafter is trained with: the options of the command line, by group."""
-
-    kind: str
-    out: Path
-    minutes: float
-    source: SourceArguments
-    draft: DraftArguments
-    step: StepArguments
 
 
 def train_block(
@@ -84,7 +67,7 @@ def train_block(
     is_shifted: bool,
     markov_rank: int,
     markov_kind: MarkovKind = MarkovKind.VANILLA,
-) -> None:
+) -> Outcome:
     """Train, or go on training, a block drafter; write it to the job's `out`.
 
     Raises:
@@ -103,61 +86,65 @@ def train_block(
         markov_rank=markov_rank,
         markov_kind=markov_kind,
     )
-    _train(
+    return _train(
         job, BlockDrafter(spec), Drafting(target, _loss(job.draft)), _changed(shape), shape.block
     )
 
 
-def train_eagle(job: Job, *, num_steps: int) -> None:
+def train_eagle(job: Job, *, num_steps: int) -> Outcome:
     """Train, or go on training, an EAGLE-3 head; write it to `out`. Raises as `train_block`."""
     target = load_target(resolve_model(job.source.model), job.step.device)
     loss = replace(_loss(job.draft), gamma=EAGLE_GAMMA)
     model = EagleDrafter(eagle_spec(target.spec))
-    _train(job, model, Drafting(target, loss), f" --steps {num_steps}", num_steps)
-
-
-def make_text(out: Path, source: SourceArguments, plan: Regeneration) -> None:
-    """Let the model make text of `plan`, in files of `out` beside those already there.
-
-    Raises:
-        OptionError: neither corpus nor data, or nothing in them.
-        ModelError: a model that cannot be used.
-    """
-    directory = resolve_model(source.model)
-    prompts, is_stream = prompts_for(source, directory, plan)
-    plan = replace(plan, is_stream=is_stream)
-    parts, num_files = list[Text](), len(list(out.glob("*.npz")))
-    with progress_bar(plan.seconds / 60, "the model writes") as report:
-        for part in regenerate(directory, prompts, plan, report):
-            parts.append(part)
-            if sum(len(one.rows) for one in parts) >= ROWS_A_FILE:
-                joined(parts).save(out / f"text-{plan.seed}-{num_files:04d}.npz")
-                parts, num_files = [], num_files + 1
-    if parts:
-        joined(parts).save(out / f"text-{plan.seed}-{num_files:04d}.npz")
+    return _train(job, model, Drafting(target, loss), f" --steps {num_steps}", num_steps)
 
 
 def expect_drafter(
     drafter: Path, source: SourceArguments, num_rows: int, num_steps: int, threads: int
-) -> dict[str, Any]:
-    """What a drafter yields on held-out text, by temperature.
+) -> dict[str, Expected]:
+    """What a drafter yields on held-out text, by temperature: on what its training held out, where
+    no text, corpus or data is given.
 
     Raises:
-        OptionError: neither corpus nor data nor text.
+        OptionError: neither of these.
         ModelError: a target or drafter that cannot be used.
     """
     if threads:
         torch.set_num_threads(threads)
     directory = resolve_model(source.model)
+    if is_language_model(drafter):
+        small = load_small(drafter, read_spec(directory).vocab)
+        text = _examined_text(drafter, source, directory, num_rows)
+        return examine_small(by_temperature(text, num_rows, num_steps), small)
     target = load_target(directory)
     model = load_drafter(drafter, target.spec)
-    if source.text:
-        text = read_text(source.text)
-    else:
-        text = _held_out(source, directory, replace(HELD_OUT, batch_rows=3 * num_rows))
+    text = _examined_text(drafter, source, directory, num_rows)
     num_slots = model.spec.block_len if isinstance(model, BlockDrafter) else num_steps
-    figures = examine(by_temperature(text, num_rows, num_slots), model, target)
-    return {name: _figures(one) for name, one in figures.items()}
+    return examine(by_temperature(text, num_rows, num_slots), model, target)
+
+
+def _examined_text(drafter: Path, source: SourceArguments, model: Path, num_rows: int) -> Text:
+    if source.text:
+        return read_text(source.text)
+    if source.corpus or source.data:
+        plan = replace(held_out.HELD_OUT, batch_rows=3 * num_rows)
+        return held_out.written_held_out(source, model, plan)
+    kept = drafter / "run" / held_out.FILE
+    if not kept.exists():
+        raise OptionError(
+            f"there is no text to examine {drafter} on, and {kept}, what its training held out, is"
+            " not there: give --text, --corpus or --data"
+        )
+    return read_text([kept])
+
+
+def record_yields(drafter: Path, figures: Mapping[str, Expected]) -> None:
+    """Note in a drafter's config.json what it yields, for `--drafter auto` to reckon with.
+
+    Raises:
+        ModelError: a directory that has no config.json, as that of a training that is not over.
+    """
+    write_notes(drafter, DrafterNotes(recorded_yields(figures)))
 
 
 def write_card(drafter: Path, source: SourceArguments, figures: dict[str, Any]) -> None:
@@ -184,59 +171,84 @@ def load_target(directory: Path, device: str = "cpu") -> Decoder:
     return decoder.to(device).requires_grad_(requires_grad=False)
 
 
-def _train(job: Job, model: Drafter, drafting: Drafting, command: str, num_slots: int) -> None:
+def _train(job: Job, model: Drafter, drafting: Drafting, command: str, num_slots: int) -> Outcome:
     step, run_directory = job.step, job.out / "run"
     if job.draft.export is not None:
         config_of(model.spec, job.draft.export.value)  # refused now, not when the time is up
     if step.threads:
         torch.set_num_threads(step.threads)
-    directory, target = resolve_model(job.source.model), drafting.target
+    target = drafting.target
     initialise(model, step.seed)
     start_at_target(model, target)
     run = Run(model, _recipe(step), run_directory, device=step.device)
     if job.draft.start_from is not None and run.position.step == 0:
         start_at_drafter(model, load_drafter(job.draft.start_from, target.spec))
-    minutes = job.minutes
-    held_out = _kept_held_out(job.source, directory, run_directory, step.threads)
-    if not job.source.text:
-        minutes *= 1 - SAMPLING_SHARE
-        _sample(job, run_directory / "text", job.minutes - minutes)
-    text = read_text(job.source.text or [run_directory / "text"])
+    lesson = lesson_of(job, run_directory)
+    examinations = by_temperature(lesson.held_out, EXAMINED_ROWS, num_slots)
+    examiner = Examiner(
+        lambda: examine(examinations, model, target),
+        run_directory,
+        job.out / "acceptance.png",
+        job.draft.patience,
+        run.position.step,
+    )
+    anchored = _anchored(job, lesson.text, model, num_slots)
+    objective: Callable[..., Tensor] = drafting
+    if step.engine == "compiled":
+        objective = _compiled(drafting, lesson.text.rows.shape[1])
+    most = job.draft.max_steps
+    budget = Budget(steps=most) if most else Budget(minutes=lesson.minutes)
+    _run(job, run, anchored, objective, budget, examiner)
+    return _write(job, run, command, examiner, lesson, budget)
+
+
+def _anchored(job: Job, text: Text, model: Drafter, num_slots: int) -> AnchoredText:
     first = isinstance(model, BlockDrafter) and not model.spec.is_shifted
-    anchored = AnchoredText(
+    return AnchoredText(
         text,
-        step.rows,
+        job.step.rows,
         job.draft.anchors,
         num_slots,
-        step.seed,
-        _corpus_windows(job.source, step),
+        job.step.seed,
+        _corpus_windows(job.source, job.step),
         dense_steps=0 if job.draft.start_from else job.draft.dense_steps,
         first_slots=1 + first,
     )
-    examinations = by_temperature(held_out, EXAMINED_ROWS, num_slots)
-    patience = Patience(run_directory / "acceptance.jsonl", job.draft.patience)
-
-    def still_pays() -> bool:
-        return patience.goes_on(run.position.step, examine(examinations, model, target))
-
-    objective: Callable[..., Tensor] = drafting
-    if step.engine == "compiled":
-        objective = _compiled(drafting, text.rows.shape[1])
-    most = job.draft.max_steps
-    budget = Budget(steps=most) if most else Budget(minutes=minutes)
-    with progress_bar(minutes) as report:
-        watch = Watch(still_pays, 60 * job.draft.examine_every)
-        run.train(anchored.at, objective, budget, report=report, watch=watch)
-    still_pays()
-    _write(job, run, command)
 
 
-def _write(job: Job, run: Run[Any], changed: str) -> None:
+def _run(
+    job: Job,
+    run: Run[Any],
+    anchored: AnchoredText,
+    objective: Callable[..., Tensor],
+    budget: Budget,
+    examiner: Examiner,
+) -> None:
+    """Train until the budget is used up, it no longer pays or somebody stops it; look once more."""
+
+    def look() -> bool:
+        return examiner.look(run.position.step, run.model)
+
+    def told(record: dict[str, Any]) -> None:
+        report(record | {"tokens_per_round": examiner.latest})
+
+    watch = Watch(look, 60 * job.draft.examine_every)
+    with progress_bar(budget.minutes or job.minutes) as report:
+        if not examiner.is_over:
+            run.train(anchored.at, objective, budget, report=told, watch=watch)
+    look()
+
+
+def _write(
+    job: Job, run: Run[Any], changed: str, examiner: Examiner, lesson: Lesson, budget: Budget
+) -> Outcome:
     draw_curve(run.directory / "log.jsonl", job.out / "loss.png", label="loss, nats a token")
-    draw_acceptance(run.directory / "acceptance.jsonl", job.out / "acceptance.png")
     command = f"forerun train {job.kind} --out {job.out} --minutes {job.minutes:g}"
     command += _changed(job.source) + _changed(job.draft) + _changed(job.step) + changed
     write_facts(run, command)
+    best = examiner.best()
+    assert best is not None  # it was looked at last
+    run.model.load_state_dict(best.weights)  # the run itself goes on from its last ones
     layout = None if job.draft.export is None else job.draft.export.value
     source = resolve_model(job.source.model)
     write_drafter(
@@ -247,6 +259,24 @@ def _write(job: Job, run: Run[Any], changed: str) -> None:
         verifier=_name_elsewhere(job.source.model, source),
         copied=open_checkpoint(source) if layout == DEEPSPEC else None,
     )
+    if layout is None:  # files for other engines have no keys but their own
+        positions = lesson.text.rows.shape[1] - 1
+        write_notes(job.out, DrafterNotes(recorded_yields(best.figures), positions))
+    return Outcome(
+        job.kind,
+        job.out,
+        job.source.model,
+        _ending(run, examiner, budget),
+        best.step,
+        run.position.step,
+        best.figures,
+    )
+
+
+def _ending(run: Run[Any], examiner: Examiner, budget: Budget) -> Ending:
+    if budget.progress(run.position.step, run.position.elapsed_s) >= 1.0:
+        return Ending.BUDGET
+    return Ending.PATIENCE if examiner.is_over else Ending.STOPPED
 
 
 def _name_elsewhere(model: str, directory: Path) -> str:
@@ -277,30 +307,6 @@ def _corpus_windows(source: SourceArguments, step: StepArguments) -> Batches | N
     return Batches(stream, step.rows, step.row_len, step.seed, long_every=4)
 
 
-def _kept_held_out(source: SourceArguments, model: Path, directory: Path, threads: int) -> Text:
-    """Held-out text of the model's own, made once and kept beside the checkpoint."""
-    path = directory / "heldout.npz"
-    if not path.exists():
-        _held_out(source, model, replace(HELD_OUT, threads=threads or None)).save(path)
-    return read_text([path])
-
-
-def _held_out(source: SourceArguments, model: Path, plan: Regeneration) -> Text:
-    prompts, is_stream = prompts_for(source, model, plan, held_out=True)
-    return joined(list(regenerate(model, prompts, replace(plan, is_stream=is_stream))))
-
-
-def _sample(job: Job, directory: Path, minutes: float) -> None:
-    if not list(directory.glob("*.npz")):
-        step = job.step
-        threads = step.threads or None
-        make_text(
-            directory,
-            job.source,
-            Regeneration(60 * minutes, row_len=step.row_len, seed=step.seed, threads=threads),
-        )
-
-
 def _compiled(drafting: Drafting, row_len: int) -> Callable[..., Tensor]:
     fast = torch.compile(drafting, dynamic=False)
 
@@ -313,11 +319,13 @@ def _compiled(drafting: Drafting, row_len: int) -> Callable[..., Tensor]:
     return chosen
 
 
-def _figures(one: Expected) -> dict[str, Any]:
+def as_data(one: Expected) -> dict[str, Any]:
+    """The figures of one temperature, as `forerun train expect` prints them."""
     return {
         "tokens_per_round": one.tokens_per_round,
         "from_anywhere": one.from_anywhere,
         "by_position": list(one.by_position),
+        "by_length": list(one.by_length),
         "num_tokens": one.num_tokens,
         "num_rounds": one.num_rounds,
     }

@@ -6,7 +6,6 @@ measured is what is trained.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -18,13 +17,14 @@ from torch import Tensor
 from forerun.backends.torch.block import BlockDrafter
 from forerun.backends.torch.decoder import Decoder
 from forerun.backends.torch.eagle import EagleDrafter
+from forerun.errors import OptionError
 from forerun.noise import Purpose, gumbel, words
 from forerun.train.blocks import block_logits
 from forerun.train.eagle import eagle_logits
 from forerun.train.expected import Expected, expected, matched_runs
 from forerun.train.losses import DraftLoss, gather_rows, gather_tokens, labels_of
 from forerun.train.reading import head_of, read
-from forerun.train.text import Text
+from forerun.train.text import Text, rows_of
 
 Drafter: TypeAlias = BlockDrafter | EagleDrafter
 
@@ -129,12 +129,19 @@ def examine(
 
 
 def by_temperature(text: Text, num_rows: int, num_slots: int) -> dict[str, Examination]:
-    """The first `num_rows` rows of each temperature there is, as examinations."""
+    """The first `num_rows` rows of each temperature there is, as examinations.
+
+    Raises:
+        OptionError: no row has two tokens that its target chose, so that nothing can be drafted.
+    """
     examinations = {}
-    for temperature in sorted(set(text.temperatures.tolist())):
-        chosen: Sequence[int] = np.flatnonzero(text.temperatures == temperature)[:num_rows].tolist()
-        part = Text(
-            text.rows[chosen], text.spans[chosen], text.temperatures[chosen], text.seeds[chosen]
+    is_long = text.spans[:, 1] - text.spans[:, 0] >= 2
+    for temperature in sorted(set(text.temperatures[is_long].tolist())):
+        chosen = np.flatnonzero(is_long & (text.temperatures == temperature))[:num_rows]
+        examinations[f"T={temperature:g}"] = Examination(rows_of(text, chosen), num_slots)
+    if not examinations:
+        raise OptionError(
+            "no row of the held-out text has two tokens of the model's own: it ends its answers at"
+            " once, give other prompts"
         )
-        examinations[f"T={temperature:g}"] = Examination(part, num_slots)
     return examinations

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from forerun.backends.torch.decoder import Decoder, Rotation, rotary_frequencies
 from forerun.backends.torch.eagle import EagleDrafter
-from forerun.models.drafter_spec import EagleSpec, spread_taps
+from forerun.models.drafter_spec import EagleSpec
 from forerun.models.spec import ModelSpec
 from forerun.train.attending import KeysValues, attend
+from forerun.train.blocks import different_taps
 from forerun.train.losses import gather_rows, gather_tokens
 
 
@@ -82,10 +83,13 @@ def eagle_spec(target: ModelSpec) -> EagleSpec:
 
     Its taps are the outputs of layers 1, L / 2 - 1 and L - 4, counted from 0: the inputs of layers
     2, L / 2 and L - 3, as in the published heads. Where these are not three, they are spread.
+
+    Raises:
+        OptionError: the target has too few layers to read three.
     """
     taps: tuple[int, ...] = (1, target.num_layers // 2 - 1, target.num_layers - 4)
     if not taps[0] < taps[1] < taps[2]:
-        taps = spread_taps(target.num_layers, 3)
+        taps = different_taps(target, 3, "train dspark --taps 1 instead")
     body = replace(
         target,
         family="llama",

@@ -22,12 +22,14 @@ class Expected:
 
     `by_position[k]`: of the rounds that kept k drafted tokens and drafted another, the share that
     kept it too. `from_anywhere`: tokens a round would yield if it began at any position alike.
+    `by_length[n]`: tokens a round of chains of n + 1 drafted tokens.
     """
 
     num_tokens: int
     num_rounds: int
     by_position: tuple[float, ...]
     from_anywhere: float
+    by_length: tuple[float, ...]
 
     @property
     def tokens_per_round(self) -> float:
@@ -60,6 +62,7 @@ def expected(texts: Iterable[NDArray[np.int64]], num_drafted: int, *, plain: int
     yields one token in front of the first run. No draft passes the end of a text.
     """
     tokens = rounds = 0
+    by_length = np.zeros(num_drafted, np.int64)  # rounds of chains of 1, 2, …
     reached, kept = np.zeros(num_drafted, np.int64), np.zeros(num_drafted, np.int64)
     anywhere = list[float]()
     for runs in texts:
@@ -68,10 +71,12 @@ def expected(texts: Iterable[NDArray[np.int64]], num_drafted: int, *, plain: int
         starts = starts_of(runs)
         tokens += len(runs) + plain
         rounds += len(starts) + plain
+        by_length += [len(starts_of(np.minimum(runs, n + 1))) + plain for n in range(num_drafted)]
         for k in range(num_drafted):
             reached[k] += int(((held[starts] >= k) & (allowed[starts] > k)).sum())
             kept[k] += int((held[starts] > k).sum())
         anywhere += (held + 1.0)[room >= num_drafted].tolist()
     share = kept / np.maximum(reached, 1)
     mean = float(np.mean(anywhere)) if anywhere else 1.0
-    return Expected(tokens, rounds, tuple(share.tolist()), mean)
+    yields = tokens / np.maximum(by_length, 1)
+    return Expected(tokens, rounds, tuple(share.tolist()), mean, tuple(yields.tolist()))

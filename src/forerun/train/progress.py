@@ -33,4 +33,6 @@ def progress_bar(
 def _state(record: dict[str, Any]) -> str:
     if "loss" not in record:
         return f"{record['rows']} rows"
-    return f"step {record['step']}  {record['num_tokens'] / 1e6:.2f}M tokens  {record['loss']:.3f}"
+    state = f"step {record['step']}  {record['num_tokens'] / 1e6:.2f}M tokens  {record['loss']:.3f}"
+    latest = record.get("tokens_per_round")  # of the last examination, where there was one
+    return state if latest is None else f"{state}  {latest:.2f} tokens a round"

@@ -104,6 +104,13 @@ def joined(texts: Sequence[Text]) -> Text:
     )
 
 
+def rows_of(text: Text, chosen: NDArray[np.int64]) -> Text:
+    """Some rows of a text, as a text."""
+    return Text(
+        text.rows[chosen], text.spans[chosen], text.temperatures[chosen], text.seeds[chosen]
+    )
+
+
 def read_text(paths: Sequence[Path]) -> Text:
     """The text in `.npz` files and in folders of them, in the order of their names.
 
