@@ -12,6 +12,7 @@ from forerun.tools.arguments import grouped
 from forerun.train.arguments import LessonArguments, ShapeArguments, StepArguments
 from forerun.train.drafter_cli import add_drafter_commands
 from forerun.train.extras import needed_extras
+from forerun.train.small_arguments import SmallArguments, corpus_alone
 
 train_app = typer.Typer(
     no_args_is_help=True,
@@ -33,6 +34,10 @@ train_app = typer.Typer(
     A drafter for a model of yours, which reads that model's features
       forerun train text --model DIR --data prompts.jsonl --out text --minutes 15
       forerun train dspark --model DIR --text text --out DIR/drafters/dspark --minutes 60
+
+    \b
+    A small model of that model's vocabulary, which drafts by itself
+      forerun train lm --model DIR --text text --out DIR/drafters/lm --minutes 60
     """,
 )
 
@@ -68,26 +73,40 @@ def corpus(
 
 @train_app.command()
 @grouped
-def lm(
-    corpus: _Corpus,
+def lm(  # noqa: PLR0913  the options of one command
     out: _Out,
     minutes: Annotated[float, typer.Option(help="Training time; a pause does not count.")] = 75.0,
+    corpus: Annotated[
+        Path | None, typer.Option(help="Directory that `forerun train corpus` wrote.")
+    ] = None,
     *,
+    small: SmallArguments,
     lesson: LessonArguments,
     shape: ShapeArguments,
     step: StepArguments,
 ) -> int:
-    """Train a language model, or with --distill-from a drafter; stop and repeat it to continue.
+    """Train a language model, or with --model the drafter of yours; stop and repeat it to continue.
 
     OUT becomes an ordinary checkpoint directory when the time is up (or at SIGTERM); OUT/run keeps
-    what is needed to continue. With --distill-from a quarter of the time goes into text sampled
-    from the target, which is half of what the drafter then learns from. With --exit-layer the
-    model learns to be its own drafter, exit:LAYER, and its config.json says after which layer.
+    what is needed to continue. With --model it is a small model of that one's vocabulary, about a
+    twentieth of its bytes, which learns from the text that it writes (--data, --text, --corpus) and
+    drafts as lm:OUT. With --distill-from it learns from that model's laws too; of the embedded
+    family, without --model, a quarter of the time then goes into text sampled from it, half of what
+    the drafter learns from. With --exit-layer the model learns to be its own drafter, exit:LAYER,
+    and its config.json says after which layer.
     """
     with needed_extras():
-        from forerun.train.recipes import train_lm
+        if small.model is None:
+            from forerun.train.recipes import train_lm
 
-        train_lm(corpus, out, minutes, lesson=lesson, shape=shape, step=step)
+            alone = corpus_alone(corpus, small)
+            train_lm(alone, out, minutes, lesson=lesson, shape=shape, step=step)
+        else:
+            from forerun.train.lesson import Job
+            from forerun.train.small_model import train_small
+
+            job = Job("lm", out, minutes, small.source(corpus), small.watched(), step)
+            typer.echo(train_small(job, lesson, shape).sentence, err=True)
     return 0
 
 
