@@ -53,6 +53,21 @@ auto owned(T* data, Dims... dims) {
   return nb::ndarray<nb::numpy, T>(data, {static_cast<size_t>(dims)...}, owner);
 }
 
+// Owned copies of values, in a row or in `rows` of equal length.
+template <typename T>
+auto array_of(const std::vector<T>& values) {
+  T* data = new T[values.size() + 1];
+  std::copy(values.begin(), values.end(), data);
+  return owned(data, values.size());
+}
+
+template <typename T>
+auto table_of(const std::vector<T>& values, size_t rows) {
+  T* data = new T[values.size() + 1];
+  std::copy(values.begin(), values.end(), data);
+  return owned(data, rows, rows == 0 ? 0 : values.size() / rows);
+}
+
 // Weights, and how they are packed.
 void bind_weights(nb::module_& module);
 

@@ -65,20 +65,6 @@ Draw draw_of(const std::string& name) {
   return Draw::kTopAndOne;
 }
 
-template <typename T>
-auto array_of(const std::vector<T>& values) {
-  T* data = new T[values.size() + 1];
-  std::copy(values.begin(), values.end(), data);
-  return owned(data, values.size());
-}
-
-template <typename T>
-auto table_of(const std::vector<T>& values, size_t rows) {
-  T* data = new T[values.size() + 1];
-  std::copy(values.begin(), values.end(), data);
-  return owned(data, rows, rows == 0 ? 0 : values.size() / rows);
-}
-
 nb::tuple as_tuple(const GrownRow& row) {
   const size_t drawn = row.laws.empty() ? 0 : row.expanded.size();
   return nb::make_tuple(array_of(row.tokens), array_of(row.parents), array_of(row.ranks),
