@@ -281,27 +281,28 @@ void check_given(const Model& model, const Array<int32_t>& exits, const Array<in
 nb::tuple foresee_trees(Model& model, const HeldPlan& held, const Array<int32_t>& tokens,
                         const Array<int32_t>& parents, const Array<int32_t>& starts,
                         const Array<int32_t>& exits, const Array<int32_t>& exit_starts,
-                        const Array<int32_t>& num_branches, int num_offers,
+                        const Array<int32_t>& num_branches, int per_exit, int num_offers,
                         const Array<int32_t>& deepest, const nb::list& held_nodes,
                         const Array<int32_t>& carried, const Array<int32_t>& given_exits,
                         const Array<int32_t>& given_tokens,
                         const std::optional<Features>& features) {
   const size_t num_rows = static_cast<size_t>(held.plan().num_rows);
   require(num_branches.size() == num_rows && parents.size() == tokens.size() && num_offers > 0 &&
-              deepest.size() == 1 && carried.size() == tokens.size(),
+              per_exit >= 0 && deepest.size() == 1 && carried.size() == tokens.size(),
           "array sizes of a forecast do not fit together");
   require(!held.plan().is_sampled() || given_exits.size() > 0, "outcomes of draws are given");
   check_given(model, given_exits, given_tokens, tokens.size());
   require_spans(starts, num_rows, tokens.size(), "draft starts");
   require_spans(exit_starts, num_rows, exits.size(), "exit starts");
   const std::vector<const HeldNodes*> known = held_rows(held_nodes, num_rows);
-  const ForecastPlan plan{held.plan(),         tokens.data(),
-                          parents.data(),      starts.data(),
-                          exits.data(),        exit_starts.data(),
-                          num_branches.data(), num_offers,
-                          deepest.data(),      known.data(),
-                          carried.data(),      given_exits.data(),
-                          given_tokens.data(), static_cast<int>(given_exits.size())};
+  ForecastPlan plan{held.plan(),         tokens.data(),
+                    parents.data(),      starts.data(),
+                    exits.data(),        exit_starts.data(),
+                    num_branches.data(), num_offers,
+                    deepest.data(),      known.data(),
+                    carried.data(),      given_exits.data(),
+                    given_tokens.data(), static_cast<int>(given_exits.size())};
+  plan.per_exit = per_exit;
   held.check(model, check_drafts(model, plan));
   check_carried(model, plan);
   const std::unique_ptr<Reader> reader = reader_for(model, held.starts(), features);
@@ -379,8 +380,8 @@ void bind_proposals(nb::module_& module, nb::class_<Model>& model) {
   model.def("propose", &propose_chains)
       .def("grow", &grow_trees, "plan"_a, "num_layers"_a, "features"_a.none())
       .def("foresee", &foresee_trees, "plan"_a, "tokens"_a, "parents"_a, "starts"_a, "exits"_a,
-           "exit_starts"_a, "num_branches"_a, "num_offers"_a, "deepest"_a, "held"_a, "carried"_a,
-           "given_exits"_a, "given_tokens"_a, "features"_a.none())
+           "exit_starts"_a, "num_branches"_a, "per_exit"_a, "num_offers"_a, "deepest"_a, "held"_a,
+           "carried"_a, "given_exits"_a, "given_tokens"_a, "features"_a.none())
       .def("take", &take_nodes)
       .def("absorb", &absorb_features)
       .def("keep", &keep);

@@ -45,6 +45,7 @@ class Foreseer {
   std::vector<int32_t> path_of(int n) const;
   bool has_child(int n, int32_t token) const;
   std::vector<Guess> outcomes(int row) const;
+  void keep_some(int row, const std::vector<Guess>& all, std::vector<size_t>& best) const;
   bool is_cut(int num_levels) const;
   void add_laws(const GrownRow& branch, size_t at, GrownRow& whole) const;
   void add_branches(int row, GrownRow& whole) const;
@@ -224,11 +225,24 @@ void Foreseer::guess() {
     for (size_t i = 0; i < best.size(); ++i) best[i] = i;
     std::stable_sort(best.begin(), best.end(),
                      [&](size_t i, size_t j) { return all[i].score > all[j].score; });
-    const size_t most = static_cast<size_t>(plan_.num_branches[b]);
-    if (best.size() > most) best.resize(most);
+    keep_some(b, all, best);
     std::sort(best.begin(), best.end());
     for (const size_t i : best) guesses_.push_back(all[i]);
   }
+}
+
+// The first of these places in `all`, so many of the row and so many of each exit.
+void Foreseer::keep_some(int row, const std::vector<Guess>& all, std::vector<size_t>& best) const {
+  std::vector<int> num_taken(nodes_.size(), 0);
+  std::vector<size_t> kept;
+  for (const size_t i : best) {
+    if (kept.size() == static_cast<size_t>(plan_.num_branches[row])) break;
+    int& num_here = num_taken[static_cast<size_t>(all[i].exit)];
+    if (plan_.per_exit > 0 && num_here == plan_.per_exit) continue;
+    ++num_here;
+    kept.push_back(i);
+  }
+  best = kept;
 }
 
 bool Foreseer::is_cut(int num_levels) const {

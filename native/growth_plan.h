@@ -54,6 +54,7 @@ struct ForecastPlan {
   // Where outcomes are given, none is guessed: tokens below nodes of all drafts, rows ascending.
   const int32_t *given_exits, *given_tokens;
   int num_given;
+  int per_exit = 0;  // the most guesses below one exit; 0: any number
 
   int num_nodes(int b) const { return starts[b + 1] - starts[b]; }
   int num_nodes() const { return starts[below.num_rows]; }

@@ -43,12 +43,13 @@ class ForecastPlan:
     are those of the next draft, below each guess. Its block table has room for all known tokens,
     the deepest draft, a guess and `depths`. `trees [B]`: the drafts, node 0 pending.
     `exits [B]`: nodes of each draft where its verdict may end, as far as that is prepared for.
-    `num_branches [B]`: the most guesses. `num_offers`: so many best children of an exit are looked
-    at. `deepest [1]` int32 may be written to while the call runs: 0 is as deep as planned, n > 0 no
-    deeper than n levels below the guesses; a level that was begun is finished. `carried [B]`, or
-    nothing: what need not be read again; a backend may read it again. `outcomes [B]`, or nothing:
-    (exit, bonus) of each guess; then none are weighed, all of these are grown, and `growth` may
-    be of draws, which are those of the round that follows its outcome.
+    `num_branches [B]`: the most guesses; `per_exit`: the most of them below one exit, 0 for as many
+    as there are. `num_offers`: so many best children of an exit are looked at. `deepest [1]`
+    int32 may be written to while the call runs: 0 is as deep as planned, n > 0 no deeper than n
+    levels below the guesses; a level that was begun is finished. `carried [B]`, or nothing: what
+    need not be read again; a backend may read it again. `outcomes [B]`, or nothing: (exit, bonus)
+    of each guess; then none are weighed, all of these are grown, and `growth` may be of draws,
+    which are those of the round that follows its outcome.
     """
 
     below: GrowthPlan
@@ -59,6 +60,7 @@ class ForecastPlan:
     deepest: NDArray[np.int32]
     carried: Sequence[Carried | None] = ()
     outcomes: Sequence[Sequence[tuple[int, int]]] = ()
+    per_exit: int = 0
 
 
 NUM_OFFERS = 8  # children of a draft's node that are looked at for guesses
@@ -87,6 +89,7 @@ def forecast_plan(
         num_offers=NUM_OFFERS,
         deepest=outlook.deepest,
         carried=carried,
+        per_exit=outlook.per_exit,
     )
 
 
@@ -108,11 +111,12 @@ class ForeseesText(Protocol):
         The draft's nodes are read, and below each of `exits` its `num_offers` best children that
         the draft lacks are weighed by the chance that the verdict ends there with them: the score
         of the exit's path times acceptance by rank (among all children) and margin. The best
-        `num_branches` are guesses; below them growth goes on level by level, all guesses at once,
-        as `below` says. Margins, ranks and scores of all nodes are this model's; a drafted node
-        that is not among its parent's `num_offers` best has rank `num_offers`, margin -inf.
-        `expanded` are the nodes that were read. K/V of the catch-up tokens is kept in place; that
-        of read nodes stays until the next call, for `keep(plan.below, row, path)`.
+        `num_branches` are guesses, of one exit `per_exit` at most; below them growth goes on level
+        by level, all guesses at once, as `below` says. Margins, ranks and scores of all nodes are
+        this model's; a drafted node that is not among its parent's `num_offers` best has rank
+        `num_offers`, margin -inf. `expanded` are the nodes that were read. K/V of the catch-up
+        tokens is kept in place; that of read nodes stays until the next call, for
+        `keep(plan.below, row, path)`.
         """
 
 

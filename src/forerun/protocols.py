@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -354,7 +354,9 @@ class Rule(Protocol):
 
 
 class Schedule(Protocol):
-    """What do we prepare before we know?"""
+    """What do we prepare before we know? `per_exit`: most outcomes of one exit; 0: any number."""
+
+    per_exit: ClassVar[int]
 
     @property
     def num_branches(self) -> int:
@@ -366,12 +368,9 @@ class Schedule(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outlook:
-    """How far to look beyond drafts under verification; plain data.
-
-    `exits [B]` and `num_branches` as a schedule says; `most [B]` nodes and `depths [B]` levels of
-    the draft below each guess; `deepest` as in `ForecastPlan`. `reach`: how often a node of depth
-    0, 1, … was kept so far, for drafters that cannot tell themselves.
-    """
+    """How far to look beyond drafts under verification: `exits [B]`, `num_branches` and `per_exit`
+    as a schedule says; `most [B]` nodes and `depths [B]` levels of the draft below each guess;
+    `deepest` as in `ForecastPlan`; `reach`: how often a node of depth 0, 1, … was kept so far."""
 
     exits: Sequence[Tokens]
     num_branches: int
@@ -379,17 +378,17 @@ class Outlook:
     depths: Tokens
     deepest: NDArray[np.int32]
     reach: Sequence[float] = (1.0,)
+    per_exit: int = 0
 
 
 @runtime_checkable
 class Foresees(Drafter, Protocol):
-    """A drafter that can grow drafts further while they are verified."""
+    """A drafter that can grow drafts, anybody's, further while they are verified."""
 
     def foresee(
         self, rows: Sequence[DraftRow], drafts: Sequence[Draft], outlook: Outlook
     ) -> list[Draft]:
-        """Each draft's tree grown further: its own nodes first and as they are, then guessed
-        bonuses and what may follow them. `drafts` may be anybody's."""
+        """Each tree grown further: first its own nodes as they are, then guesses, what follows."""
 
 
 @runtime_checkable

@@ -16,8 +16,9 @@ from forerun.drafters.ahead import rewind, settle
 from forerun.drafters.asking import foreseen
 from forerun.drafters.lane import DraftLane
 from forerun.drafters.lane_side import LaneSide
-from forerun.drafters.overlapped import Overlapped, Spares
+from forerun.drafters.overlapped import Overlapped
 from forerun.drafters.plain import Plain, plain_draft
+from forerun.drafters.waits import Spares
 from forerun.protocols import DraftRow, Outlook
 from forerun.tree import TokenTree
 

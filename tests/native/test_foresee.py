@@ -53,6 +53,7 @@ def forecast_of(
     num_branches: Sequence[int] | None = None,
     num_offers: int = 4,
     deepest: int = 0,
+    per_exit: int = 0,
 ) -> ForecastPlan:
     """All nodes are exits, and five outcomes are prepared for, unless it is said otherwise."""
     every = [range(len(tree)) for tree in trees] if exits is None else exits
@@ -64,6 +65,7 @@ def forecast_of(
         np.array(most, np.int32),
         num_offers,
         np.array([deepest], np.int32),
+        per_exit=per_exit,
     )
 
 
@@ -126,13 +128,25 @@ def branch_growths(draw: st.DrawFn) -> Growth:
     is_own=st.booleans(),
     exits=st.sets(st.integers(0, 6), max_size=6),
     num_branches=st.integers(0, 7),
+    per_exit=st.integers(0, 3),
     num_offers=st.integers(1, 6),
     room=st.tuples(st.integers(0, 6), st.integers(0, 5)),
     which=st.integers(0, 4),
     deepest=st.integers(0, 3),
 )
 def test_a_native_forecast_is_the_readable_one(
-    rows, growth, seed, parents, is_own, exits, num_branches, num_offers, room, which, deepest
+    rows,
+    growth,
+    seed,
+    parents,
+    is_own,
+    exits,
+    num_branches,
+    per_exit,
+    num_offers,
+    room,
+    which,
+    deepest,
 ):
     # given drafts of the model's own or of anybody's, some of whose nodes are exits
     below = replace(
@@ -152,6 +166,7 @@ def test_a_native_forecast_is_the_readable_one(
             num_branches=[max(0, num_branches - row) for row in rows],
             num_offers=num_offers,
             deepest=deepest,
+            per_exit=per_exit,
         )
         # when both grow them further
         found = backend.foresee(plan)
@@ -314,6 +329,24 @@ def test_guesses_are_the_likeliest_outcomes() -> None:
     assert sorted(some.scores[len(tree) :]) == sorted(scores)[-4:]
 
 
+def test_with_a_limit_of_an_exit_each_has_its_own_likeliest_outcome() -> None:
+    # given a chain whose outcomes are likelier at one of two exits
+    below = below_of([2], CHAIN, budgets=0)
+    tree, two = random_tree(2, (0, 1), 4), {"exits": [[0, 2]]}
+    (every,) = native(forecast_of(below, [tree], num_branches=[99], **two), [2])
+    (anywhere,) = native(forecast_of(below, [tree], num_branches=[2], **two), [2])
+    # when each may have one guess
+    (each,) = native(forecast_of(below, [tree], num_branches=[2], per_exit=1, **two), [2])
+    # then that is its best one, where both would have been at the likelier exit
+    assert each.scores is not None
+    assert every.scores is not None
+    below_exits = [every.tree.parents == exit_node for exit_node in (0, 2)]
+    best = [max(every.scores[own][-4:]) for own in below_exits]
+    assert each.tree.parents[len(tree) :].tolist() == [0, 2]
+    assert each.scores[len(tree) :].tolist() == [float(one) for one in best]
+    assert len(set(anywhere.tree.parents[len(tree) :].tolist())) == 1
+
+
 # --- edges ----------------------------------------------------------------------------------------
 
 
@@ -344,6 +377,7 @@ def test_a_forecast_that_does_not_fit_is_refused() -> None:
         forecast_of(below, [tree], exits=[[-1]]),
         forecast_of(below, [tree], num_offers=0),
         forecast_of(below, [tree], num_branches=[-1]),
+        forecast_of(below, [tree], per_exit=-1),
         forecast_of(below, [tree], num_branches=[1, 1]),
         forecast_of(below_of([0], CHAIN, depths=126), [tree]),
         forecast_of(below_of([0], Growth(Draw.SAMPLED, (0,))), [tree]),

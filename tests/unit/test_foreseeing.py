@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -60,7 +61,7 @@ def tree_of(row, parents, seed=0):
     return TokenTree(tokens.astype(np.int32), np.array([-1, *parents], np.int32))
 
 
-def forecast_of(below, trees, *, num_branches=5, num_offers=4, deepest=0, exits=None):
+def forecast_of(below, trees, *, num_branches=5, num_offers=4, deepest=0, exits=None, per_exit=0):
     if exits is None:
         exits = [range(len(tree)) for tree in trees]
     return ForecastPlan(
@@ -70,6 +71,7 @@ def forecast_of(below, trees, *, num_branches=5, num_offers=4, deepest=0, exits=
         np.full(len(trees), num_branches, np.int32),
         num_offers,
         np.array([deepest], np.int32),
+        per_exit=per_exit,
     )
 
 
@@ -189,6 +191,55 @@ def test_given_scores_then_they_are_chances_of_paths_and_the_best_outcomes_are_g
     scores = sorted((float(every.scores[at]) for at in guesses), reverse=True)
     found = sorted((float(some.scores[at]) for at in guesses_of(some, 3)), reverse=True)
     assert found == scores[:3]
+
+
+@pytest.mark.parametrize("draw", [Draw.COUPLED, Draw.POINT])
+def test_given_a_limit_of_an_exit_then_each_has_its_own_best_guess(draw):
+    # given a drafted token that the model would hardly draft, and a verdict at either end
+    below = below_of(Growth(draw, (0, 1)), 1, temperature=0.0)
+    worst = int(np.argmin(Model().line(0, [])))
+    tree = TokenTree.chain(np.array([0, worst]))
+    every, anywhere, each = (
+        foresee(forecast_of(below, [tree], num_branches=most, per_exit=per_exit), Model())[0]
+        for most, per_exit in ((99, 0), (2, 0), (2, 1))
+    )
+
+    def exits_of(draft):
+        return [int(draft.tree.parents[at]) for at in guesses_of(draft, 2)]
+
+    def best_below(draft, node):
+        found = [at for at in guesses_of(draft, 2) if draft.tree.parents[at] == node]
+        return int(draft.tree.tokens[max(found, key=lambda at: float(draft.scores[at]))])
+
+    # then each has one guess, its likeliest; without the limit both are at the likelier one
+    assert exits_of(each) == [0, 1]
+    assert [best_below(each, node) for node in (0, 1)] == [best_below(every, n) for n in (0, 1)]
+    assert exits_of(anywhere) == [0, 0]
+
+
+@SETTINGS
+@given(growths(), TREES, st.integers(1, 3), st.integers(1, 6), st.integers(0, 99))
+def test_given_limits_then_no_likelier_outcome_is_left_out_but_for_them(
+    growth, shapes, per_exit, num_branches, seed
+):
+    trees = [tree_of(row, parents, seed) for row, parents in enumerate(shapes)]
+    below = below_of(growth, len(trees), seed=seed)
+    limits = {"num_branches": num_branches, "per_exit": per_exit}
+
+    every = foresee(forecast_of(below, trees, num_branches=999), Model())
+    some = foresee(forecast_of(below, trees, **limits), Model())
+
+    for tree, possible, chosen in zip(trees, every, some, strict=True):
+        left = Counter(dict.fromkeys(range(len(tree)), per_exit))
+        expected, scores = [], possible.scores.astype(float)
+        for at in sorted(guesses_of(possible, len(tree)), key=lambda at: -scores[at]):
+            exit_node = int(possible.tree.parents[at])
+            if left[exit_node] and len(expected) < num_branches:
+                left[exit_node] -= 1
+                expected.append((exit_node, int(possible.tree.tokens[at])))
+        guesses = guesses_of(chosen, len(tree))
+        found = [(int(chosen.tree.parents[at]), int(chosen.tree.tokens[at])) for at in guesses]
+        assert sorted(found) == sorted(expected)
 
 
 @SETTINGS

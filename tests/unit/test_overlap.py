@@ -36,6 +36,7 @@ from forerun.control.overlap import (
     published_gain,
 )
 from forerun.errors import OptionError
+from forerun.schedules.parallel import Parallel
 
 chances = some.floats(0.01, 0.99)
 # Accepted lengths of Qwen3-8B with 0.6B, K = 7, as published.
@@ -237,6 +238,28 @@ def test_given_all_hits_none_hidden_and_free_branches_then_rates_are_the_closed_
 
     assert all_hit.tokens_per_s == pytest.approx(tokens_of([0.8] * 4) / 10e-3)
     assert none_hit.tokens_per_s == pytest.approx(tokens_of([0.8] * 4) / 14e-3)
+
+
+def test_given_parallel_then_both_of_its_exits_are_costed_with_one_guess_each():
+    # given a chain whose second token is its weakest
+    chances = (0.9, 0.4, 0.8)
+    exits, bonus = exits_of(chances), PowerLaw(1.4)
+
+    found = overlapped(COSTS, Yields(chances, bonus), Way(PARALLEL, 3, 2, redrafts=True))
+    chosen = best_overlapped(COSTS, Yields(chances, bonus), PARALLEL, 24)
+
+    # then outcomes are found there that are refused after the first, and those all accepted
+    assert found.hit == pytest.approx((exits[1] + exits[3]) * bonus.hit(1))
+    # ... and what the drafter pays for is what the schedule asks for
+    assert chosen.way.num_branches == Parallel().num_branches == 2
+
+
+def test_given_parallel_and_nothing_drafted_then_its_two_exits_are_one():
+    bonus = PowerLaw(1.4)
+
+    found = overlapped(COSTS, Yields((), bonus), Way(PARALLEL, 0, 2, redrafts=True))
+
+    assert found.hit == pytest.approx(bonus.hit(1))
 
 
 def test_given_dear_branches_then_fewer_are_prepared():

@@ -56,6 +56,7 @@ def test_given_parallel_then_two_ends_at_most_are_prepared_for_and_one_is_a_leaf
 
     assert 1 <= len(exits) <= Parallel().num_branches
     assert exits == sorted(set(exits))
+    assert Parallel().per_exit * len(exits) <= Parallel().num_branches
     parents = draft.tree.parents.tolist()
     assert any(node not in parents for node in exits)
 

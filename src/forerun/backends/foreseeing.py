@@ -7,6 +7,7 @@ Knows plans, laws and candidates; the forward pass is whatever `read` does (`gro
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -121,6 +122,9 @@ def _guessed(plan: ForecastPlan, index: int, row: Row, offers: Offers) -> _Ahead
     ]
     chances = [row.nodes[node].score * one.chance for node, _, one in guesses]
     best = sorted(range(len(guesses)), key=lambda at: -chances[at])
+    if plan.per_exit:
+        places = _places_of([guesses[at][0] for at in best])
+        best = [at for at, place in zip(best, places, strict=True) if place < plan.per_exit]
     branches: list[_Branch] = []
     for at in sorted(best[: int(plan.num_branches[index])]):
         node, rank, one = guesses[at]
@@ -128,6 +132,16 @@ def _guessed(plan: ForecastPlan, index: int, row: Row, offers: Offers) -> _Ahead
         depth = row.nodes[node].depth + 1
         row.nodes.append(Candidate(one.token, node, rank, depth, margin=one.margin))
     return _Ahead(row, num_verified, branches)
+
+
+def _places_of(exits: list[int]) -> list[int]:
+    """Of each of these how many like it stand before it."""
+    seen: Counter[int] = Counter()
+    places = []
+    for node in exits:
+        places.append(seen[node])
+        seen[node] += 1
+    return places
 
 
 def _weigh(plan: ForecastPlan, row: Row, node: int, offers: Offers) -> None:

@@ -85,6 +85,7 @@ def forecast_arguments(plan: ForecastPlan, samplers: Samplers) -> tuple[Any, ...
         np.concatenate(plan.exits).astype(np.int32),
         _starts([len(exits) for exits in plan.exits]),
         plan.num_branches,
+        plan.per_exit,
         plan.num_offers,
         plan.deepest,
         *_carried(plan),

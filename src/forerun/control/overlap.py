@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from forerun.control.outcomes import (
+    Ints,
     PowerLaw,
     exits_of,
     hit_rate,
@@ -21,6 +22,7 @@ from forerun.control.outcomes import (
     tokens_of,
 )
 from forerun.errors import OptionError
+from forerun.schedules.parallel import Parallel
 
 _GAIN = 1.03  # overlapping must win by so much: a tie is decided for the simpler schedule
 _HOPEFUL = 0.97  # of drafted tokens that a text keeps which repeats itself
@@ -214,7 +216,7 @@ def compared(
     levels, or the one depth `num_levels` where that is not ours to choose.
     """
     alone = best_sequential(costs, yields, num_rows, num_levels)
-    parallel = best_overlapped(costs, yields, PARALLEL, 1, num_rows, num_levels)
+    parallel = best_overlapped(costs, yields, PARALLEL, most_branches, num_rows, num_levels)
     ahead = best_overlapped(costs, yields, AHEAD, most_branches, num_rows, num_levels)
     beside = max((parallel, ahead), key=_rate)
     best = beside if beside.tokens_per_s > _GAIN * alone.tokens_per_s else alone
@@ -238,13 +240,16 @@ def best_overlapped(
     num_rows: int = 1,
     num_levels: int | None = None,
 ) -> Expectation:
-    """The best depth, or the one that is given, the best number of branches for it, and whether a
-    miss is worth drafting anew for."""
+    """The best depth, or the one that is given, the best number of branches for it, or the one that
+    `parallel` has, and whether a miss is worth drafting anew for."""
+    numbers = range(1, most_branches + 1)
+    if schedule == PARALLEL:
+        numbers = range(Parallel.num_branches, Parallel.num_branches + 1)
     depths = range(1, len(yields.accepted) + 1) if num_levels is None else (num_levels,)
     ways = (
         Way(schedule, levels, branches, num_rows, redrafts)
         for levels in depths
-        for branches in range(1, most_branches + 1)
+        for branches in numbers
         for redrafts in (False, True)
     )
     return max((overlapped(costs, yields, way) for way in ways), key=_rate)
@@ -313,11 +318,20 @@ def _followed(yields: Yields, drafted: Sequence[float], way: Way) -> tuple[float
     """Chances that such a draft is followed by a prepared one, a nearest branch, and nothing."""
     exits = exits_of(drafted)
     branches = spread(exits, way.num_branches, yields.bonus.exponent)
-    if way.schedule == PARALLEL:  # one guess, after all that was drafted
-        branches = np.eye(len(exits), dtype=np.int64)[-1]
+    if way.schedule == PARALLEL:
+        branches = _at_two_exits(drafted)
     hit = hit_rate(exits, branches, yields.bonus)
     nearest = nearest_rate(exits, branches, yields.bonus) if yields.nearest else 0.0
     return hit, nearest, 1.0 - hit - nearest
+
+
+def _at_two_exits(drafted: Sequence[float]) -> Ints:
+    """A guess `[K+1]` after all that was drafted, and one where its weakest token is refused."""
+    branches = np.zeros(len(drafted) + 1, np.int64)
+    branches[-1] = Parallel.per_exit
+    if len(drafted):
+        branches[int(np.argmin(drafted))] = Parallel.per_exit
+    return branches
 
 
 def reason_of(costs: LaneCosts, best: Expectation) -> str:

@@ -223,13 +223,14 @@ def _likeliest(
     """By the drafter's own laws, undamped: tokens it did not draw, where a verdict may reject what
     it drew, and any token where it has drawn none."""
     outcomes, num_branches, depths = [], outlook.num_branches, draft.tree.depths().tolist()
+    per_exit = outlook.per_exit or num_branches
     for node, law in laws.items():
         drawn = draft.tree.tokens[draft.tree.parents == node]
         rest = law.astype(np.float64)
         rest[drawn] = 0.0
         reached, further = (_kept(outlook, depths[node] + more) for more in (0, 1))
         ends_here = max(reached - further, 0.0) if len(drawn) else reached
-        best = np.argsort(-rest, kind="stable")[:num_branches].tolist()
+        best = np.argsort(-rest, kind="stable")[:per_exit].tolist()
         outcomes += [
             _Outcome(node, bonus, ends_here * float(rest[bonus] / rest.sum()))
             for bonus in best

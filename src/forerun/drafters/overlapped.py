@@ -27,13 +27,14 @@ from forerun.drafters.lane import DraftLane, Ticket
 from forerun.drafters.lane_side import LaneSide
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.told import Told
-from forerun.drafters.waits import Waits
+from forerun.drafters.waits import Spares, Waits
 from forerun.errors import DrafterError
 from forerun.forecast import Forecast, cut, subtree
 from forerun.protocols import Drafter, DraftRow, Outlook, ReadsFeatures, Schedule
 from forerun.stats import LaneMeter, Span
 
 _FIRST_REST, _LAST_REST = 8, 512  # rounds without the drafter after it broke
+_FRUITLESS = 32  # outcomes in a row of which nothing was prepared: no forecast is so unlucky
 _PATIENT_S = 2.0  # how long rules that must draw the same tokens wait for a drafter
 _CLOSING_S = 5.0
 
@@ -60,18 +61,6 @@ class _Job:
     num_levels: int
     deepest: NDArray[np.int32]
     was_late: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Spares:
-    """What a row that missed may do without the lane: `drafter`, asked on the verifier's thread, or
-    None where only the drafter's own draws will do (`is_exacting`)."""
-
-    drafter: Drafter | None
-
-    @property
-    def is_exacting(self) -> bool:
-        return self.drafter is None
 
 
 class Overlapped:
@@ -107,6 +96,7 @@ class Overlapped:
         self._forecasts: dict[int, Forecast] = {}
         self._last: Ticket[Any] | None = None
         self._rest, self._next_rest = 0, _FIRST_REST
+        self._num_fruitless = 0  # outcomes since the last that was prepared
         self._has_lost = False  # what the lane should have read or forgotten
         self._is_silent = False
 
@@ -172,10 +162,10 @@ class Overlapped:
             depths=np.array([min(row.max_drafted, row.max_depth) for row in asked], np.int32),
             deepest=np.zeros(1, np.int32),
             reach=self._waits.reach(),
+            per_exit=self._schedule.per_exit,
         )
-        commits = self._take_commits()
         drafted = [draft for _, draft in pairs]
-        under_way = partial(self._side.foresee, asked, drafted, outlook, commits)
+        under_way = partial(self._side.foresee, asked, drafted, outlook, self._take_commits())
         sequence_ids = frozenset(row.sequence_id for row in asked)
         num_levels = int(outlook.depths.max())
         self._job = _Job(self._post(under_way), sequence_ids, num_levels, outlook.deepest)
@@ -302,9 +292,9 @@ class Overlapped:
         node = forecast.reached(kept) if kept else None
         if node is None:
             self._meter.num_wrong += 1
-            self._waits.learn_outcome(is_hit=False)
+            self._learn_outcome(is_hit=False)
             return None
-        self._waits.learn_outcome(is_hit=True)
+        self._learn_outcome(is_hit=True)
         draft = cut(subtree(forecast.grown, node, row.tokens[-1]), row.max_drafted, row.max_depth)
         # What has no law was found, not drawn: the drafter may find something else a round later.
         is_other = self._spares.is_exacting and draft.law is None
@@ -316,6 +306,15 @@ class Overlapped:
         self._meter.num_taken += len(draft.tree)
         own.source = "hit"
         return draft
+
+    def _learn_outcome(self, *, is_hit: bool) -> None:
+        """Rest a drafter whose forecasts come to nothing; not where its draws are needed, for what
+        a text comes to must not hang on outcomes of others."""
+        self._waits.learn_outcome(is_hit=is_hit)
+        self._num_fruitless = 0 if is_hit else self._num_fruitless + 1
+        if self._num_fruitless >= _FRUITLESS and not self._spares.is_exacting:
+            self._num_fruitless = 0
+            self._fail(DrafterError(f"none of the last {_FRUITLESS} outcomes was in its forecasts"))
 
     def _made_good(
         self, missed: list[DraftRow], forecasts: dict[int, Forecast], *, delays_hits: bool

@@ -1,8 +1,11 @@
-"""What waiting for a lane is worth: what `overlapped.py` asks of whoever measures."""
+"""What waiting for a lane is worth, and what may be had without: who `overlapped.py` asks."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
+
+from forerun.protocols import Drafter
 
 
 class Waiting(Protocol):
@@ -26,3 +29,15 @@ class Waits(Protocol):
     def prefers_redraft(self, other: str, num_missed: int) -> bool: ...
     def longest_redraft_s(self) -> float: ...
     def reach(self) -> list[float]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Spares:
+    """What a row that missed may do without the lane: `drafter`, asked on the verifier's thread, or
+    None where only the drafter's own draws will do (`is_exacting`)."""
+
+    drafter: Drafter | None
+
+    @property
+    def is_exacting(self) -> bool:
+        return self.drafter is None

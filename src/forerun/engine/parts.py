@@ -17,7 +17,8 @@ from forerun.control.shared_prices import SharedPrices
 from forerun.drafters.features import Featured
 from forerun.drafters.guard import Guard
 from forerun.drafters.lookup import Lookup
-from forerun.drafters.overlapped import Overlapped, Spares
+from forerun.drafters.overlapped import Overlapped
+from forerun.drafters.waits import Spares
 from forerun.engine.discovery import discovered
 from forerun.engine.drafting import Openers, Surroundings, build_drafter
 from forerun.engine.scheduling import Depths, scheduled

@@ -7,6 +7,7 @@ Kumar, Dao, May 2026, *Speculative Speculative Decoding*, arXiv:2603.03251; over
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from forerun.draft import Draft
 from forerun.errors import OptionError
@@ -23,6 +24,7 @@ class Ahead:
     """
 
     num_branches: int
+    per_exit: ClassVar[int] = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_branches <= MOST_BRANCHES:

@@ -7,6 +7,7 @@ more, where the draft itself was least sure.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,9 +16,11 @@ from forerun.draft import Draft
 
 @dataclass(frozen=True, slots=True)
 class Parallel:
-    """Prepare two outcomes: all of the likeliest path is kept, or its least certain node is not."""
+    """Prepare two outcomes: all of the likeliest path is kept, or its least certain node is not;
+    of each the bonus that is likeliest there."""
 
     num_branches = 2
+    per_exit: ClassVar[int] = 1  # else both might be guesses at the likelier of the two
 
     def exits(self, draft: Draft) -> list[int]:
         """The end of the likeliest path, and the node above its weakest one."""
