@@ -142,8 +142,8 @@ class Engine:
         return self._parts.schedule_reason
 
     def schedule_figures(self) -> str:
-        """What a lane of its own could bring, in a line, where no lanes were given: measured for a
-        moment, while nothing is generated; empty where there is nothing to say."""
+        """What one memory says of drafting ahead here, in a line: measured for a moment, while
+        nothing is generated; empty where there is nothing to say."""
         with self._lock:
             return "" if self._is_closed else self._parts.schedule_figures()
 
