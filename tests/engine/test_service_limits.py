@@ -84,7 +84,7 @@ def test_given_a_fast_service_then_it_says_to_come_again_sooner_and_a_slow_one_l
     waits = []
     for num_done, pass_s in ((0, 0.001), (40, 0.001), (40, 10.0)):
         around(engine, lambda target, pass_s=pass_s: Timed(target, pass_s, own_time))
-        with Service(engine, ServiceLimits(max_waiting=1, max_rows=1)) as service:
+        with Service(engine, ServiceLimits(max_waiting=1, max_rows=1), own_time) as service:
             for seed in range(num_done):
                 listener = Listener()
                 service.submit(endless(seed=seed, max_tokens=2), listener)
