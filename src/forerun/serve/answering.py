@@ -139,7 +139,7 @@ class Answer:
                 choice = choices[heard[0]]
                 choice.hear(heard[1])
                 keep_round(choice.rounds, heard[1], self.form.tokenizer)
-                self.begun.timing.hear(heard[1])
+                self.begun.timing.hear(*heard)
                 refuse_failed(heard[1], self.begun.feed)
         body = self._envelope(self.form.whole_name)
         body["choices"] = [
@@ -176,7 +176,7 @@ class Answer:
             choice, told = choices[heard[0]], heard[1]
             offset = len(choice.text)
             said = choice.hear(told)
-            self.begun.timing.hear(told)
+            self.begun.timing.hear(*heard)
             refuse_failed(told, self.begun.feed)
             if isinstance(told, Scored) and (opening := self.form.opening(choice)) is not None:
                 yield self._chunk(opening, len(choice.echo))

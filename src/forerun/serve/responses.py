@@ -42,7 +42,7 @@ class ResponsesAnswer:
         async for heard in self.begun.feed.events(self.setting.longest_s):
             if heard is not None:
                 choice.hear(heard[1])
-                self.begun.timing.hear(heard[1])
+                self.begun.timing.hear(*heard)
                 refuse_failed(heard[1], self.begun.feed)
         return json_response(self._ended(choice))
 
@@ -73,7 +73,7 @@ class ResponsesAnswer:
                 continue
             told = heard[1]
             said = choice.hear(told)
-            self.begun.timing.hear(told)
+            self.begun.timing.hear(*heard)
             refuse_failed(told, self.begun.feed)
             rows = told.logprobs if isinstance(told, Gained) else ()
             if said or rows:

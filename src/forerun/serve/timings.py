@@ -1,4 +1,4 @@
-"""How long requests took, as histograms with vLLM's names; the server's clock.
+"""How long choices of requests took, as histograms with vLLM's names; the server's clock.
 
 Must not know what requests say.
 """
@@ -54,22 +54,22 @@ class Clock:
 
 
 class RequestClock:
-    """The times of one request with one or several jobs."""
+    """The times of one request; each of its choices has its own."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._began_s = self._last_s = clock.now_s()
-        self._has_first = False
+        self._began_s = clock.now_s()
+        self._last_s: dict[int, float] = {}  # when a choice that has begun last gained
 
-    def hear(self, event: Event) -> None:
-        """Note when an event came."""
+    def hear(self, index: int, event: Event) -> None:
+        """Note when an event of a choice came."""
         now_s = self._clock.now_s()
         if isinstance(event, Gained) and event.piece.token_ids:
-            if not self._has_first:
-                self._has_first = True
+            last_s = self._last_s.get(index)
+            if last_s is None:
                 self._clock.first.observe(now_s - self._began_s)
             else:
-                self._clock.token.observe((now_s - self._last_s) / len(event.piece.token_ids))
-            self._last_s = now_s
+                self._clock.token.observe((now_s - last_s) / len(event.piece.token_ids))
+            self._last_s[index] = now_s
         elif isinstance(event, Ended):
             self._clock.whole.observe(now_s - self._began_s)
