@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
-from forerun.control.outcomes import PowerLaw
+from forerun.control.outcomes import PowerLaw, exits_of, spread
 from forerun.control.overlap import AHEAD, PARALLEL, SEQUENTIAL, LaneCosts, Way
 from forerun.control.patience import Patience
+from forerun.draft import Draft, Draw
 from forerun.errors import OptionError
+from forerun.schedules.parallel import Parallel
+from forerun.tree import TokenTree
 
 SCHEDULES = (SEQUENTIAL, PARALLEL, AHEAD)
 
@@ -98,6 +101,17 @@ class Figures:
 def ranks_of(bonus: PowerLaw, most: int = 64) -> tuple[float, ...]:
     """Chances that the bonus is the 1st, 2nd, … guess, by the law of how often F guesses hit."""
     return tuple(np.diff(bonus.hits(np.arange(most + 1))).tolist())
+
+
+def shares_of(setup: Setup, chances: Sequence[float]) -> list[int]:
+    """Guesses `[K+1]` at each exit of a chain whose 1st, 2nd, … token is kept with these chances:
+    as `parallel` itself picks its exits, or spread by `exponent`."""
+    if setup.way.schedule != PARALLEL:
+        return spread(exits_of(chances), setup.way.num_branches, setup.exponent).tolist()
+    scores = np.cumprod([1.0, *chances]).astype(np.float32)
+    chain = Draft(TokenTree.made_chain([0] * len(scores)), Draw.COUPLED, scores=scores)
+    exits = Parallel().exits(chain)  # a chain's node is as many drafted tokens as lie above it
+    return [Parallel.per_exit * (node in exits) for node in range(len(scores))]
 
 
 REQUIRED = ("schedule", "verify_s", "step_s", "accepted", "tokens_per_s")

@@ -19,7 +19,8 @@ before 2026-11-23 say nothing of requests' ends, nor of what was drafted anew. K
 and where they apply (in brackets what is taken without them)
 
     num_levels    planned depth (as many as `accepted` has)     num_rows      sequences (1)
-    num_branches  guesses of a row (1)          branch_s    each further branch in a pass (0)
+    num_branches  guesses of a row (1; of parallel one at each of its exits, two at most)
+    branch_s      each further branch in a pass (0)
     num_reads     passes before the first level below a guess (1)
     hit_rate      share of outcomes that were among the guesses (by `bonus`)
     bonus         list: chance that the bonus is the 1st, 2nd, … guess at its exit
@@ -57,9 +58,8 @@ from typing import Any
 import numpy as np
 import simpy
 from lanes_parts import MISSED, Counts, Forecast, Lane, Outcome, Row, Source, Steps
-from lanes_setup import PARALLEL, SEQUENTIAL, Figures, Setup, lacking, setup_of
+from lanes_setup import SEQUENTIAL, Figures, Setup, lacking, setup_of, shares_of
 
-from forerun.control.outcomes import exits_of, spread
 from forerun.control.patience import Patience
 from forerun.errors import ForerunError
 
@@ -149,7 +149,8 @@ class _Run:
         costs = self.setup.costs
         room = max(self._fitting(at, self.setup.way.num_levels) for at in range(len(rows)))
         forecast = Forecast(room)
-        drafting = self.clock.process(self._draft_ahead(forecast))
+        num_guesses = sum(sum(self._shares(row)) for row in rows)
+        drafting = self.clock.process(self._draft_ahead(forecast, num_guesses))
         verify_s = costs.verify_s(sum(1 + row.length for row in rows)) * self._jitter()
         yield from self.verifier.work(verify_s, costs.busy)
         outcomes = [self._outcome(at, row) for at, row in enumerate(rows)]
@@ -203,10 +204,10 @@ class _Run:
             if one not in (Outcome.LAST, Outcome.NEW):
                 waits.learn_outcome(is_hit=one is Outcome.GUESSED)
 
-    def _draft_ahead(self, forecast: Forecast) -> Steps:
-        way, costs = self.setup.way, self.setup.costs
+    def _draft_ahead(self, forecast: Forecast, num_guesses: int) -> Steps:
+        costs = self.setup.costs
         factor = float(self.random.choice(self.setup.draft_jitter))
-        level_s = costs.step_s + max(0, way.num_rows * way.num_branches - 1) * costs.branch_s
+        level_s = costs.step_s + max(0, num_guesses - 1) * costs.branch_s
         forecast.began_s = self.clock.now
         read_s = factor * costs.num_reads * costs.step_s
         yield from self.drafter.work(read_s, self.setup.busy_draft)
@@ -293,12 +294,7 @@ class _Run:
     def _shares(self, row: Row) -> list[int]:
         """Guesses at each exit of such a draft."""
         if row not in self.shares:
-            chances = self._chances(row)
-            if self.setup.way.schedule == PARALLEL:
-                self.shares[row] = [0] * len(chances) + [1]
-            else:
-                exits, branches = exits_of(chances), self.setup.way.num_branches
-                self.shares[row] = spread(exits, branches, self.setup.exponent).tolist()
+            self.shares[row] = shares_of(self.setup, self._chances(row))
         return self.shares[row]
 
     def _jitter(self) -> float:

@@ -147,11 +147,40 @@ def test_given_a_drafter_far_too_slow_and_a_deadline_then_rounds_go_on_without_i
     assert figures.rounds_per_s == CLOSE(1 / (VERIFY_S + 1e-3), rel=0.02)
 
 
-def test_given_parallel_then_only_all_accepted_is_guessed():
-    figures = run(a_setup(way=Way("parallel", LEVELS), hit=None, bonus=(1.0,)))
+def test_given_parallel_then_the_end_and_the_weakest_place_have_a_guess_each():
+    from lanes_setup import shares_of
 
-    assert figures.thrown_away == CLOSE(1 - figures.hit)
-    assert 0 < figures.hit < 1
+    # Given: tokens kept with 0.8, 0.75, 0.85, 0.7, so that the fourth is the weakest.
+    setup = a_setup(way=Way("parallel", LEVELS), hit=None, bonus=(1.0,))
+    rejected_third = replace(setup, accepted=(0.8, 0.75, 0.5, 0.7))
+
+    assert shares_of(setup, setup.accepted) == [0, 0, 0, 1, 1]
+    assert shares_of(rejected_third, rejected_third.accepted) == [0, 0, 1, 0, 1]
+    assert shares_of(setup, ()) == [1]
+
+
+@pytest.mark.parametrize("nearest", [(), (0.4, 0.7, 0.8, 0.8)])
+def test_given_parallel_then_the_closed_form_of_its_two_exits_agrees(nearest):
+    from lanes_setup import ranks_of
+
+    law, costs = PowerLaw(1.4), replace(COSTS, branch_s=1e-4)
+    way = Way("parallel", LEVELS, 2)
+    setup = a_setup(costs=costs, way=way, hit=None, bonus=ranks_of(law), nearest=nearest)
+    expected = overlapped(costs, Yields(ACCEPTED, law, nearest), way)
+
+    figures = run(setup)
+
+    assert figures.hit == CLOSE(expected.hit, abs=0.02)
+    assert figures.tokens_per_s == CLOSE(expected.tokens_per_s, rel=0.03)
+
+
+def test_given_parallel_then_what_a_branch_takes_is_paid_for_both():
+    # Given: a level of one guess takes 2 ms, each further one 2 ms more; all four are waited for.
+    costs = replace(COSTS, step_s=2e-3, branch_s=2e-3)
+
+    figures = run(a_setup(costs=costs, way=Way("parallel", LEVELS), patience_s=float("inf")))
+
+    assert figures.rounds_per_s == CLOSE(1 / (2e-3 + LEVELS * 4e-3))
 
 
 def test_given_a_seed_then_figures_repeat_and_another_seed_differs():
