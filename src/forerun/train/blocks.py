@@ -37,15 +37,27 @@ def block_logits(
     `features [B T F]` are the target's taps, `slots [Q]` those that are fed, 0 … Q-1. Drafted
     tokens beyond the window are of no account.
     """
+    hidden = block_states(model, target, windows, anchors, features, slots)
+    before = anchors.unsqueeze(-1) + slots[: hidden.shape[2]]
+    previous = gather_tokens(windows, before.clamp(max=windows.shape[1] - 1))
+    return model.logits(hidden, head_of(target)) + model.markov(previous, hidden)
+
+
+def block_states(
+    model: BlockDrafter,
+    target: Decoder,
+    windows: Tensor,
+    anchors: Tensor,
+    features: Tensor,
+    slots: Tensor,
+) -> Tensor:
+    """The states `[B A K H]` behind all layers of the slots that draft; as `block_logits`."""
     spec, (rows, num_anchors), num_slots = model.spec, anchors.shape, len(slots)
     num_drafted = num_slots - (not spec.is_shifted)
     fed = torch.full((rows, num_anchors, num_slots), spec.mask_id, device=anchors.device)
     fed = torch.cat((gather_tokens(windows, anchors).unsqueeze(-1), fed[..., 1:]), dim=-1)
     hidden = _filled(model, model.fuse(features), target.embed(fed.flatten(1)), anchors, slots)
-    hidden = hidden.view(rows, num_anchors, num_slots, -1)[..., num_slots - num_drafted :, :]
-    before = anchors.unsqueeze(-1) + slots[:num_drafted]
-    previous = gather_tokens(windows, before.clamp(max=windows.shape[1] - 1))
-    return model.logits(hidden, head_of(target)) + model.markov(previous, hidden)
+    return hidden.view(rows, num_anchors, num_slots, -1)[..., num_slots - num_drafted :, :]
 
 
 def _filled(
