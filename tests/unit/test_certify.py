@@ -118,6 +118,26 @@ def test_given_prompts_that_prove_nothing_then_they_are_refused_in_a_sentence(
     assert says in capsys.readouterr().err
 
 
+def test_given_lanes_that_share_a_core_then_ahead_is_refused_before_anything_is_certified(
+    model, capsys, monkeypatch
+):
+    begun = []
+    monkeypatch.setattr("forerun.tools.certify.bits.decoded", lambda *_: begun.append("bits"))
+    words = ["certify", model, "--schedule", "ahead", "--lanes"]
+
+    assert cli.run([*words, "target=0,draft=0"]) == 2
+
+    assert "both lanes have core 0" in capsys.readouterr().err
+    assert begun == []
+
+
+def test_given_lanes_that_share_a_core_then_a_schedule_that_overlaps_nothing_takes_them(model):
+    asked = EngineArguments(model=model, lanes="target=0,draft=0", schedule="sequential")
+
+    with Subject(asked, PROMPTS, seed=0).backend() as backend:
+        assert backend.spec.vocab
+
+
 def test_given_a_rule_whose_bonus_is_the_draft_then_it_fails(model, drafter, capsys, monkeypatch):
     # given a rule that emits the drafted token where the target wanted another
     honest = Match.judge

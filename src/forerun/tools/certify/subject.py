@@ -16,7 +16,7 @@ from forerun.models.tokenizer import load_tokenizer
 from forerun.models.weights import open_checkpoint
 from forerun.options import EngineOptions, Speculation
 from forerun.protocols import BLOCK_LEN, Backend
-from forerun.tools.arguments import EngineArguments, parse_lanes
+from forerun.tools.arguments import EngineArguments
 from forerun.tools.prompt_files import Prompt
 
 PLAIN = Speculation(drafter="none")
@@ -46,10 +46,14 @@ class Subject:
 
     @contextmanager
     def backend(self, *, threads: int | None = None, isa: str | None = None) -> Iterator[Backend]:
-        """The bare backend under an engine, on another number of threads or path if given."""
+        """The bare backend under an engine, on another number of threads or path if given.
+
+        Raises:
+            ForerunError: what an engine would refuse too, such as lanes that share a core.
+        """
         asked = self.engine
         threads = asked.threads if threads is None else threads
-        lanes = parse_lanes(asked.lanes) if asked.lanes is not None else {}
+        lanes = asked.cores()
         options = EngineOptions(
             backend=asked.backend,
             device=asked.device,
