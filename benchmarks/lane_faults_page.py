@@ -16,6 +16,12 @@ def faults_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
     for report in reports:
         yield f"## A drafter's lane that breaks, on {Path(report['model']).name}\n"
         yield source(report)
+        if any("num_rests" not in row for row in report["rows"]):
+            yield (
+                "This file is of before rests and the log were kept, and its faults were others."
+                " Nothing of it is shown: run its command again.\n"
+            )
+            continue
         yield (
             "Each fault strikes behind the drafter's second answer and stays"
             " (`benchmarks/lane_faults.py` says what each is). Tokens a second ÷ plain decoding on"

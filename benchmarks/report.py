@@ -16,6 +16,7 @@ from pathlib import Path
 
 from accepted_page import accepted_section
 from forecasts_page import forecasts_section
+from lane_faults_page import faults_section
 from lanes_page import lanes_section
 from methods_page import methods_section
 from page import Report
@@ -47,6 +48,7 @@ SECTIONS: dict[str, Callable[[Sequence[Report], Path], Iterator[str]]] = {
     "accepted": accepted_section,
     "forecasts": forecasts_section,
     "lanes": lanes_section,
+    "faults": faults_section,
     "peers": peers_section,
 }
 

@@ -136,3 +136,20 @@ def test_given_a_row_that_never_rested_then_the_page_names_it():
 
     assert "Never rested: garbage." in page
     assert "| garbage | 0.80 | 1.00 | **missed** |" in page
+
+
+def test_given_a_file_of_the_older_form_then_the_page_says_so_and_shows_nothing_of_it():
+    from lane_faults_page import faults_section
+    from report import SECTIONS
+
+    old = {"fault": "garbage", "ratio": 1.2, "worst_ratio": 1.0, "num_hits": 1, "num_rounds": 9}
+    report = {
+        "model": "build/260M", "machine": "a machine", "date": "a day", "num_prompts": 1,
+        "max_tokens": 9, "command": "python", "rows": [{**old, "identical": True}],
+    }  # fmt: skip
+
+    page = "\n".join(faults_section([report], Path()))
+
+    assert SECTIONS["faults"] is faults_section
+    assert "run its command again" in page
+    assert "garbage" not in page
