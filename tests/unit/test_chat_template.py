@@ -83,6 +83,18 @@ def standing_clock() -> float:
     return 0.0
 
 
+def impatient_clock(num_looks: int) -> Callable[[], float]:
+    """Stands still, and fails the test that looks at it more often: a template that is not
+    stopped would hang it."""
+    looks = itertools.count(1)
+
+    def now_s() -> float:
+        assert next(looks) <= num_looks, "the template goes on"
+        return 0.0
+
+    return now_s
+
+
 def without_limits(template: str, **values: Any) -> str:
     """What the library's own sandbox makes of a template."""
     environment = ImmutableSandboxedEnvironment(
@@ -158,6 +170,7 @@ ENDLESS = [
 ]  # fmt: skip
 
 
+@pytest.mark.timeout(120)  # one that is not stopped while it looks at no clock
 @pytest.mark.parametrize("template", ENDLESS)
 def test_given_a_template_that_goes_on_and_on_then_it_is_stopped_after_its_steps(
     template: str,
@@ -165,7 +178,17 @@ def test_given_a_template_that_goes_on_and_on_then_it_is_stopped_after_its_steps
     limits = TemplateLimits(max_steps=50_000)
 
     with pytest.raises(TemplateExceeded, match=r"more than 50000 steps .* send fewer"):
-        render(MANY + template, conversation(2), {}, limits=limits, now_s=standing_clock)
+        render(MANY + template, conversation(2), {}, limits=limits, now_s=impatient_clock(60_000))
+
+
+def test_given_limits_of_nobody_then_a_template_has_four_million_steps() -> None:
+    # A pass makes 15 million characters: 234 thousand steps, and next to no time.
+    body = "{% set long = ('x' * 10000) * 1500 %}{% endfor %}"
+
+    with pytest.raises(TemplateExceeded, match="more than 4000000 steps"):
+        render("{% for i in range(18) %}" + body, [], {}, now_s=impatient_clock(1000))
+    # The control: two passes fewer are within it.
+    assert render("{% for i in range(16) %}" + body, [], {}, now_s=impatient_clock(1000)) == ""
 
 
 GROWING = [
@@ -236,5 +259,7 @@ def test_given_a_clock_that_runs_out_then_the_template_is_stopped_by_seconds() -
 
     with pytest.raises(TemplateExceeded, match="more than 2 s"):
         render(template, conversation(2), {}, limits=limits, now_s=ticking(0.01))
+    with pytest.raises(TemplateExceeded, match="more than 10 s"):
+        render(template, conversation(2), {}, now_s=ticking(0.1))
     # The control: the same template under a clock that is not done when it is.
     assert render(template, conversation(2), {}, limits=limits, now_s=ticking(1e-6)) == ""
