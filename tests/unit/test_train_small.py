@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from counting_target import FIRST, NUM_LETTERS, counting_target
 
 torch = pytest.importorskip("torch")
 
-from safetensors.numpy import load_file, save_file  # noqa: E402  (needs the extra)
-
-from forerun import Engine, SamplingParams, Speculation  # noqa: E402
+from forerun import Engine, SamplingParams, Speculation  # noqa: E402  (needs the extra)
 from forerun.backends.torch.decoder import Decoder  # noqa: E402
 from forerun.engine.discovery import record_of  # noqa: E402
 from forerun.errors import OptionError  # noqa: E402
@@ -51,7 +50,7 @@ from forerun.train.text import (  # noqa: E402
 )
 from forerun.train.token_loss import OwnText, TokenLoss  # noqa: E402
 
-VOCAB, FIRST, NUM_LETTERS = 272, 97, 26
+VOCAB = 272
 GREEDY = "T=0"
 WRITING = Regeneration(0.0, 40, 8, (0.0, 1.0), seed=3, batch_rows=128, threads=1)
 STEP = StepArguments(rows=8, row_len=40, learning_rate=1e-2, engine=StepEngine.EAGER)
@@ -82,17 +81,7 @@ def some_text(num_rows: int, length: int, vocab: int = VOCAB) -> Text:
 
 @pytest.fixture(name="target", scope="module")
 def _target(tiny_checkpoint_dir: Callable[..., Path]) -> Path:
-    """A model of six layers that counts through 26 tokens, round and round."""
-    directory = tiny_checkpoint_dir("qwen3", 31, num_hidden_layers=6, tie_word_embeddings=False)
-    weights = load_file(directory / "model.safetensors")
-    for name in weights:
-        if name.endswith(("o_proj.weight", "down_proj.weight")):
-            weights[name] = 0.02 * weights[name]
-    table, head = weights["model.embed_tokens.weight"], 0.1 * weights["lm_head.weight"]
-    letters = np.arange(NUM_LETTERS)
-    head[FIRST + (letters + 1) % NUM_LETTERS] = 0.5 * table[FIRST + letters]
-    save_file(weights | {"lm_head.weight": head}, directory / "model.safetensors")
-    return directory
+    return counting_target(tiny_checkpoint_dir)
 
 
 @pytest.fixture(name="text", scope="module")

@@ -74,11 +74,14 @@ class Examination:
     @torch.no_grad()
     def expected(self, model: Drafter, target: Decoder) -> Expected:
         """What the drafter would yield on it in an engine that drafts chains as long as it can."""
-        runs = [self._runs(model, target, row) for row in range(len(self.text.rows))]
+        runs = [self.runs(model, target, row) for row in range(len(self.text.rows))]
         is_shifted = isinstance(model, EagleDrafter) or model.spec.is_shifted
         return expected(runs, self.num_slots - (not is_shifted))
 
-    def _runs(self, model: Drafter, target: Decoder, row: int) -> NDArray[np.int64]:
+    @torch.no_grad()
+    def runs(self, model: Drafter, target: Decoder, row: int) -> NDArray[np.int64]:
+        """`[N-1]` tokens kept of a draft begun at each of the N tokens of a row's span but the last
+        one, which nothing follows."""
         first, end = self.text.spans[row].tolist()
         device = head_of(target).device
         tokens = torch.from_numpy(self.text.rows[row, :end].astype(np.int64))[None].to(device)
