@@ -14,9 +14,9 @@ is, and what meets it:
     garbage below the prefix  ids at random below the very draft, each a token: nothing to refuse
 
 Beside it, in turns, plain decoding on the target's core and the same drafter unharmed. Each row has
-what was logged and how often the drafter was let rest. A fault that is refused rests longer each
-time; one with nothing to refuse never rests: its lane works for nothing, and where it takes the
-other's bandwidth it goes on taking it.
+what was logged and how often the drafter was let rest. A fault that is refused rests at once, and
+longer each time; one with nothing to refuse when none of the last 32 outcomes was in its forecasts.
+Until then its lane works for nothing, and takes what it takes of the other's bandwidth.
 """
 
 from __future__ import annotations

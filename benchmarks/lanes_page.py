@@ -10,6 +10,9 @@ from page import Report, header, interval, line, optional, source
 _MS = 1e3
 HIT_BARS = {0.0: 0.80, 0.7: 0.75}  # by temperature: outcomes prepared, outside loops
 ALL_HITS_BAR = 0.92
+GAIN_BARS = {0.3: 1.08, 0.5: 1.2, 0.8: 1.35}  # by s: ahead ÷ sequential, drafters in cache
+_NEAR_S = 0.1  # of the s of a bar, to be judged by it
+_CACHE_BYTES = 32e6
 
 
 def lanes_section(reports: Sequence[Report], folder: Path) -> Iterator[str]:
@@ -88,17 +91,23 @@ def limit_table(report: Report) -> Iterator[str]:
 
 def way_table(report: Report) -> Iterator[str]:
     """The same cores, used in several ways."""
-    yield "Ways, outside loops in brackets.\n"
+    bars = ", ".join(f"{goal:g} at s = {share:g}" for share, goal in GAIN_BARS.items())
+    yield (
+        f"Ways, outside loops in brackets. The bar of ahead ÷ sequential is {bars}, within"
+        f" {_NEAR_S:g} of such an s, for drafters that fit a cache of"
+        f" {_CACHE_BYTES / 1e6:.0f} MB.\n"
+    )
     yield from header(
         "drafter", "T", "s", "sequential on lanes", "ahead", "both", "one core, plain",
-        "ahead ÷ sequential", "95 %", "winner", "same tokens",
+        "ahead ÷ sequential", "95 %", "bar", "", "winner", "same tokens",
     )  # fmt: skip
     for row in report["rows"]:
         ways = [_ratio(row, name) for name in ("sequential", "ahead", "both_cores", "one_core")]
         yield line(
             row["drafter"], f"{row['temperature']:g}", f"{row['draft_share']:.2f}", *ways,
             _ratio(row, "ahead_over_sequential", ""), interval(row["ahead_over_sequential_ci95"]),
-            row["winner"].replace("_", " "), "yes" if row["identical"] else "**no**",
+            *gain_verdict(row), row["winner"].replace("_", " "),
+            "yes" if row["identical"] else "**no**",
         )  # fmt: skip
     yield ""
 
@@ -124,6 +133,14 @@ def miss_table(report: Report) -> Iterator[str]:
             f"{1 - row['num_taken'] / max(row['num_prepared'], 1):.0%}",
         )  # fmt: skip
     yield ""
+
+
+def gain_verdict(row: Report) -> tuple[str, str]:
+    """The bar of ahead ÷ sequential of a drafter that takes so long, and whether it was met."""
+    share = min(GAIN_BARS, key=lambda at: abs(at - row["draft_share"]))
+    is_near = abs(share - row["draft_share"]) <= _NEAR_S
+    goal = GAIN_BARS[share] if is_near and row["drafter_bytes"] <= _CACHE_BYTES else None
+    return ("" if goal is None else f"≥ {goal:g}"), judged(row["ahead_over_sequential"], goal)
 
 
 def hit_verdict(temperature: float, hit_rate: float | None) -> tuple[str, str]:
