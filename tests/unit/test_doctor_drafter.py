@@ -289,3 +289,18 @@ def test_given_every_kind_then_the_list_can_be_shown(
     assert forerun(["doctor", str(model), str(tmp_path / "other")]) == 0
     shown = capsys.readouterr().out
     assert ("16, 0" in shown) == (spec is SLIDING)
+
+
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_given_a_recorded_mode_then_it_is_said_and_nothing_is_guessed(
+    drafter: Path, mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_notes(drafter, DrafterNotes(thinking=mode))
+    (drafter / "README.md").write_text("Trained on thinking answers.")
+    said = sentence(compare(open_drafter(drafter), TARGET), "thinking")
+    assert f"written with thinking {mode}" in said
+    refuse_mismatch(open_drafter(drafter), TARGET)
+    assert len(caplog.messages) == 1
+    # Control: what is no mode is not believed; the card's word is left.
+    write_notes(drafter, DrafterNotes(thinking="sometimes"))
+    assert 'says "thinking"' in sentence(compare(open_drafter(drafter), TARGET), "thinking")

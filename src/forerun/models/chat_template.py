@@ -28,13 +28,14 @@ _FAILURES = (
 def render(
     template: str,
     messages: Sequence[Mapping[str, Any]],
-    specials: Mapping[str, str],
+    values: Mapping[str, Any],
     tools: Sequence[Mapping[str, Any]] = (),
     *,
     limits: TemplateLimits | None = None,
     now_s: Callable[[], float] = time.monotonic,
 ) -> str:
     """The prompt for the assistant's next answer, who is told of `tools` if there are some.
+    `values` are what else the template may know, by name: special tokens, switches.
 
     Raises:
         TemplateExceeded: a template that takes more than `limits`; seconds are those of `now_s`.
@@ -45,14 +46,14 @@ def render(
             f"the chat template has {len(template)} characters, at most {MAX_TEMPLATE_CHARS} are"
             " read"
         )
-    values = {"messages": messages, "add_generation_prompt": True, **specials}
+    said = {"messages": messages, "add_generation_prompt": True, **values}
     if tools:
-        values["tools"] = tools
+        said["tools"] = tools
     budget = Budget(limits or TemplateLimits(), now_s)
     pieces: list[str] = []
     num_chars = 0
     try:
-        for piece in Sandbox(budget).template(template).generate(values):
+        for piece in Sandbox(budget).template(template).generate(said):
             pieces.append(piece)
             num_chars += len(piece)
             if num_chars > MAX_RENDERED_CHARS:

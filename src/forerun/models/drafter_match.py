@@ -216,6 +216,10 @@ def _tokens(path: Path) -> dict[int, str]:
 
 def _thinking(directory: Path) -> list[Finding]:
     """A hint where the drafter's name, card or config mentions the mode it was trained in."""
+    recorded = read_notes(directory).thinking
+    if recorded is not None:
+        hint = f"it learned from text that was written with thinking {recorded}: prompt the target"
+        return [Finding("thinking", "warning", f"{hint} in that mode, or expect less")]
     found = _MODE.search(directory.resolve().name) or _MODE.search(_config_text(directory))
     where = "name or config"
     if found is None:

@@ -24,11 +24,13 @@ class DrafterNotes:
     """What was measured and what is known of a training; empty or None where nobody noted it.
 
     `tokens_per_round`: by drafted tokens, the target's own included, as `--drafter auto` reads it.
-    `trained_positions`: tokens of the rows that it learned from.
+    `trained_positions`: tokens of the rows that it learned from. `thinking`: `on` or `off`, how its
+    target was told to write them.
     """
 
     tokens_per_round: Mapping[int, float] = field(default_factory=dict)
     trained_positions: int | None = None
+    thinking: str | None = None
 
 
 def read_notes(directory: Path) -> DrafterNotes:
@@ -40,10 +42,11 @@ def read_notes(directory: Path) -> DrafterNotes:
     own = config.get(_KEY) if isinstance(config, dict) else None
     if not isinstance(own, dict):
         return DrafterNotes()
-    positions = own.get("trained_positions")
+    positions, mode = own.get("trained_positions"), own.get("thinking")
     return DrafterNotes(
         _yields(own.get("tokens_per_round")),
         positions if type(positions) is int and positions > 0 else None,
+        mode if mode in ("on", "off") else None,
     )
 
 
@@ -69,6 +72,7 @@ def _said(notes: DrafterNotes) -> dict[str, Any]:
     said = {
         "tokens_per_round": yields or None,
         "trained_positions": notes.trained_positions,
+        "thinking": notes.thinking,
     }
     return {name: value for name, value in said.items() if value is not None}
 

@@ -55,10 +55,14 @@ class Tokenizer:
         return b"".join(map(self.token_bytes, token_ids)).decode("utf-8", errors="replace")
 
     def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        switches: Mapping[str, Any] | None = None,
     ) -> str:
-        """The prompt the model's chat template makes of `messages`, and of `tools` if it knows of
-        such, ready for the next answer.
+        """The prompt the model's chat template makes of `messages`, and of `tools` and `switches`
+        if it knows of such, ready for the next answer.
 
         Raises:
             ModelError: the model has no chat template, or the template failed.
@@ -70,7 +74,7 @@ class Tokenizer:
                 "this model has no chat template (tokenizer_config.json or chat_template.jinja):"
                 " it was not made for chat, use `forerun generate`"
             )
-        return render(self.template, messages, self.specials, tools)
+        return render(self.template, messages, {**self.specials, **(switches or {})}, tools)
 
     def _byte_level(self, token: str) -> bytes:
         alphabet = self._alphabet

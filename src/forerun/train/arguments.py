@@ -83,6 +83,13 @@ class Weights(StrEnum):
     PACE = "pace"
 
 
+class Thinking(StrEnum):
+    """Whether a model thinks before it answers, where its chat template lets one choose."""
+
+    ON = "on"
+    OFF = "off"
+
+
 class Layout(StrEnum):
     """Whose files are written: the last one is of EAGLE-3 only, the first two of block drafters."""
 
@@ -109,6 +116,13 @@ class SourceArguments:
     chat: Annotated[
         bool, typer.Option("--chat", help="Put prompts of --data through the chat template.")
     ] = False
+    thinking: Annotated[
+        Thinking | None,
+        typer.Option(
+            help="With --chat: how the template has the model answer; default: its own way.",
+            show_default=False,
+        ),
+    ] = None
     text: Annotated[
         list[Path] | None,
         typer.Option(help="What `forerun train text` wrote; else made first; repeat it."),

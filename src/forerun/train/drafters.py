@@ -44,7 +44,7 @@ from forerun.train.losses import DraftLoss
 from forerun.train.next_tokens import examine_small, is_language_model, load_small
 from forerun.train.outcome import Ending, Outcome, recorded_yields
 from forerun.train.progress import progress_bar
-from forerun.train.prompts import corpus_stream, mask_id_of
+from forerun.train.prompts import corpus_stream, mask_id_of, refuse_foreign_corpus
 from forerun.train.text import Text, read_text
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ def _train(job: Job, model: Drafter, drafting: Drafting, command: str, num_slots
     step, run_directory = job.step, job.out / "run"
     if job.draft.export is not None:
         config_of(model.spec, job.draft.export.value)  # refused now, not when the time is up
+    refuse_foreign_corpus(job.source.corpus, resolve_model(job.source.model))
     if step.threads:
         torch.set_num_threads(step.threads)
     target = drafting.target
@@ -260,8 +261,9 @@ def _write(
         copied=open_checkpoint(source) if layout == DEEPSPEC else None,
     )
     if layout is None:  # files for other engines have no keys but their own
-        positions = lesson.text.rows.shape[1] - 1
-        write_notes(job.out, DrafterNotes(recorded_yields(best.figures), positions))
+        text = lesson.text
+        notes = DrafterNotes(recorded_yields(best.figures), text.rows.shape[1] - 1, text.thinking)
+        write_notes(job.out, notes)
     return Outcome(
         job.kind,
         job.out,

@@ -61,7 +61,8 @@ def written_held_out(source: SourceArguments, model: Path, plan: Regeneration) -
         OptionError: neither is given, or there is nothing in them.
     """
     prompts, is_stream = prompts_for(source, model, plan, held_out=True)
-    return joined(list(regenerate(model, prompts, replace(plan, is_stream=is_stream))))
+    plan = replace(plan, is_stream=is_stream, thinking=source.thinking)
+    return joined(list(regenerate(model, prompts, plan)))
 
 
 def held_out_rows(text: Text) -> Text:

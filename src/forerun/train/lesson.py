@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from forerun.errors import OptionError
 from forerun.models.resolve import resolve_model
 from forerun.train import held_out
 from forerun.train.progress import progress_bar
@@ -52,6 +53,12 @@ def lesson_of(job: Job, run_directory: Path) -> Lesson:
     """
     source, directory = job.source, resolve_model(job.source.model)
     given = read_text(source.text) if source.text else None
+    if given is not None and source.thinking not in (None, given.thinking):
+        raise OptionError(
+            f"--thinking {source.thinking}, but --text was written with thinking"
+            f" {given.thinking or 'as the template has it, or both ways'}: leave --thinking out, or"
+            " write the text again with it"
+        )
     kept = held_out.kept_held_out(source, directory, run_directory, job.step.threads, given)
     minutes = job.minutes
     if given is None:
@@ -70,7 +77,7 @@ def make_text(out: Path, source: SourceArguments, plan: Regeneration) -> None:
     """
     directory = resolve_model(source.model)
     prompts, is_stream = prompts_for(source, directory, plan)
-    plan = replace(plan, is_stream=is_stream)
+    plan = replace(plan, is_stream=is_stream, thinking=source.thinking)
     parts, num_files = list[Text](), len(list(out.glob("*.npz")))
     with progress_bar(plan.seconds / 60, "the model writes") as report:
         for part in regenerate(directory, prompts, plan, report):

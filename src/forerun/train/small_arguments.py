@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from forerun.errors import OptionError
-from forerun.train.arguments import DraftArguments, SourceArguments
+from forerun.train.arguments import DraftArguments, SourceArguments, Thinking
 
 _PANEL = "A small model for a model of yours"
 _WATCHED = DraftArguments()  # the same defaults as of other drafters
@@ -47,6 +47,14 @@ class SmallArguments:
             rich_help_panel=_PANEL,
         ),
     ] = False
+    thinking: Annotated[
+        Thinking | None,
+        typer.Option(
+            help="With --chat: how the template has the model answer; default: its own way.",
+            show_default=False,
+            rich_help_panel=_PANEL,
+        ),
+    ] = None
     text: Annotated[
         list[Path] | None,
         typer.Option(
@@ -77,7 +85,12 @@ class SmallArguments:
         """The same of a model that was named."""
         assert self.model is not None
         return SourceArguments(
-            model=self.model, corpus=corpus, data=self.data, chat=self.chat, text=self.text
+            model=self.model,
+            corpus=corpus,
+            data=self.data,
+            chat=self.chat,
+            thinking=self.thinking,
+            text=self.text,
         )
 
     def watched(self) -> DraftArguments:
@@ -95,8 +108,8 @@ def corpus_alone(corpus: Path | None, small: SmallArguments) -> Path:
     """
     if small != SmallArguments():
         raise OptionError(
-            "--data, --chat, --text, --max-steps, --patience and --examine-every are of a drafter"
-            " for a model of yours: name it with --model"
+            "--data, --chat, --thinking, --text, --max-steps, --patience and --examine-every are of"
+            " a drafter for a model of yours: name it with --model"
         )
     if corpus is None:
         raise OptionError(

@@ -32,7 +32,7 @@ from forerun.train.lm import Budget, Run, Watch, initialise, write_facts
 from forerun.train.next_tokens import examine_small
 from forerun.train.outcome import RECORDED_LENGTHS, Ending, Outcome, recorded_yields
 from forerun.train.progress import progress_bar
-from forerun.train.prompts import corpus_stream
+from forerun.train.prompts import corpus_stream, refuse_foreign_corpus
 from forerun.train.recipes import options_said, recipe_of
 from forerun.train.small_sizes import small_spec
 from forerun.train.token_loss import OwnText, TokenLoss
@@ -101,16 +101,7 @@ def _refuse(job: Job, lesson: LessonArguments, directory: Path) -> None:
             "--exit-layer trains a model to be its own drafter, --model makes one beside it: give"
             " one of them"
         )
-    corpus = job.source.corpus
-    if corpus is None:
-        return
-    name = "tokenizer.json"
-    own, theirs = corpus / "tokenizer" / name, directory / name
-    if own.is_file() and theirs.is_file() and own.read_bytes() != theirs.read_bytes():
-        raise OptionError(
-            f"{corpus} is encoded with a tokenizer of its own, not with that of {directory}: its"
-            " numbers are other tokens there. Give prompts as text, with --data FILE"
-        )
+    refuse_foreign_corpus(job.source.corpus, directory)
 
 
 def _refuse_foreign_text(learned: Lesson, spec: ModelSpec) -> None:
@@ -205,7 +196,8 @@ def _write(training: _Training, directory: Path, command: str) -> Outcome:
     assert best is not None  # it was looked at last
     run.model.load_state_dict(best.weights)  # the run itself goes on from its last ones
     export_checkpoint(run.model, directory, job.out, pad_id=None)
-    positions = training.learned.text.rows.shape[1] - 1
-    write_notes(job.out, DrafterNotes(recorded_yields(best.figures), positions))
+    text = training.learned.text
+    positions = text.rows.shape[1] - 1
+    write_notes(job.out, DrafterNotes(recorded_yields(best.figures), positions, text.thinking))
     last, ending = run.position.step, training.ending
     return Outcome("lm", job.out, job.source.model, ending, best.step, last, best.figures)

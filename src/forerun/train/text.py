@@ -7,8 +7,8 @@ text, so that text is what it learns from.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,14 @@ Prompts = Callable[[int], Sequence[list[int]]]  # of a batch, by its number; non
 class Text:
     """Rows `[N L]` of token ids; the target chose those in `spans [N 2]` itself, at `temperatures
     [N]` with the noise of `seeds [N]` (0 where it is not known). What is past a span is padding.
+    `thinking`: `on` or `off`, as the chat template was told; None if it was not, or differently.
     """
 
     rows: NDArray[np.unsignedinteger[Any]]
     spans: NDArray[np.int64]
     temperatures: NDArray[np.float64]
     seeds: NDArray[np.int64]
+    thinking: str | None = None
 
     def save(self, path: Path) -> None:
         """Write it; a kill at any moment leaves no half file under that name."""
@@ -44,6 +46,7 @@ class Text:
             spans=self.spans,
             temperatures=self.temperatures,
             seeds=self.seeds,
+            thinking=np.array(self.thinking or ""),
         )
         partial.replace(path)
 
@@ -54,6 +57,7 @@ class Regeneration:
 
     A row holds a prompt's last `prompt_len` tokens and what the target makes of them, `row_len + 1`
     in all. `is_stream`: the model was trained on text that goes on after its end of text.
+    `thinking` is noted with the text: the prompts have it said already.
     """
 
     seconds: float
@@ -62,6 +66,7 @@ class Regeneration:
     temperatures: tuple[float, ...] = TEMPERATURES
     seed: int = 0
     is_stream: bool = True
+    thinking: str | None = None
     threads: int | None = None
     batch_rows: int = 64
 
@@ -89,25 +94,32 @@ def regenerate(
             made = engine.generate(chosen, wishes)
             pairs = zip(chosen, (list(one.token_ids) for one in made), strict=True)
             vocab = engine.tokenizer.vocab_size
-            yield _packed([(p, a) for p, a in pairs], wishes, plan.row_len, vocab)
+            packed = _packed([(p, a) for p, a in pairs], wishes, plan.row_len, vocab)
+            yield replace(packed, thinking=plan.thinking)
             num_rows += len(chosen)
             report({"rows": num_rows, "elapsed_s": time.monotonic() - began})
 
 
 def joined(texts: Sequence[Text]) -> Text:
     """All of them as one."""
+    modes = {text.thinking for text in texts}
     return Text(
         np.concatenate([text.rows for text in texts]),
         np.concatenate([text.spans for text in texts]),
         np.concatenate([text.temperatures for text in texts]),
         np.concatenate([text.seeds for text in texts]),
+        modes.pop() if len(modes) == 1 else None,
     )
 
 
 def rows_of(text: Text, chosen: NDArray[np.int64]) -> Text:
     """Some rows of a text, as a text."""
     return Text(
-        text.rows[chosen], text.spans[chosen], text.temperatures[chosen], text.seeds[chosen]
+        text.rows[chosen],
+        text.spans[chosen],
+        text.temperatures[chosen],
+        text.seeds[chosen],
+        text.thinking,
     )
 
 
@@ -124,7 +136,9 @@ def read_text(paths: Sequence[Path]) -> Text:
             f"no .npz in {', '.join(map(str, paths))}: make it with `forerun train text`"
         )
     loaded = [np.load(file) for file in files]
-    texts = [Text(f["rows"], f["spans"], f["temperatures"], f["seeds"]) for f in loaded]
+    texts = [
+        Text(f["rows"], f["spans"], f["temperatures"], f["seeds"], _mode_in(f)) for f in loaded
+    ]
     lengths = {text.rows.shape[1] for text in texts}
     if len(lengths) > 1:
         raise OptionError(
@@ -132,6 +146,10 @@ def read_text(paths: Sequence[Path]) -> Text:
             " --row-len"
         )
     return joined(texts)
+
+
+def _mode_in(file: Mapping[str, NDArray[Any]]) -> str | None:
+    return str(file["thinking"]) or None if "thinking" in file else None
 
 
 def stream_prompts(stream: NDArray[Any], plan: Regeneration) -> Prompts:
