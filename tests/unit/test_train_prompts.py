@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -58,14 +59,14 @@ def _corpus(target: Path, tmp_path: Path) -> Path:
     return corpus
 
 
-def rewrite(corpus: Path, change: Callable[[dict], None], indent: int | None = None) -> None:
+def rewrite(corpus: Path, change: Callable[[dict[str, Any]], None], indent: int | None = None) -> None:
     path = corpus / "tokenizer" / "tokenizer.json"
     file = json.loads(path.read_text())
     change(file)
     path.write_text(json.dumps(file, indent=indent))
 
 
-def swap_two(file: dict) -> None:
+def swap_two(file: dict[str, Any]) -> None:
     vocab = file["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
 
