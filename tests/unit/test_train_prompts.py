@@ -59,7 +59,9 @@ def _corpus(target: Path, tmp_path: Path) -> Path:
     return corpus
 
 
-def rewrite(corpus: Path, change: Callable[[dict[str, Any]], None], indent: int | None = None) -> None:
+def rewrite(
+    corpus: Path, change: Callable[[dict[str, Any]], None], indent: int | None = None
+) -> None:
     path = corpus / "tokenizer" / "tokenizer.json"
     file = json.loads(path.read_text())
     change(file)
