@@ -91,6 +91,7 @@ class Tab:
         self.call("Emulation.setDeviceMetricsOverride", **size)
         size["height"] = self.run("document.documentElement.scrollHeight")
         self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.run("new Promise((done) => requestAnimationFrame(() => setTimeout(done, 200)))")
         shot = self.call("Page.captureScreenshot", format="png")
         path.write_bytes(base64.b64decode(shot["data"]))
 

@@ -200,10 +200,28 @@ def test_given_a_drafter_that_fails_then_the_round_is_plain_and_the_text_the_sam
     click(tab, "fail")
     tab.wait("document.getElementById('note').textContent.includes('fails')")
     click(tab, "run")
+    tab.run("document.querySelector('.ribbon .tok').click()")
 
     assert ribbon(tab) == before
     assert kinds(tab)[0] == "target"
+    assert tab.run("document.querySelectorAll('#tree .node.target').length") == 1
     assert tab.run("document.querySelectorAll('#tree .node').length") == 2 < drafted
+
+
+@pytest.mark.parametrize("composition", ["off", "lookup + chain:3"])
+def test_given_an_answer_then_the_first_round_that_kept_a_draft_is_looked_at(
+    tab: Tab, composition: str
+) -> None:
+    tab.run(f"document.getElementById('a').value = '{composition}'")
+    tab.run("document.getElementById('tokens').value = 64")
+    click(tab, "run")
+
+    found = int(tab.run("document.getElementById('round').value"))
+    drafted = (
+        "[...document.querySelectorAll('.ribbon .draft')].map((one) => +one.dataset.round + 1)"
+    )
+    assert found == min(tab.run(drafted), default=1)
+    assert (found == 1) == (composition == "off")
 
 
 def test_given_a_chat_then_turns_are_kept_and_forgotten_on_demand(tab: Tab) -> None:

@@ -72,6 +72,7 @@ function hear(run, event) {
   run.text += choice?.text ?? choice?.delta?.content ?? "";
   run.finish = choice?.finish_reason ?? run.finish;
   run.timings = event.timings ?? run.timings;
+  run.isDegraded = event.metrics?.speculative_decoding?.degraded ?? run.isDegraded;
   if (event.forerun?.round) run.rounds.push(roundOf(event.forerun.round, run));
 }
 

@@ -1,11 +1,11 @@
 // Pictures of runs: values in, elements out. Text of models only ever becomes text nodes.
 
-import { keptByPosition, spentOf, tokensOf } from "./traces.js";
+import { isPlain, keptByPosition, spentOf, tokensOf } from "./traces.js";
 
 const SVG = "http://www.w3.org/2000/svg";
-const NODE_WIDTH = 124;
+const NODE_WIDTH = 130;
 const NODE_HEIGHT = 24;
-const COLUMN = 152;
+const COLUMN = 158;
 const LINE = 34;
 const LONGEST_LABEL = 13;
 
@@ -40,7 +40,7 @@ function shortened(text) {
 }
 
 export function milliseconds(seconds) {
-  return `${(seconds * 1e3).toFixed(seconds < 0.01 ? 2 : 1)} ms`;
+  return seconds < 1 ? `${(seconds * 1e3).toFixed(seconds < 0.01 ? 2 : 1)} ms` : `${seconds.toFixed(2)} s`;
 }
 
 export function percent(value) {
@@ -137,7 +137,7 @@ export function legend(drafters) {
     element("span", {}, element("span", { class: tokenClass(origin, drafter, drafters) }, text), ` ${label}`);
   return [
     ...drafters.map((name) => sample("draft", name, "draft", `accepted draft of ${name}`)),
-    sample("bonus", "", "bonus", "the target's, behind accepted drafts, at no pass of its own"),
+    ...(drafters.length ? [sample("bonus", "", "bonus", "the target's, behind accepted drafts, at no pass of its own")] : []),
     sample("target", "", "target", "the target's, as in plain decoding"),
   ];
 }
@@ -184,12 +184,13 @@ export function treePicture(round) {
     drawn.append(edge(at(round.parents[node]), at(node), name, 1 + 4 * widest(node)));
   });
   const own = [8 + (round.depths[exit] + 1) * COLUMN, 8 + lines.bonus * LINE];
-  drawn.append(edge(at(exit), own, "edge bonus", 2));
+  const origin = round.numAccepted ? "bonus" : "target"; // as the ribbon calls it
+  drawn.append(edge(at(exit), own, `edge ${origin}`, 2));
   round.tokens.forEach((_, node) => {
     const kind = node === 0 ? "pending" : isKept(node) ? "kept" : "dropped";
     drawn.append(box(at(node), round.texts[node], kind, figuresOf(round, node)));
   });
-  drawn.append(box(own, round.bonus_text, "bonus", ["the target's own token"]));
+  drawn.append(box(own, round.bonus_text, origin, ["the target's own token"]));
   return drawn;
 }
 
@@ -202,7 +203,7 @@ function edge([x, y], [toX, toY], name, width) {
 
 function box([x, y], text, kind, figures) {
   const size = { x, y, width: NODE_WIDTH, height: NODE_HEIGHT, rx: 4, class: `node ${kind}` };
-  const mark = { pending: "● ", kept: "✓ ", bonus: "★ ", dropped: "" }[kind];
+  const mark = { pending: "● ", kept: "✓ ", bonus: "★ ", target: "★ ", dropped: "" }[kind];
   const label = svg("text", { x: x + 6, y: y + 17, class: kind }, mark + shortened(text));
   const title = svg("title", {}, [visible(text), ...figures].join("  ·  "));
   return svg("g", {}, title, svg("rect", size), label);
@@ -234,7 +235,8 @@ function aheadOf({ lane }) {
 
 // --- lanes over time -----------------------------------------------------------------------------
 
-const LEFT = 70;
+const NAMES = 72; // of the lanes, which stay where they are
+const LEFT = 4;
 const MOST_ROUNDS = 400;
 
 // `plain`: seconds of a round without drafts, null where it is not known.
@@ -251,12 +253,14 @@ export function lanesPicture(run, chosen, plain, choose) {
   const hasLane = rounds.some((one) => one.lane);
   const names = ["draft", "verify", ...(hasLane ? ["ahead"] : []), ...(plain === null ? [] : ["plain"])];
   const width = LEFT + end_s * scale + 70;
-  const drawn = picture(width, names.length * 26 + 40, `${rounds.length} rounds over time`);
+  const height = names.length * 26 + 40;
+  const drawn = picture(width, height, `${rounds.length} rounds over time`);
+  const side = svg("svg", { class: "names", width: NAMES, height, "aria-hidden": "true" });
   const x = (seconds) => LEFT + (seconds - start) * scale;
   const line = (name) => 8 + names.indexOf(name) * 26;
   const span = (name, from, seconds, kind) =>
     svg("rect", { class: kind, x: x(from), y: line(name), width: Math.max(seconds * scale, 0.5), height: 18 });
-  names.forEach((name) => drawn.append(svg("text", { x: 4, y: line(name) + 14 }, name)));
+  names.forEach((name) => side.append(svg("text", { x: 10, y: line(name) + 14 }, name)));
   for (const one of rounds) {
     if (one.round === chosen) drawn.append(whole(one, x, scale, names.length, "chosen"));
     drawn.append(span("draft", one.began_s, one.draft_s, "time-draft"));
@@ -270,7 +274,7 @@ export function lanesPicture(run, chosen, plain, choose) {
   if (plain !== null)
     for (let at = 0; at < numTokens; at++) drawn.append(span("plain", start + at * plain, plain, "time-ghost"));
   drawn.append(...axis(end_s, scale, names.length * 26 + 10));
-  return drawn;
+  return [side, drawn];
 }
 
 // What the first round collects may have been prepared for somebody else, long before.
@@ -289,7 +293,7 @@ function axis(end_s, scale, y) {
   for (let at = 0; at <= end_s; at += step) {
     const x = LEFT + at * scale;
     found.push(svg("line", { class: "axis", x1: x, x2: x, y1: y, y2: y + 5 }));
-    const label = `${Number((at * 1e3).toPrecision(4))} ms`;
+    const label = end_s < 2 ? `${Number((at * 1e3).toPrecision(4))} ms` : `${Number(at.toPrecision(4))} s`;
     found.push(svg("text", { class: "faint", x: x + 3, y: y + 17 }, label));
   }
   return found;
@@ -305,6 +309,7 @@ export function ghostText(run, plain, isMeasured) {
   const took = spentOf(run.rounds);
   const num = tokensOf(run).length;
   const own = `${num} tokens in ${run.rounds.length} rounds of ${milliseconds(took)} together`;
+  if (isPlain(run)) return `${own}, a token each: this is plain decoding.`;
   if (plain === null) return `${own}. Run once with speculation off to see plain decoding beside it.`;
   const how = isMeasured
     ? "as measured with speculation off"
@@ -317,15 +322,11 @@ export function ghostText(run, plain, isMeasured) {
 
 export function barsPicture(run) {
   const found = keptByPosition(run);
-  if (!found.length) return element("p", {}, "Nothing was drafted.");
-  const drawn = picture(560, found.length * 26 + 8, "How often a draft was kept, by its place");
-  found.forEach(({ drafted, kept }, at) => {
-    const y = 6 + at * 26;
-    drawn.append(svg("text", { x: 4, y: y + 14 }, `${at + 1}`));
-    drawn.append(svg("rect", { class: "bar-room", x: 34, y, width: 320, height: 18 }));
-    drawn.append(svg("rect", { class: "bar", x: 34, y, width: (320 * kept) / drafted, height: 18 }));
-    const label = `${percent(kept / drafted)}  (${kept} of ${drafted} rounds)`;
-    drawn.append(svg("text", { x: 364, y: y + 14 }, label));
+  if (!found.length) return [element("p", {}, "Nothing was drafted.")];
+  return found.flatMap(({ drafted, kept }, at) => {
+    const bar = element("div", { class: "bar" });
+    bar.style.width = `${(100 * kept) / drafted}%`;
+    const label = `${percent(kept / drafted)} (${kept} of ${drafted} rounds)`;
+    return [element("span", {}, `${at + 1}`), element("div", { class: "bar-room" }, bar), element("span", {}, label)];
   });
-  return drawn;
 }

@@ -6,7 +6,7 @@ import {
   summaryOf, tokenElement, treePicture, visible,
 } from "./drawing.js";
 import { change, chosenRun, lookAt, onChange, say, state } from "./state.js";
-import { draftersOf, fileOf, firstDifference, guessedPlain, isPlain, plainOf, runsOf, spentOf, tokensOf } from "./traces.js";
+import { draftersOf, fileOf, firstDifference, guessedPlain, isPlain, plainOf, runsOf, spentOf, tellingRound, tokensOf } from "./traces.js";
 
 const PICTURE_MS = 250; // between two drawings while an answer comes
 const LARGEST_FILE = 64 << 20;
@@ -36,12 +36,15 @@ async function runAll(wanted, finish) {
   const done = [];
   try {
     for (const [label, speculation] of wanted) {
-      const told = (run) => change({ runs: [...done, run], chosen: done.length, round: run.rounds.length - 1 });
+      const told = (run) => {
+        const note = run.rounds.length ? `writing ${label} …` : "reading the prompt …";
+        change({ runs: [...done, run], chosen: done.length, round: run.rounds.length - 1, note });
+      };
       done.push(await answer(question, label, speculation, told, busy.signal));
       learnPlain(done.at(-1));
     }
     change({ note: "", chosen: done.findIndex((run) => !isPlain(run)) < 1 ? 0 : 1 });
-    lookAt(state.chosen, 0);
+    lookAt(state.chosen, tellingRound(chosenRun()));
     finish(done, question);
   } catch (error) {
     complain(error);
@@ -81,7 +84,8 @@ function prove([plain, drafted], question) {
 async function fail(num) {
   try {
     await failDrafter(at("key").value, num);
-    say(num === 1 ? "its next proposal fails; the text does not change" : "its next proposals fail; then it is switched off");
+    const next = num === 1 ? "its next proposal fails" : "its next proposals fail, then it is switched off";
+    say(`the server's own drafter, ${state.about.drafter}: ${next}; the text does not change`);
   } catch (error) {
     complain(error);
   }
@@ -108,7 +112,7 @@ function openText(name, text) {
     const reference = runs.find(isPlain);
     const plain = reference ? plainOf(reference) : null;
     const note = `${name}${header.model ? `, of ${header.model}` : ""}`;
-    change({ runs, chosen: 0, round: 0, proof: null, plain, note, isWrong: false });
+    change({ runs, chosen: 0, round: tellingRound(runs[0]), proof: null, plain, note, isWrong: false });
   } catch (error) {
     say(`${name} is no trace: ${error.message}`, true);
   }
@@ -146,7 +150,12 @@ function showForm() {
   at("untaught").hidden = !isChat || !about || about.has_chat_template;
   at("turns").hidden = at("fresh").hidden = !isChat || !turns.length;
   if (at("turns").childElementCount !== turns.length)
-    at("turns").replaceChildren(...turns.map((one) => element("li", { class: one.role }, one.content)));
+    showTurns(turns);
+}
+
+function showTurns(turns) {
+  at("turns").replaceChildren(...turns.map((one) => element("li", { class: one.role }, one.content)));
+  at("turns").scrollTop = at("turns").scrollHeight;
 }
 
 // Only what is new is added: an answer may be long.
@@ -160,6 +169,7 @@ function showRibbons() {
     at("results").replaceChildren(...shown.runs.map((one) => one.whole));
     at("legend").replaceChildren(...legend(drafters));
     at("legend").hidden = !state.runs.length;
+    at("hint").hidden = Boolean(state.runs.length);
     if (!state.runs.length) at("detail").hidden = true;
   }
   for (const one of shown.runs) extend(one, drafters);
@@ -194,6 +204,7 @@ function figuresOf(run) {
   if (run.rounds.length) parts.push(`${(num / run.rounds.length).toFixed(2)} a round`);
   if (drafted) parts.push(`${percent(kept / drafted)} of ${drafted} drafted kept`);
   if (took > 0) parts.push(`${milliseconds(took)}, ${(num / took).toFixed(0)} tokens/s`);
+  if (run.isDegraded) parts.push("the drafter failed and rests");
   return [...parts, run.finish].filter(Boolean).join(" · ");
 }
 
@@ -221,7 +232,7 @@ function showPictures() {
   at("told").textContent = summaryOf(round);
   at("tree").replaceChildren(treePicture(round));
   showTimes(run);
-  at("bars").replaceChildren(barsPicture(run));
+  at("bars").replaceChildren(...barsPicture(run));
 }
 
 function showTimes(run) {
@@ -229,11 +240,12 @@ function showTimes(run) {
   const choose = (round) => lookAt(state.chosen, round);
   at("ghost").textContent = ghostText(run, plain, state.plain !== null);
   const left = at("lanes").scrollLeft;
-  at("lanes").replaceChildren(lanesPicture(run, state.round, plain, choose));
+  at("lanes").replaceChildren(...lanesPicture(run, state.round, plain, choose));
   at("lanes").scrollLeft = left;
   const mark = at("lanes").querySelector(".chosen");
   if (!mark) return;
-  const [x, width] = [Number(mark.getAttribute("x")), at("lanes").clientWidth];
+  const names = at("lanes").firstChild.clientWidth;
+  const [x, width] = [Number(mark.getAttribute("x")), at("lanes").clientWidth - names];
   if (x < left || x > left + width - 60) at("lanes").scrollLeft = x - width / 2;
 }
 
@@ -307,7 +319,10 @@ at("open").addEventListener("change", (event) => {
   if (event.target.files[0]) openFile(event.target.files[0]);
   event.target.value = "";
 });
-at("of").addEventListener("change", (event) => lookAt(Number(event.target.value), 0));
+at("of").addEventListener("change", (event) => {
+  const chosen = Number(event.target.value);
+  lookAt(chosen, tellingRound(state.runs[chosen]));
+});
 at("round").addEventListener("change", (event) => lookAt(state.chosen, Number(event.target.value) - 1));
 at("previous").addEventListener("click", () => lookAt(state.chosen, state.round - 1));
 at("next").addEventListener("click", () => lookAt(state.chosen, state.round + 1));

@@ -4,7 +4,7 @@
 const MOST_LINES = 100000;
 
 export function newRun(label, speculation) {
-  return { label, speculation, rounds: [], text: "", finish: "", timings: null };
+  return { label, speculation, rounds: [], text: "", finish: "", timings: null, isDegraded: false };
 }
 
 // A round as it came, with what older or shorter schemas leave out.
@@ -83,6 +83,13 @@ export function guessedPlain(run) {
 
 export function isPlain(run) {
   return run.rounds.length > 0 && run.rounds.every((round) => round.tokens.length === 1);
+}
+
+// The first round that shows something: a draft that was kept, else any draft, else the first.
+export function tellingRound(run) {
+  const kept = run.rounds.findIndex((round) => round.numAccepted > 0);
+  if (kept >= 0) return kept;
+  return Math.max(0, run.rounds.findIndex((round) => round.tokens.length > 1));
 }
 
 // The first place where two runs differ, -1 where they do not.
