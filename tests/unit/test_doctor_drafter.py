@@ -251,10 +251,11 @@ def test_given_json_then_one_object(
 
 
 def test_given_what_is_no_drafter_then_a_sentence_and_exit_two(
-    model: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert forerun(["doctor", str(model), str(model)]) == 2
-    assert "describes a language model" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["BertModel"]}))
+    assert forerun(["doctor", str(model), str(tmp_path)]) == 2
+    assert "BertModel" in capsys.readouterr().err
     assert forerun(["doctor", str(model)]) == 2
     assert "name the drafter too" in capsys.readouterr().err
 

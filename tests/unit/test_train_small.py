@@ -30,7 +30,7 @@ from forerun.train.arguments import (  # noqa: E402
 )
 from forerun.train.arguments import Engine as StepEngine  # noqa: E402
 from forerun.train.batches import Batches  # noqa: E402
-from forerun.train.drafters import expect_drafter  # noqa: E402
+from forerun.train.drafters import as_data, expect_drafter, write_card  # noqa: E402
 from forerun.train.drafting import by_temperature  # noqa: E402
 from forerun.train.expected import Expected  # noqa: E402
 from forerun.train.export import load_decoder  # noqa: E402
@@ -258,6 +258,13 @@ class TestTraining:
         assert round(mean_of(found, 7), 2) == record_of(trained)[7]
         # Control: it does not yield that much in chains of two.
         assert mean_of(found, 2) < mean_of(found, 7) - 0.5
+        # and its card says it
+        assert not (trained / "MODEL_CARD.md").exists()
+        write_card(trained, source, {name: as_data(one) for name, one in found.items()})
+        card = (trained / "MODEL_CARD.md").read_text()
+        assert "# A small model that drafts" in card
+        assert f"| T=0 | {found[GREEDY].tokens_per_round:.2f} |" in card
+        assert "30 steps" in card
         # An unfinished training has a checkpoint and no config.json yet.
         (tmp_path / "run").mkdir()
         for name in ("checkpoint.safetensors", "heldout.npz"):

@@ -32,6 +32,15 @@ class DrafterNotes:
     trained_positions: int | None = None
     thinking: str | None = None
 
+    @property
+    def sentence(self) -> str:
+        """The tokens a round, as they are shown."""
+        each = [
+            f"{tokens:.2f} of chains of {num}"
+            for num, tokens in sorted(self.tokens_per_round.items())
+        ]
+        return ", ".join(each) or "not recorded"
+
 
 def read_notes(directory: Path) -> DrafterNotes:
     """The notes of a drafter's directory; what is absent or nonsense counts as not noted."""

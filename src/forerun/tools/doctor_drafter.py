@@ -5,7 +5,6 @@ Opens both and compares; runs neither.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from forerun.models.drafter_notes import read_notes
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
 from forerun.models.resolve import resolve_model
 from forerun.models.weights import open_checkpoint
+from forerun.tools.doctor_small import examine_small_model, is_language_model
 from forerun.tools.terminal import write_json
 
 # Of a block drafter, by its Markov head; a drafter's card says it in the same words.
@@ -55,7 +55,7 @@ def drafter_path(name: str, model_dir: Path) -> Path:
         ModelError: nothing is there.
     """
     kind, _, argument = name.partition(":")
-    if kind in FEATURE_DRAFTERS and not Path(name).is_dir():
+    if kind in ("lm", *FEATURE_DRAFTERS) and not Path(name).is_dir():
         return drafter_directory(DrafterName(kind, argument or None), model_dir)
     return resolve_model(name)
 
@@ -66,6 +66,8 @@ def examine(model_dir: Path, drafter_dir: Path) -> dict[str, Any]:
     Raises:
         ModelError: one of them cannot be opened, or the drafter is of a kind not supported.
     """
+    if is_language_model(drafter_dir):
+        return examine_small_model(model_dir, drafter_dir)
     target = open_checkpoint(model_dir)
     drafter = open_drafter(drafter_dir, target.spec)
     findings = compare(drafter, target.spec, model_dir) + compare_copies(drafter, target)
@@ -90,7 +92,7 @@ def _described(drafter: DrafterCheckpoint) -> dict[str, Any]:
         "num_bytes": drafter.num_bytes,
         "max_position": spec.body.max_position,
         "trained_positions": notes.trained_positions or "not recorded",
-        "tokens_per_round": _yields(notes.tokens_per_round),
+        "tokens_per_round": notes.sentence,
     }
     if isinstance(spec, EagleSpec):
         return both | {
@@ -109,11 +111,6 @@ def _described(drafter: DrafterCheckpoint) -> dict[str, Any]:
         "markov_head": _markov(spec),
         "confidence_head": spec.has_confidence,
     }
-
-
-def _yields(record: Mapping[int, float]) -> str:
-    each = [f"{tokens:.2f} of chains of {num}" for num, tokens in sorted(record.items())]
-    return ", ".join(each) or "not recorded"
 
 
 def _kind(spec: DrafterSpec) -> str:

@@ -1,4 +1,4 @@
-"""Write MODEL_CARD.md of a drafter that reads features: how it was trained, what it yields.
+"""Write MODEL_CARD.md of a drafter: how it was trained, what it yields.
 
 Knows a spec, a training's facts and its figures on held-out text. Must not know models.
 """
@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec
+from forerun.models.spec import ModelSpec
 from forerun.tools.doctor_drafter import WHAT_SLOTS_HEAR
 
 
 def write_drafter_card(
     out: Path,
-    spec: DrafterSpec,
+    spec: DrafterSpec | ModelSpec,
     training: Mapping[str, Any] | None,
     figures: Mapping[str, Mapping[str, Any]],
     machine: str,
@@ -28,7 +29,15 @@ def write_drafter_card(
     out.write_text("\n\n".join(section.strip() for section in sections) + "\n", encoding="utf-8")
 
 
-def _introduction(spec: DrafterSpec) -> str:
+def _introduction(spec: DrafterSpec | ModelSpec) -> str:
+    if isinstance(spec, ModelSpec):
+        return f"""# A small model that drafts
+
+Reads its target's tokens and nothing else of it, and proposes one after another.
+{spec.num_parameters:,} parameters in {spec.num_layers} layers, {spec.dtype};
+an ordinary checkpoint.
+
+It changes no token of what is written, only when."""
     taps = ", ".join(map(str, spec.tap_layers))
     reads = f"the target's hidden states behind layers {taps} of {spec.num_target_layers}, from 0"
     if isinstance(spec, BlockSpec):

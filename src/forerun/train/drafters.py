@@ -154,7 +154,9 @@ def write_card(drafter: Path, source: SourceArguments, figures: dict[str, Any]) 
     Raises:
         ModelError: a target or drafter that cannot be used.
     """
-    spec = load_drafter(drafter, read_spec(resolve_model(source.model))).spec
+    target = read_spec(resolve_model(source.model))
+    is_small = is_language_model(drafter)
+    spec = read_spec(drafter) if is_small else load_drafter(drafter, target).spec
     facts = drafter / "run" / "training.json"
     training = json.loads(facts.read_text()) if facts.exists() else None
     write_drafter_card(drafter / "MODEL_CARD.md", spec, training, figures, machine_name())

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from forerun.backends.torch.decoder import Decoder
 from forerun.errors import OptionError
-from forerun.models.spec import FAMILIES, architecture_of, read_json
+from forerun.tools import doctor_small
 from forerun.train.drafting import Examination, noise_of
 from forerun.train.expected import Expected, expected, matched_runs
 from forerun.train.export import load_decoder
@@ -60,9 +60,9 @@ def kept_runs(model: Decoder, text: Text, row: int, num_drafted: int) -> NDArray
 def is_language_model(directory: Path) -> bool:
     """Whether a directory holds a whole model of its own, not a drafter that reads another's, or a
     training of one that is not over."""
-    config, unfinished = directory / "config.json", directory / "run" / CHECKPOINT_NAME
-    if config.is_file():
-        return architecture_of(read_json(config)) in FAMILIES
+    if (directory / "config.json").is_file():
+        return doctor_small.is_language_model(directory)
+    unfinished = directory / "run" / CHECKPOINT_NAME
     return unfinished.is_file() and "rope" in load_checkpoint(unfinished)["spec"]
 
 
