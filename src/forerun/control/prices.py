@@ -24,6 +24,7 @@ PASS_YIELD = 0.6  # of the scores that a pass expands, what its best children ke
 _FIRST_PAUSE, _LAST_PAUSE = 32, 512  # plain rounds before drafting is tried again
 _TRIED = 12  # drafting rounds before it is compared with decoding plainly
 _REST, _RESTED = 128, 2  # drafting rounds after which so many are plain, to see what those take
+_LOOK = 6  # plain rounds before it is believed that drafting loses: the first times were the least
 _GAIN = 1.02
 
 
@@ -73,31 +74,31 @@ class _Load:
     num_rows: int
     tokens: float = 0.0  # of a row
     seconds: float = 0.0
-    plain_s: float = 0.0  # of the same rounds without drafts
     num_drafting: int = 0
     pause: int = 0
     next_pause: int = _FIRST_PAUSE
     is_behind: bool = False  # whether a drafter still has to read what came in a pause
+    has_looked: bool = False  # whether plain rounds were seen since drafting last paid
 
     def learn(self, tokens: float, seconds: float, plain_s: float) -> None:
-        """Take in a round that drafted."""
+        """Take in a round that drafted, and what one that does not is expected to take."""
         if self.is_behind:
             self.is_behind = False
             return
         self.tokens = _MEMORY * self.tokens + tokens
         self.seconds = _MEMORY * self.seconds + seconds
-        # As many tokens as plain rounds would take so long for.
-        self.plain_s = _MEMORY * self.plain_s + plain_s * tokens
         self.num_drafting += 1
         if self.num_drafting < _TRIED or not plain_s:
             return
-        if self.plain_s * _GAIN < self.seconds:
+        if plain_s * self.tokens * _GAIN >= self.seconds:
+            self.next_pause, self.has_looked = _FIRST_PAUSE, False
+            if self.num_drafting % _REST == 0:
+                self.pause = _RESTED
+        elif not self.has_looked:
+            self.pause, self.has_looked = _LOOK, True
+        else:
             self.pause, self.next_pause = self.next_pause, min(2 * self.next_pause, _LAST_PAUSE)
-            self.num_drafting, self.tokens, self.seconds, self.plain_s = 0, 0.0, 0.0, 0.0
-            return
-        self.next_pause = _FIRST_PAUSE
-        if self.num_drafting % _REST == 0:
-            self.pause = _RESTED
+            self.num_drafting, self.tokens, self.seconds = 0, 0.0, 0.0
 
 
 class Prices:
