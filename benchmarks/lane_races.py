@@ -88,11 +88,15 @@ def _ways(race: Race, name: str, schedules: Sequence[str]) -> list[Way]:
 
 
 def _fastest_ahead(race: Race, prompts: Sequence[Prompt], name: str) -> Way:
-    """The fastest length with a middle number of branches, then the fastest number with that."""
-    schedules = [f"ahead:{branches}" for branches in race.branches]
-    middle = schedules[len(schedules) // 2]
-    length = _fastest(race, prompts, _ways(race, name, [middle])).length
-    return _fastest(race, prompts, _ways(replace(race, lengths=[length]), name, schedules))
+    """The fastest length with a middle number of branches, then the fastest number with that, then
+    once more the length: a slow drafter that has few branches goes deeper."""
+    lengths, schedules = race.lengths, [f"ahead:{branches}" for branches in race.branches]
+    best = Way(name, schedules[len(schedules) // 2], race.shape, lengths[0])
+    for _ in range(2):
+        best = _fastest(race, prompts, _ways(race, name, [best.schedule]))
+        alone = replace(race, lengths=[best.length])
+        best = _fastest(race, prompts, _ways(alone, name, schedules))
+    return best
 
 
 def _fastest(race: Race, prompts: Sequence[Prompt], ways: Sequence[Way]) -> Way:

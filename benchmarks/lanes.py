@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=24, help="rounds that limits are measured over")
     add("--lengths", type=_counts, default=[2, 3, 4], help="draft lengths to choose from")
     add("--chain-lengths", type=_counts, default=[2, 4, 6], help="of chains beside trees")
-    add("--branches", type=_counts, default=[2, 4, 8, 16, 24], help="how many, to choose from")
+    add("--branches", type=_counts, default=[1, 2, 4, 8, 16], help="how many, to choose from")
     add("--shape", default="chain", choices=("chain", "tree"))
     add("--json", type=Path)
     return parser
