@@ -45,6 +45,12 @@ PassRows grown_rows(const GrowthPlan& plan, std::vector<Wanted>& wanted, int num
   return pass;
 }
 
+// A head's logits to the places of the target's tokens; what it does not know has no chance.
+void spread_row(const float* own, const std::vector<int32_t>& token_map, size_t width, float* out) {
+  std::fill_n(out, width, -INFINITY);
+  for (size_t t = 0; t < token_map.size(); ++t) out[static_cast<size_t>(token_map[t])] = own[t];
+}
+
 int num_features(const GrowthPlan& plan, int row) {
   return plan.catch_up_starts[row + 1] - plan.catch_up_starts[row] - 1;
 }
@@ -203,7 +209,8 @@ void BlockReader::read_text(const GrowthPlan& plan, int capacity) {
   std::vector<Wanted> pending;
   first_slots_.clear();
   num_levels_.clear();
-  silence_.assign(static_cast<size_t>(model_.logits_stride()), std::nanf(""));
+  silence_.assign(at(std::max(model_.shape().vocab, static_cast<int>(model_.logits_stride()))),
+                  std::nanf(""));
   for (int b = 0; b < plan.num_rows; ++b) {
     const int levels =
         plan.budgets[b] < 1 ? 0 : std::clamp(plan.depths[b], 0, model_.shape().max_drafted());
@@ -256,6 +263,17 @@ void BlockReader::say(const std::vector<Wanted>& nodes) {
     rows_[i] = &sums_[(slots.size() - 1) * stride];
   }
   if (!slots.empty()) model_.add_markov(slots, sums_.data());
+  if (!model_.weights().token_map.empty()) spread();
+}
+
+void BlockReader::spread() {
+  const size_t width = static_cast<size_t>(vocab());
+  spread_.resize(rows_.size() * width);
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    if (rows_[i] == silence_.data()) continue;
+    spread_row(rows_[i], model_.weights().token_map, width, &spread_[i * width]);
+    rows_[i] = &spread_[i * width];
+  }
 }
 
 void EagleReader::read_text(const GrowthPlan& plan, int capacity) {
@@ -295,16 +313,13 @@ void EagleReader::read(const GrowthPlan& plan, std::vector<Wanted>& wanted) {
   spread(wanted.size());
 }
 
-// The head's logits to the places of the target's tokens; what it does not know is out of reach.
 void EagleReader::spread(size_t num_rows) {
   if (model_.weights().token_map.empty()) return;
-  constexpr float kNever = -1e30f;
   const size_t width = static_cast<size_t>(vocab());
-  spread_.assign(num_rows * width, kNever);
+  spread_.resize(num_rows * width);
   for (size_t r = 0; r < num_rows; ++r) {
     const float* own = model_.logits()->data() + static_cast<int64_t>(r) * model_.logits_stride();
-    for (size_t t = 0; t < model_.weights().token_map.size(); ++t)
-      spread_[r * width + static_cast<size_t>(model_.weights().token_map[t])] = own[t];
+    spread_row(own, model_.weights().token_map, width, &spread_[r * width]);
   }
 }
 

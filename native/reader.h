@@ -110,15 +110,16 @@ class BlockReader : public Reader {
  private:
   bool is_silent(int row, int level) const { return level >= num_levels_[at(row)]; }
   void say(const std::vector<Wanted>& nodes);
+  void spread();
   float* heard(int place) { return &heard_[at(place) * at(model_.shape().markov_rank)]; }
   static size_t at(int i) { return static_cast<size_t>(i); }
 
   Model& model_;
   const float* features_;
-  std::vector<int> first_slots_, num_levels_;  // of every row, among the logits of the pass
-  std::vector<int32_t> slot_nodes_;            // of the pass, of each of its logits
-  std::vector<const float*> rows_;             // of the last answer
-  std::vector<float> sums_, silence_;
+  std::vector<int> first_slots_, num_levels_;   // of every row, among the logits of the pass
+  std::vector<int32_t> slot_nodes_;             // of the pass, of each of its logits
+  std::vector<const float*> rows_;              // of the last answer
+  std::vector<float> sums_, silence_, spread_;  // the last by target token
   std::vector<float> heard_;  // by each row's pending token, by each node wanted, by none
   int num_rows_ = 0, num_wanted_ = 0, none_ = 0;
 };

@@ -100,8 +100,10 @@ int64_t layer_bytes(const Shape& s) {
 
 // Of everything but the layers.
 int64_t outer_bytes(const Shape& s) {
+  const int head_vocab = s.head_rows > 0 ? s.head_rows : s.vocab;
   return matrix_bytes(s.head_rows, s.hidden) + matrix_bytes(s.hidden, s.feature_width) +
-         matrix_bytes(s.vocab, s.markov_rank) + matrix_bytes(s.markov_outputs(), s.markov_inputs());
+         matrix_bytes(head_vocab, s.markov_rank) +
+         matrix_bytes(s.markov_outputs(), s.markov_inputs());
 }
 
 }  // namespace

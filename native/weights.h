@@ -30,7 +30,7 @@ struct Shape {
   std::vector<double> inverse_frequencies;  // head_dim / 2
   Reads reads = Reads::kTokens;
   int feature_width = 0;  // of one token's features, before they are fused to `hidden`
-  int head_rows = 0;      // of a head of its own: 0 is borrowed, with the table of tokens
+  int head_rows = 0;      // of a head of its own: 0 is borrowed, as the table of tokens is
   int markov_rank = 0;    // of the tables that add the choice before to a logit; 0: there are none
   // Of kContext: a block is the pending token and masks; slot k says the token one further where
   // shifted, else the one at its own place, and slot 0 nothing.

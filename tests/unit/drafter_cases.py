@@ -54,6 +54,8 @@ SHIFTED = replace(DFLASH, is_shifted=True)
 DSPARK = replace(SHIFTED, markov_rank=8)
 GATED = replace(DSPARK, markov_kind=MarkovKind.GATED)
 RECURRENT = replace(DSPARK, markov_kind=MarkovKind.RNN)
+FEW = replace(DFLASH, draft_vocab=100)
+FEW_HEARD = replace(DSPARK, draft_vocab=100, has_confidence=True)
 CONFIDENT = replace(DSPARK, has_confidence=True)
 SLIDING = replace(DFLASH, windows=(16, 0), is_causal=(True, False))
 BIDIRECTIONAL = replace(DFLASH, windows=(16, 0))
@@ -94,6 +96,13 @@ ROUND_TRIPS: dict[str, tuple[DrafterSpec, str, str]] = {
         "speculators",
         "speculators",
     ),
+    "speculators few tokens": (FEW, "speculators", "speculators"),
+    "speculators few tokens, markov": (FEW_HEARD, "speculators", "speculators"),
+    "speculators few tokens, rnn": (
+        replace(RECURRENT, draft_vocab=100),
+        "speculators",
+        "speculators",
+    ),
     "eagle3": (EAGLE, "eagle3", "eagle3"),
     "eagle3 usual taps": (DEFAULT_EAGLE, "eagle3", "eagle3"),
     "eagle3 map": (MAPPED, "eagle3", "eagle3"),
@@ -112,8 +121,8 @@ def random_tensors(spec: DrafterSpec, seed: int = 0) -> dict[str, NDArray[Any]]:
         )
         for name, shape in drafter_tensors(spec).items()
     }
-    if isinstance(spec, EagleSpec) and spec.has_token_map:
-        num_drafted = spec.body.vocab
+    if spec.has_token_map:
+        num_drafted = spec.head_vocab
         targets = np.sort(rng.permutation(spec.target_vocab)[:num_drafted]).astype(np.int64)
         tensors["d2t"] = targets - np.arange(num_drafted)
     return tensors

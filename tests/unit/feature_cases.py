@@ -71,6 +71,9 @@ def random_module(spec, seed=0):
         for parameter in module.parameters():
             centre = 1.0 if parameter.ndim == 1 else 0.0
             parameter.normal_(centre, 0.3, generator=generator)
+        if spec.has_token_map:
+            ids = torch.randperm(VOCAB, generator=generator)[: spec.head_vocab].sort().values
+            module.d2t.copy_(ids - torch.arange(spec.head_vocab))
     return module
 
 
@@ -150,6 +153,10 @@ EVERY_KIND = {
     "gated": block_spec(markov_kind=MarkovKind.GATED),
     "recurrent": block_spec(markov_kind=MarkovKind.RNN),
     "windows": block_spec(windows=(4, 0), is_causal=(True, False)),
+    "few tokens": block_spec(is_shifted=False, markov_rank=0, draft_vocab=24),
+    "few tokens, markov": block_spec(draft_vocab=24),
+    "few tokens, gated": block_spec(markov_kind=MarkovKind.GATED, draft_vocab=24),
+    "few tokens, recurrent": block_spec(markov_kind=MarkovKind.RNN, draft_vocab=24),
     "eagle": eagle_spec(),
     "eagle, normed residual": eagle_spec(norm_before_residual=True),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from drafter_cases import (
     DFLASH,
     DSPARK,
     EAGLE,
+    FEW,
+    FEW_HEARD,
     GATED,
     MAPPED,
     RECURRENT,
@@ -32,6 +35,7 @@ from forerun.models.drafter_files import (
     write_drafter,
 )
 from forerun.models.drafter_layouts import LAYOUTS
+from forerun.models.drafter_match import compare
 from forerun.models.drafter_spec import DrafterSpec
 from forerun.models.shards import SINGLE_NAME, write_tensors
 
@@ -203,6 +207,19 @@ WRONG_TENSORS: dict[str, tuple[DrafterSpec, str, dict[str, Any], str]] = {
                    r"'layers\.0\.self_attn\.q_norm\.weight'.*no place"),
     "own table": (DFLASH, "speculators", {"embed_tokens__weight": bits(10, 64)}, r"\[272, 64\]"),
     "no map": (MAPPED, "eagle3", {"drop": ("d2t",)}, "head of 100 of 272 tokens needs it"),
+    "no map of a block": (FEW, "speculators", {"drop": ("d2t",)}, "head of 100 of 272 tokens"),
+    "no head of a block": (FEW, "speculators", {"drop": ("lm_head.weight",)},
+                           r"has no tensor 'lm_head\.weight'"),
+    "whole head of a block": (FEW, "speculators", {"lm_head__weight": bits(272, 64)},
+                              r"has shape \[272, 64\], config\.json asks for \[100, 64\]"),
+    "markov read by draft ids": (FEW_HEARD, "speculators",
+                                 {"markov_head__markov_w1__weight": bits(100, 8)},
+                                 r"has shape \[100, 8\], config\.json asks for \[272, 8\]"),
+    "markov for every token": (FEW_HEARD, "speculators",
+                               {"markov_head__markov_w2__weight": bits(272, 8)},
+                               r"has shape \[272, 8\], config\.json asks for \[100, 8\]"),
+    "map of a block beyond": (FEW, "speculators", {"d2t": np.full(100, 200)},
+                              "leads to tokens 200 to 299, the target has 0 to 271"),
     "map type": (MAPPED, "eagle3", {"d2t": np.zeros(100, np.float32)}, r"must be I64\[100\]"),
     "map beyond": (MAPPED, "eagle3", {"d2t": np.full(100, 200)},
                    "leads to tokens 200 to 299, the target has 0 to 271"),
@@ -244,3 +261,17 @@ def test_given_tensors_of_another_spec_then_nothing_is_written(tmp_path: Path) -
     with pytest.raises(ModelError, match="leads to tokens"):
         write_drafter(out, MAPPED, wrong, layout="eagle3")
     assert not out.exists()
+
+
+@pytest.mark.parametrize("layout", ["z-lab", "deepspec"])
+def test_given_few_tokens_then_only_the_layout_that_can_say_so_is_written(
+    tmp_path: Path, layout: str
+) -> None:
+    spec = FEW if layout == "z-lab" else replace(FEW_HEARD, has_confidence=False)
+    with pytest.raises(ModelError, match="knows 100 of 272 tokens: write 'speculators'"):
+        write(tmp_path / "drafter", spec, layout)
+    written = open_drafter(write(tmp_path / "drafter", spec, "speculators"))
+    target = replace(BODY, num_layers=6, family="llama")
+    found = {one.name: one for one in compare(written, target)}
+    assert found["vocabulary"].sentence == "272 tokens, of which it drafts 100"
+    assert {one.state for one in found.values()} <= {"passed", "warning"}

@@ -120,7 +120,7 @@ def _shape(spec: DrafterSpec) -> dict[str, Any]:
         }
     return shape | {
         "vocab": spec.body.vocab,
-        "head_rows": 0,
+        "head_rows": spec.draft_vocab,
         "reads": "context",
         "markov_rank": spec.markov_rank,
         "markov": spec.markov_kind.value,
@@ -155,6 +155,8 @@ def _pack(packing: Any, checkpoint: DrafterCheckpoint) -> None:
         packer.matrix("markov_in", 0, "markov_head.markov_w1.weight")
         packer.matrix("markov", 0, "markov_head.markov_w2.weight")
     mixing = mixing_name(spec)
+    if spec.has_token_map:
+        packer.matrix("head", 0, "lm_head.weight")
     if mixing is not None:
         packer.matrix("mix", 0, f"{mixing}.weight")
         packer.vector("mix_bias", 0, f"{mixing}.bias")

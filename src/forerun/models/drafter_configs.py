@@ -47,7 +47,16 @@ def config_of(spec: DrafterSpec, layout: str, verifier: str | None = None) -> di
     )
 
 
+def _refuse_draft_vocab(spec: BlockSpec, layout: str) -> None:
+    if spec.draft_vocab:
+        raise ModelError(
+            f"the layout {layout!r} cannot say that this drafter knows {spec.draft_vocab} of"
+            f" {spec.target_vocab} tokens: write {SPECULATORS!r}"
+        )
+
+
 def _z_lab(spec: BlockSpec) -> dict[str, Any]:
+    _refuse_draft_vocab(spec, Z_LAB)
     if spec.is_shifted or spec.markov_rank or spec.has_confidence:
         raise ModelError(
             f"the layout {Z_LAB!r} holds plain DFlash, whose slots say their own place; this"
@@ -73,6 +82,7 @@ def _z_lab(spec: BlockSpec) -> dict[str, Any]:
 
 
 def _deepspec(spec: BlockSpec) -> dict[str, Any]:
+    _refuse_draft_vocab(spec, DEEPSPEC)
     if not spec.is_shifted or any(spec.is_causal):
         raise ModelError(
             f"the layout {DEEPSPEC!r} holds drafters whose slots say the next place and see all of"
@@ -109,7 +119,7 @@ def _speculators_block(spec: BlockSpec, verifier: str | None) -> dict[str, Any]:
             **_attention(spec),
             "num_target_layers": spec.num_target_layers or None,
         },
-        "draft_vocab_size": spec.body.vocab,
+        "draft_vocab_size": spec.head_vocab,
         "block_size": spec.block_len,
         "target_hidden_size": spec.target_hidden,
         "aux_hidden_state_layer_ids": [tap + 1 for tap in spec.tap_layers],

@@ -46,7 +46,8 @@ class DrafterCheckpoint:
 
     `token_map`: `[draft vocabulary]` int64, the target's id of each draft id; None where they are
     the same. `own_table` and `own_head`: whether the files hold `embed_tokens.weight` and
-    `lm_head.weight` that `tensor` gives too; a block drafter is run with the target's all the same.
+    `lm_head.weight` that `tensor` gives too; a block drafter is run with the target's all the same,
+    but for a head with a vocabulary of its own.
     """
 
     directory: Path
@@ -91,7 +92,8 @@ def drafter_tensors(spec: DrafterSpec) -> dict[str, tuple[int, ...]]:
     shapes["hidden_norm.weight"] = (hidden,)
     for layer in range(spec.body.num_layers):
         shapes |= _layer_tensors(spec.body, f"layers.{layer}.", hidden)
-    return shapes | {"norm.weight": (hidden,)} | _head_tensors(spec)
+    own_head = {HEAD: (spec.draft_vocab, hidden)} if spec.draft_vocab else {}
+    return shapes | {"norm.weight": (hidden,)} | own_head | _head_tensors(spec)
 
 
 def _layer_tensors(body: ModelSpec, prefix: str, num_inputs: int) -> dict[str, tuple[int, ...]]:
@@ -123,8 +125,8 @@ def mixing_name(spec: BlockSpec) -> str | None:
 def _head_tensors(spec: BlockSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     if spec.markov_rank:
-        table = (spec.body.vocab, spec.markov_rank)
-        shapes = {f"markov_head.markov_w{side}.weight": table for side in (1, 2)}
+        tables = ((1, spec.target_vocab), (2, spec.head_vocab))
+        shapes = {f"markov_head.markov_w{at}.weight": (num, spec.markov_rank) for at, num in tables}
     mixing = mixing_name(spec)
     if mixing is not None:
         shapes[f"{mixing}.weight"] = (spec.markov_outputs, spec.markov_inputs)
@@ -158,7 +160,8 @@ def open_drafter(directory: Path, target: ModelSpec | None = None) -> DrafterChe
     _refuse_unknown(found, expected, layout)
     buffers = {file: map_file(file) for file in {entry.file for entry in found.values()}}
     stored = Checkpoint(directory, spec.body, {name: found[name] for name in kept}, buffers)
-    token_map = _token_map(spec, found, stored) if isinstance(spec, EagleSpec) else None
+    is_mapped = spec.has_token_map or isinstance(spec, EagleSpec)
+    token_map = _token_map(spec, found, stored) if is_mapped else None
     if isinstance(spec, EagleSpec):  # a map may also stand between vocabularies of one size
         spec = replace(spec, has_token_map=token_map is not None)
     return DrafterCheckpoint(
@@ -191,10 +194,10 @@ def write_drafter(
     expected = drafter_tensors(spec)
     if layout == DEEPSPEC and TABLE in tensors:
         expected |= dict.fromkeys((TABLE, HEAD), (spec.body.vocab, spec.body.hidden))
-    is_mapped = isinstance(spec, EagleSpec) and spec.has_token_map
-    _refuse_unfit(tensors, expected | ({TOKEN_OFFSETS: (spec.body.vocab,)} if is_mapped else {}))
+    offsets = {TOKEN_OFFSETS: (spec.head_vocab,)} if spec.has_token_map else {}
+    _refuse_unfit(tensors, expected | offsets)
     written = {name: np.asarray(tensors[name]) for name in expected}
-    if isinstance(spec, EagleSpec) and spec.has_token_map:
+    if spec.has_token_map:
         written |= _map_tensors(tensors[TOKEN_OFFSETS], spec, str(directory))
     if isinstance(spec, EagleSpec) and layout == SPECULATORS:
         layout = SPECULATORS_EAGLE3
@@ -207,7 +210,7 @@ def write_drafter(
     (directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _map_tensors(offsets: NDArray[Any], spec: EagleSpec, where: str) -> dict[str, NDArray[Any]]:
+def _map_tensors(offsets: NDArray[Any], spec: DrafterSpec, where: str) -> dict[str, NDArray[Any]]:
     """The token map, and as other engines want it too: which of the target's tokens it has."""
     is_drafted = np.zeros(spec.target_vocab, np.bool_)
     is_drafted[_targets(np.asarray(offsets), spec, where)] = True
@@ -236,8 +239,8 @@ def _own_tensors(
     """The drafter's own table and head; DeepSpec's, frozen copies of the target's, are skipped."""
     if layout == DEEPSPEC:
         return {}
-    vocab = spec.target_vocab if isinstance(spec, EagleSpec) else spec.body.vocab
-    own = {TABLE: (vocab, spec.body.hidden), HEAD: (spec.body.vocab, spec.body.hidden)}
+    hidden = spec.body.hidden
+    own = {TABLE: (spec.target_vocab, hidden), HEAD: (spec.head_vocab, hidden)}
     return {name: shape for name, shape in own.items() if name in found}
 
 
@@ -285,29 +288,29 @@ def _refuse_unknown(
 
 
 def _token_map(
-    spec: EagleSpec, found: Mapping[str, TensorEntry], stored: Checkpoint
+    spec: DrafterSpec, found: Mapping[str, TensorEntry], stored: Checkpoint
 ) -> NDArray[np.int64] | None:
     entry = found.get(TOKEN_OFFSETS)
     if entry is None:
         if not spec.has_token_map:
             return None
         raise ModelError(
-            f"{stored.directory} has no tensor {TOKEN_OFFSETS!r}: a head of {spec.body.vocab} of"
+            f"{stored.directory} has no tensor {TOKEN_OFFSETS!r}: a head of {spec.head_vocab} of"
             f" {spec.target_vocab} tokens needs it to say which; take the drafter whole"
         )
-    if entry.dtype != "I64" or entry.shape != (spec.body.vocab,):
+    if entry.dtype != "I64" or entry.shape != (spec.head_vocab,):
         raise ModelError(
             f"{entry.file}: tensor {TOKEN_OFFSETS!r} is {entry.dtype}{list(entry.shape)}, must be"
-            f" I64[{spec.body.vocab}]: an offset for each token of the head"
+            f" I64[{spec.head_vocab}]: an offset for each token of the head"
         )
     targets = _targets(entry.map(stored.buffers[entry.file]), spec, str(entry.file))
-    is_same = not spec.has_token_map and np.array_equal(targets, np.arange(spec.body.vocab))
+    is_same = not spec.has_token_map and np.array_equal(targets, np.arange(spec.head_vocab))
     return None if is_same else targets
 
 
-def _targets(offsets: NDArray[Any], spec: EagleSpec, where: str) -> NDArray[np.int64]:
+def _targets(offsets: NDArray[Any], spec: DrafterSpec, where: str) -> NDArray[np.int64]:
     """The target's id of each draft id; each must be one of its, and none twice."""
-    targets: NDArray[np.int64] = np.arange(spec.body.vocab, dtype=np.int64) + offsets
+    targets: NDArray[np.int64] = np.arange(spec.head_vocab, dtype=np.int64) + offsets
     low, high = int(targets.min()), int(targets.max())
     if low < 0 or high >= spec.target_vocab:
         raise ModelError(

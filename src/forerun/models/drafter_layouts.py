@@ -160,19 +160,15 @@ def _speculators_block(source: _Source, kind: str) -> BlockSpec:
     """DFlash and DSpark of speculators, whose tap ids are those of layers' inputs."""
     keys = source.keys
     vocab = ConfigReader(source.layers, source.where).count("vocab_size")
-    if keys.count("draft_vocab_size", vocab) != vocab:
-        source.refuse(
-            f"draft_vocab_size={keys.config['draft_vocab_size']} of {vocab}: a block drafter with a"
-            " vocabulary of its own is not supported",
-            "take or train one with the target's whole vocabulary",
-        )
+    draft_vocab = keys.count("draft_vocab_size", vocab)
     ids = keys.ids("aux_hidden_state_layer_ids")
     taps = _taps(source, None if ids is None else tuple(one - 1 for one in ids))
     is_bidirectional = keys.flag("sliding_window_non_causal")
     is_causal = tuple(one and not is_bidirectional for one in _sliding(source))
     is_shifted = keys.flag("sample_from_anchor", default=kind == "dspark")
     is_shifted = is_shifted or keys.flag("shift_label")
-    return _block(source, keys.count("block_size", 8), taps, is_causal, is_shifted=is_shifted)
+    spec = _block(source, keys.count("block_size", 8), taps, is_causal, is_shifted=is_shifted)
+    return replace(spec, draft_vocab=0 if draft_vocab == vocab else draft_vocab)
 
 
 def _block(

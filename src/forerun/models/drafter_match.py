@@ -87,7 +87,7 @@ def compare_copies(drafter: DrafterCheckpoint, target: Checkpoint) -> tuple[Find
     """Whether a block drafter's own table and head are those of the target that it is run with."""
     head = EMBEDDING if target.spec.tied else TARGET_HEAD
     pairs = [("own table", TABLE, EMBEDDING)] if drafter.own_table else []
-    if drafter.own_head and isinstance(drafter.spec, BlockSpec):
+    if drafter.own_head and isinstance(drafter.spec, BlockSpec) and not drafter.spec.draft_vocab:
         pairs.append(("own head", HEAD, head))
     return tuple(_copy(name, drafter, own, target, its) for name, own, its in pairs)
 
@@ -136,8 +136,8 @@ def _hidden(spec: DrafterSpec, target: ModelSpec) -> Finding:
 
 
 def _vocabulary(spec: DrafterSpec, target: ModelSpec) -> Finding:
-    vocab = spec.body.vocab if isinstance(spec, BlockSpec) else spec.target_vocab
-    own = "" if spec.body.vocab == vocab else f", of which it drafts {spec.body.vocab}"
+    vocab = spec.target_vocab
+    own = "" if spec.head_vocab == vocab else f", of which it drafts {spec.head_vocab}"
     return _verdict(
         "vocabulary",
         is_good=vocab == target.vocab,

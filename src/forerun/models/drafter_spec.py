@@ -25,12 +25,14 @@ class MarkovKind(StrEnum):
 class BlockSpec:
     """Fills a block of slots in one pass (DFlash, arXiv:2602.06036; DSpark, arXiv:2607.05147).
 
-    `body` is its stack of layers; it has no table and no head of its own, they are the target's, so
-    `body.vocab` is the target's. Fed are the pending token and `block_len - 1` masks, which see all
+    `body` is its stack of layers; the table of tokens is the target's, so `body.vocab` is too. So
+    is the head, unless it has one of its own over `draft_vocab` of the target's tokens, which a map
+    names (0: it has none). Fed are the pending token and `block_len - 1` masks, which see all
     fused features before the pending token and, but in causal layers, all of the block. Slot k says
     the token one further where `is_shifted`, else the token at its own place (slot 0 says nothing).
     `markov_rank`: width of the tables through which the choices before reach a slot's logits, in
-    the way of `markov_kind`; 0 without them.
+    the way of `markov_kind`; 0 without them. The first is read by the target's token, the second
+    adds to what the head says.
     `windows`: of each layer, the positions back that it sees; 0 sees all. `is_causal`: whether
     inside the block each layer sees earlier slots only.
     """
@@ -47,6 +49,22 @@ class BlockSpec:
     markov_rank: int = 0
     markov_kind: MarkovKind = MarkovKind.VANILLA
     has_confidence: bool = False
+    draft_vocab: int = 0
+
+    @property
+    def head_vocab(self) -> int:
+        """Tokens that a slot's logits are of, as its head has them."""
+        return self.draft_vocab or self.body.vocab
+
+    @property
+    def target_vocab(self) -> int:
+        """Tokens of the target."""
+        return self.body.vocab
+
+    @property
+    def has_token_map(self) -> bool:
+        """Whether a token of its head is another one of the target's."""
+        return self.draft_vocab > 0
 
     @property
     def max_drafted(self) -> int:
@@ -75,11 +93,11 @@ class BlockSpec:
 
     @property
     def num_parameters(self) -> int:
-        """Parameters of its own; the borrowed table and head are not counted."""
+        """Parameters of its own; a table or head that is borrowed is not counted."""
         own = self.body.num_parameters - self.body.vocab * self.body.hidden
-        own += self.body.hidden * (self.feature_width + 1)
+        own += self.body.hidden * (self.feature_width + 1 + self.draft_vocab)
         mixing = (self.markov_inputs + 1) * self.markov_outputs
-        return own + 2 * self.body.vocab * self.markov_rank + mixing
+        return own + (self.body.vocab + self.head_vocab) * self.markov_rank + mixing
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +117,11 @@ class EagleSpec:
     target_vocab: int
     has_token_map: bool
     norm_before_residual: bool = False
+
+    @property
+    def head_vocab(self) -> int:
+        """Tokens that its logits are of, as its head has them."""
+        return self.body.vocab
 
     @property
     def feature_width(self) -> int:

@@ -34,11 +34,14 @@ class _Confidence(nn.Module):
 
 
 class BlockDrafter(nn.Module):
-    """Fills a block of slots in one pass; the table of tokens and the head are the target's.
+    """Fills a block of slots in one pass; the table of tokens is the target's, and so is the head
+    unless it knows a part of the vocabulary only and brings its own.
 
     Dimensions: B rows, S context tokens, Q slots of all blocks of a row, F feature width, H hidden
-    width, V vocabulary.
+    width, V vocabulary of the target, D of a head of its own.
     """
+
+    d2t: Tensor
 
     def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
@@ -48,6 +51,9 @@ class BlockDrafter(nn.Module):
         self.hidden_norm = RMSNorm(body.hidden, body.norm_eps)
         self.layers = nn.ModuleList(Layer(body) for _ in range(body.num_layers))
         self.norm = RMSNorm(body.hidden, body.norm_eps)
+        if spec.has_token_map:
+            self.lm_head = nn.Linear(body.hidden, spec.draft_vocab, bias=False)
+            self.register_buffer("d2t", torch.zeros(spec.draft_vocab, dtype=torch.int64))
         if spec.markov_rank:
             self.markov_head = markov_head(spec)
         if spec.has_confidence:
@@ -118,8 +124,16 @@ class BlockDrafter(nn.Module):
         return [made[kind] for kind in kinds]
 
     def logits(self, hidden: Tensor, head_weight: Tensor) -> Tensor:
-        """Logits `[..., V]` of `blocks` by the target's head `[V H]`, without the Markov bias."""
-        return F.linear(self.norm(hidden), head_weight)
+        """Logits `[..., V]` of `blocks` by the target's head `[V H]`, without the Markov bias; by
+        its own head where it has one, then -inf for tokens that this does not know."""
+        if not self.spec.has_token_map:
+            return F.linear(self.norm(hidden), head_weight)
+        return self._over_target(self.lm_head(self.norm(hidden)), -torch.inf)
+
+    def target_ids(self) -> Tensor:
+        """`[D]` the target's token of each token of its own head; all V in order without one."""
+        own = torch.arange(self.spec.head_vocab, device=self.norm.weight.device)
+        return own + self.d2t if self.spec.has_token_map else own
 
     def markov(self, previous_tokens: Tensor, hidden: Tensor) -> Tensor:
         """What the tokens `[..., K]` before the slots of whole drafts add to their logits
@@ -127,7 +141,8 @@ class BlockDrafter(nn.Module):
         has no such head."""
         if not self.spec.markov_rank:
             return self.norm.weight.new_zeros(())
-        return self.markov_head.along(previous_tokens, self.norm(hidden))
+        added = self.markov_head.along(previous_tokens, self.norm(hidden))
+        return self._over_target(added, 0.0)
 
     def markov_step(
         self, state: Tensor, previous_tokens: Tensor, hidden: Tensor
@@ -137,7 +152,8 @@ class BlockDrafter(nn.Module):
         `hidden [N H]` of `blocks`. As `markov` where the drafter has no such head."""
         if not self.spec.markov_rank:
             return state, self.norm.weight.new_zeros(())
-        return self.markov_head.step(state, previous_tokens, self.norm(hidden))
+        state, added = self.markov_head.step(state, previous_tokens, self.norm(hidden))
+        return state, self._over_target(added, 0.0)
 
     def confidence(self, hidden: Tensor, previous_tokens: Tensor) -> Tensor:
         """Logit `[...]` of a slot's draft being kept, from `blocks [..., H]` and the tokens before.
@@ -149,6 +165,13 @@ class BlockDrafter(nn.Module):
             parts.append(self.markov_head.markov_w1(previous_tokens))
         logit: Tensor = self.confidence_head.proj(torch.cat(parts, dim=-1))
         return logit.squeeze(-1)
+
+    def _over_target(self, values: Tensor, rest: float) -> Tensor:
+        """What is said of the head's tokens at the places of the target's; `rest` of others."""
+        if not self.spec.has_token_map:
+            return values
+        whole = values.new_full((*values.shape[:-1], self.spec.target_vocab), rest)
+        return whole.index_copy(-1, self.target_ids(), values)
 
     @property
     def _layers(self) -> list[Layer]:

@@ -1,7 +1,8 @@
 """Heads that tell a slot of a block what the slots before it became (DSpark, arXiv:2607.05147).
 
 Knows three kinds of one contract; parameters bear the names of drafter files. Must not know blocks
-or K/V. Along a draft, from a state of zeros:
+or K/V. They read the target's tokens, and V in what they add are those of the drafter's head, all
+or some of the target's. Along a draft, from a state of zeros:
 
     state, bias = head.step(state, token before the slot, the slot's normed hidden state)
 """
@@ -18,10 +19,10 @@ from forerun.models.drafter_spec import BlockSpec, MarkovKind
 class MarkovHead(nn.Module):
     """What the token before adds to a slot's logits, in rank R; goes by nothing else."""
 
-    def __init__(self, vocab: int, rank: int) -> None:
+    def __init__(self, spec: BlockSpec) -> None:
         super().__init__()
-        self.markov_w1 = nn.Embedding(vocab, rank)
-        self.markov_w2 = nn.Linear(rank, vocab, bias=False)
+        self.markov_w1 = nn.Embedding(spec.target_vocab, spec.markov_rank)
+        self.markov_w2 = nn.Linear(spec.markov_rank, spec.head_vocab, bias=False)
 
     def step(self, state: Tensor, previous: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """State `[..., R]` below tokens `[...]` and bias `[..., V]` of their slots' `[..., H]`."""
@@ -41,9 +42,9 @@ class MarkovHead(nn.Module):
 class GatedHead(MarkovHead):
     """The same, let through as far as slot and token say."""
 
-    def __init__(self, vocab: int, rank: int, hidden: int) -> None:
-        super().__init__(vocab, rank)
-        self.gate_proj = nn.Linear(hidden + rank, rank)
+    def __init__(self, spec: BlockSpec) -> None:
+        super().__init__(spec)
+        self.gate_proj = nn.Linear(spec.markov_inputs, spec.markov_outputs)
 
     def step(self, state: Tensor, previous: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         code = self.markov_w1(previous)
@@ -54,9 +55,9 @@ class GatedHead(MarkovHead):
 class RecurrentHead(MarkovHead):
     """What all tokens of the draft before add, through a state like a gated recurrent unit's."""
 
-    def __init__(self, vocab: int, rank: int, hidden: int) -> None:
-        super().__init__(vocab, rank)
-        self.joint_proj = nn.Linear(2 * rank + hidden, 3 * rank)
+    def __init__(self, spec: BlockSpec) -> None:
+        super().__init__(spec)
+        self.joint_proj = nn.Linear(spec.markov_inputs, spec.markov_outputs)
 
     def step(self, state: Tensor, previous: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         mixed = self.joint_proj(torch.cat((state, self.markov_w1(previous), hidden), dim=-1))
@@ -85,9 +86,8 @@ def _turned(state: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
 
 def markov_head(spec: BlockSpec) -> MarkovHead:
     """The head of a spec that has one."""
-    vocab, rank, hidden = spec.body.vocab, spec.markov_rank, spec.body.hidden
     if spec.markov_kind is MarkovKind.GATED:
-        return GatedHead(vocab, rank, hidden)
+        return GatedHead(spec)
     if spec.markov_kind is MarkovKind.RNN:
-        return RecurrentHead(vocab, rank, hidden)
-    return MarkovHead(vocab, rank)
+        return RecurrentHead(spec)
+    return MarkovHead(spec)
