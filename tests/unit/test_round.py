@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from forerun.backends.slots import Slots
 from forerun.draft import Draft, Draw
@@ -131,3 +133,13 @@ def test_given_penalties_then_the_sampler_knows_prompt_and_output_apart():
     counts = zip(sampler.output_ids.tolist(), sampler.output_counts.tolist(), strict=True)
     assert dict(counts) == {5: 3, 4: 1}
     assert row.sampler() is sampler
+
+
+@given(
+    st.lists(st.sampled_from([0.0, -1.0, -1.5, -2.5, -np.inf, np.nan]), min_size=1, max_size=24),
+    st.integers(0, 30),
+)
+def test_given_any_log_laws_then_the_likeliest_are_those_of_a_whole_stable_sort(values, num_top):
+    line = np.array(values, np.float32)
+    found = round_module.likeliest(line, num_top)
+    assert found == np.argsort(-line, kind="stable")[:num_top].tolist()

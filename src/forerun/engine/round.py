@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from forerun.backends.passes import Pass, assemble, choice_positions, penalty_paths
 from forerun.composition import LONGEST
@@ -246,6 +247,19 @@ def _note_logprobs(row: Sequence, commit: Commit, nodes: Tokens, logits: Any, pa
     """The raw log-softmax of each token this round emitted, and of the best at its place."""
     num_top = row.params.logprobs or 0
     for token, line in zip(commit.tokens, parts.target.logprobs(logits, nodes), strict=True):
-        best = np.argsort(-line, kind="stable")[:num_top].tolist()
-        top = tuple((one, float(line[one])) for one in best)
+        top = tuple((one, float(line[one])) for one in likeliest(line, num_top))
         row.logprobs.append(TokenLogprobs(token, float(line[token]), top))
+
+
+def likeliest(line: NDArray[np.float32], num_top: int) -> list[int]:
+    """The tokens of the greatest of `line [V]`, greatest first, of equals the lower token first.
+
+    What a whole stable sort begins with; most of a large vocabulary is not sorted.
+    """
+    if num_top == 0:
+        return []
+    falling, last = -line, min(num_top, len(line)) - 1
+    bound = np.partition(falling, last)[last]
+    found = np.flatnonzero(~(falling > bound))  # what is no number is no greater either
+    best: list[int] = found[np.argsort(falling[found], kind="stable")][:num_top].tolist()
+    return best
