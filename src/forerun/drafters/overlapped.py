@@ -36,6 +36,7 @@ from forerun.stats import LaneMeter, Span
 _FIRST_REST, _LAST_REST = 8, 512  # rounds without the drafter after it broke
 _FRUITLESS = 32  # outcomes in a row of which nothing was prepared: no forecast is so unlucky
 _PATIENT_S = 2.0  # how long rules that must draw the same tokens wait for a drafter
+_SILENT_S = 1.0  # without a word, after which somebody is told
 _CLOSING_S = 5.0
 
 _log = logging.getLogger(__name__)
@@ -220,9 +221,9 @@ class Overlapped:
             self._result_of(self._watched.popleft())
         if self._last is None or self._last.is_done:
             self._is_silent = False
-        elif not self._is_silent and self._last.elapsed_s() > _PATIENT_S:
+        elif not self._is_silent and self._last.elapsed_s() > _SILENT_S:
             self._is_silent = True
-            _log.warning("no word of the drafter for %g s: going on without it", _PATIENT_S)
+            _log.warning("no word of the drafter for %g s: going on without it", _SILENT_S)
 
     def _result_of(self, ticket: Ticket[_Result]) -> _Result | None:
         """A job's result; None if it failed, for which the drafter rests."""
