@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -129,8 +130,9 @@ def test_given_lanes_that_share_a_core_then_ahead_is_refused_before_anything_is_
 
 
 def test_given_lanes_that_share_a_core_then_a_schedule_that_overlaps_nothing_takes_them(model):
-    asked = EngineArguments(model=model, lanes="target=0,draft=0", schedule="sequential")
-
+    core = min(os.sched_getaffinity(0))
+    lanes = f"target={core},draft={core}"
+    asked = EngineArguments(model=model, lanes=lanes, schedule="sequential")
     with Subject(asked, PROMPTS, seed=0).backend() as backend:
         assert backend.spec.vocab
 
