@@ -18,7 +18,7 @@ import numpy as np
 
 from forerun.errors import IncompatibleSpeculation, ModelError
 from forerun.models.drafter_files import HEAD, TABLE, DrafterCheckpoint
-from forerun.models.drafter_notes import read_notes
+from forerun.models.drafter_notes import DrafterNotes, read_notes
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec
 from forerun.models.spec import ModelSpec
 from forerun.models.weights import EMBEDDING, Checkpoint
@@ -214,12 +214,19 @@ def _tokens(path: Path) -> dict[int, str]:
     return {token_id: token for token, token_id in vocab.items()}
 
 
+def recorded_mode(notes: DrafterNotes) -> list[Finding]:
+    """A hint where a training noted how its target was told to write; else nothing."""
+    if notes.thinking is None:
+        return []
+    hint = f"it learned from text that was written with thinking {notes.thinking}"
+    said = f"{hint}: prompt the target in that mode, or expect less"
+    return [Finding("thinking", "warning", said)]
+
+
 def _thinking(directory: Path) -> list[Finding]:
     """A hint where the drafter's name, card or config mentions the mode it was trained in."""
-    recorded = read_notes(directory).thinking
-    if recorded is not None:
-        hint = f"it learned from text that was written with thinking {recorded}: prompt the target"
-        return [Finding("thinking", "warning", f"{hint} in that mode, or expect less")]
+    if recorded := recorded_mode(read_notes(directory)):
+        return recorded
     found = _MODE.search(directory.resolve().name) or _MODE.search(_config_text(directory))
     where = "name or config"
     if found is None:

@@ -10,8 +10,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from forerun.models.drafter_match import Finding
-from forerun.models.drafter_notes import DrafterNotes, read_notes
+from forerun.models.drafter_match import Finding, recorded_mode
+from forerun.models.drafter_notes import read_notes
 from forerun.models.spec import FAMILIES, ModelSpec, architecture_of, read_json
 from forerun.models.tokenizer import load_tokenizer
 from forerun.models.weights import open_checkpoint
@@ -35,7 +35,7 @@ def examine_small_model(model_dir: Path, drafter_dir: Path) -> dict[str, Any]:
         _tokens(drafter_dir, own.spec, model_dir, target.spec),
         _size(own.num_bytes, target.num_bytes),
         _context(own.spec.max_position, target.spec.max_position, notes.trained_positions),
-        *_mode(notes),
+        *recorded_mode(notes),
     )
     return {
         "model": str(model_dir),
@@ -82,11 +82,3 @@ def _context(own: int, target: int, trained: int | None) -> Finding:
     if known >= target:
         return Finding("context", "passed", said)
     return Finding("context", "warning", f"{said}: beyond {known} expect less of it")
-
-
-def _mode(notes: DrafterNotes) -> list[Finding]:
-    if notes.thinking is None:
-        return []
-    hint = f"it learned from text that was written with thinking {notes.thinking}"
-    said = f"{hint}: prompt the target in that mode, or expect less"
-    return [Finding("thinking", "warning", said)]

@@ -131,9 +131,8 @@ class BlockDrafter(nn.Module):
         return self._over_target(self.lm_head(self.norm(hidden)), -torch.inf)
 
     def target_ids(self) -> Tensor:
-        """`[D]` the target's token of each token of its own head; all V in order without one."""
-        own = torch.arange(self.spec.head_vocab, device=self.norm.weight.device)
-        return own + self.d2t if self.spec.has_token_map else own
+        """`[D]` the target's token of each token of its own head, where it has one."""
+        return torch.arange(self.spec.draft_vocab, device=self.d2t.device) + self.d2t
 
     def markov(self, previous_tokens: Tensor, hidden: Tensor) -> Tensor:
         """What the tokens `[..., K]` before the slots of whole drafts add to their logits
