@@ -9,7 +9,7 @@ import pytest
 from forerun.models.drafter_spec import BlockSpec, EagleSpec
 from forerun.models.spec import ModelSpec, Rope
 from forerun.tools.costs import RoundCount, decode_costs, pass_bytes
-from forerun.tools.feature_costs import costs_of, drafting_bytes
+from forerun.tools.feature_costs import costs_of, drafting_bytes, node_flops
 
 TARGET = ModelSpec(
     family="qwen3",
@@ -74,6 +74,21 @@ def test_a_block_of_three_drafts_has_three_slots_or_four() -> None:
         assert costs.draft_flops == absorbed + slots * slot + 3 * 2 * 300 * 8
         assert costs.draft_bytes == drafting_bytes(spec, 10)
         assert costs.target_flops == decode_costs(rounds, TARGET, None).target_flops
+
+
+def test_a_block_that_knows_some_tokens_reads_the_rows_of_these_only() -> None:
+    # given: 100 of 300 tokens, so the head is its own, and 100 rows long, as the Markov head's
+    few = replace(BLOCK, draft_vocab=100)
+    # when
+    saved = drafting_bytes(BLOCK, 10) - drafting_bytes(few, 10)
+    # then: a step saves 200 rows of both
+    assert saved == 2 * 200 * (64 + 8)
+    rounds = [RoundCount(3, 2, 10, 1)]
+    flops = [costs_of(rounds, TARGET, spec).draft_flops for spec in (BLOCK, few)]
+    assert flops[0] - flops[1] == 3 * 2 * 200 * (64 + 8)
+    assert node_flops(BLOCK, 10) - node_flops(few, 10) == 2 * 200 * (64 + 8)
+    # Control: a head of its own over all tokens saves nothing.
+    assert drafting_bytes(replace(BLOCK, draft_vocab=300), 10) == drafting_bytes(BLOCK, 10)
 
 
 def test_a_tree_is_no_more_than_a_block_but_for_its_markov_products() -> None:

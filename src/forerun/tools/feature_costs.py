@@ -22,7 +22,8 @@ AnySpec: TypeAlias = ModelSpec | BlockSpec | EagleSpec
 def drafting_bytes(spec: AnySpec, context: int) -> int:
     """Bytes a pass of any small model must move: what it multiplies with, and the context's K/V.
 
-    A block drafter also reads the target's head; of its first Markov table it reads single rows.
+    A block drafter also reads the target's head, unless it has one of its own; of its first Markov
+    table it reads single rows.
     """
     if isinstance(spec, ModelSpec):
         return pass_bytes(spec, context)
@@ -30,7 +31,8 @@ def drafting_bytes(spec: AnySpec, context: int) -> int:
     kv = 2 * body.num_layers * body.num_kv_heads * body.head_dim * context
     num_bytes = drafter_bytes(spec) + _BYTES * kv
     if isinstance(spec, BlockSpec):
-        num_bytes += _BYTES * body.vocab * (body.hidden - spec.markov_rank)
+        borrowed = 0 if spec.draft_vocab else body.hidden
+        num_bytes += _BYTES * body.vocab * (borrowed - spec.markov_rank)
     return num_bytes
 
 
@@ -64,7 +66,7 @@ def node_flops(spec: AnySpec, context: int) -> int:
     """
     if isinstance(spec, ModelSpec):
         return pass_flops(spec, 1, context)
-    head = 2 * spec.body.vocab * spec.body.hidden
+    head = 2 * spec.head_vocab * spec.body.hidden
     markov = _markov_flops(spec) if isinstance(spec, BlockSpec) else 0
     return _layers_flops(spec, context) + head + markov
 
@@ -72,7 +74,7 @@ def node_flops(spec: AnySpec, context: int) -> int:
 def _markov_flops(spec: BlockSpec) -> int:
     """Of the head on the tokens before one slot."""
     mixing = spec.markov_inputs * spec.markov_outputs
-    return 2 * (spec.body.vocab * spec.markov_rank + mixing)
+    return 2 * (spec.head_vocab * spec.markov_rank + mixing)
 
 
 def _round_bytes(spec: DrafterSpec, one: RoundCount) -> int:
@@ -94,13 +96,11 @@ def _absorbing_flops(spec: DrafterSpec, num_tokens: int, context: int) -> int:
 
 
 def _drafting_flops(spec: DrafterSpec, num_drafted: int, context: int) -> int:
-    body = spec.body
+    head = 2 * spec.head_vocab * spec.body.hidden
     if isinstance(spec, EagleSpec):
         # The first draft comes out of the last row that was absorbed; the last is not read.
-        head = 2 * body.vocab * body.hidden
         return num_drafted * head + (num_drafted - 1) * _layers_flops(spec, context)
     num_slots = min(spec.block_len, num_drafted + 1 - spec.is_shifted)
-    head = 2 * body.vocab * body.hidden
     slot = _layers_flops(spec, context + num_slots) + head
     return num_slots * slot + num_drafted * _markov_flops(spec)
 
