@@ -16,6 +16,7 @@ from drafter_cases import (
     DFLASH,
     DSPARK,
     EAGLE,
+    FEW_HEARD,
     GATED,
     MAPPED,
     NUM_TARGET_LAYERS,
@@ -277,6 +278,19 @@ def test_given_a_block_drafter_then_what_its_slots_hear_is_said(
 ) -> None:
     write_drafter(tmp_path / "other", spec, random_tensors(spec), layout="speculators")
     assert examine(model, tmp_path / "other")["markov_head"] == words
+
+
+@pytest.mark.parametrize(
+    ("spec", "drafted", "is_mapped"),
+    [(DSPARK, 272, False), (FEW_HEARD, 100, True), (EAGLE, 272, False), (MAPPED, 100, True)],
+)
+def test_given_any_drafter_then_both_vocabularies_are_said_and_whether_a_map_is_there(
+    model: Path, tmp_path: Path, spec: DrafterSpec, drafted: int, is_mapped: bool
+) -> None:
+    write_drafter(tmp_path / "other", spec, random_tensors(spec), layout="speculators")
+    report = examine(model, tmp_path / "other")
+    said = [report[name] for name in ("target_vocabulary", "draft_vocabulary", "token_map")]
+    assert said == [272, drafted, is_mapped]
 
 
 @pytest.mark.parametrize(

@@ -93,11 +93,12 @@ def _described(drafter: DrafterCheckpoint) -> dict[str, Any]:
         "max_position": spec.body.max_position,
         "trained_positions": notes.trained_positions or "not recorded",
         "tokens_per_round": notes.sentence,
+        "target_vocabulary": spec.target_vocab,
+        "draft_vocabulary": spec.head_vocab,
+        "token_map": spec.has_token_map,
     }
     if isinstance(spec, EagleSpec):
         return both | {
-            "vocabulary": spec.body.vocab,
-            "token_map": spec.has_token_map,
             "norm_before_residual": spec.norm_before_residual,
         }
     return both | {
