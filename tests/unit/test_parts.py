@@ -17,6 +17,7 @@ from forerun.engine.drafting import Openers
 from forerun.engine.parts import build_parts
 from forerun.engine.shaping import AUTO_CHAIN
 from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
+from forerun.models.drafter_notes import DrafterNotes, write_notes
 from forerun.models.drafter_spec import BlockSpec, EagleSpec
 from forerun.models.spec import ModelSpec, Rope, read_spec
 from forerun.models.tokenizer import load_tokenizer
@@ -266,6 +267,21 @@ def test_given_a_drafter_of_another_vocabulary_then_it_is_refused_or_passed_over
         build(model, "lm")
     assert isinstance(live(build(model, "auto")), Lookup)
     assert "not used" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["lm", "nested(lookup,chain:2,match)"])
+def test_given_a_small_model_whose_mode_was_recorded_then_one_line_says_it(model, name, caplog):
+    own = model / "drafters" / "lm"
+    shutil.copytree(model, own)
+    build(model, name)
+    assert not caplog.messages  # the control: nothing is guessed
+
+    write_notes(own, DrafterNotes(thinking="off"))
+    build(model, name)
+
+    assert len(caplog.messages) == 1
+    assert f"drafter {own}: it learned from text" in caplog.messages[0]
+    assert "written with thinking off" in caplog.messages[0]
 
 
 @pytest.mark.parametrize("has_its_tokenizer", [True, False])

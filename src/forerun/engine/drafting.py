@@ -5,6 +5,7 @@ The one table of drafters. What does not fit the target is refused here, before 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,8 @@ from forerun.engine.shaping import (
 )
 from forerun.errors import IncompatibleSpeculation, ModelError, OptionError
 from forerun.models.drafter_files import open_drafter
+from forerun.models.drafter_match import recorded_mode
+from forerun.models.drafter_notes import read_notes
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec
 from forerun.models.resolve import EMBEDDED_NAME, resolve_model
 from forerun.models.spec import ModelSpec, read_spec
@@ -47,6 +50,8 @@ from forerun.models.tokenizer import Tokenizer, load_tokenizer
 from forerun.protocols import Backend, Drafter, FeatureBackend, Growth, Shape
 from forerun.shapes.chain import Chain
 from forerun.stats import Span
+
+_log = logging.getLogger(__name__)
 
 INFLATION_FILE = "inflation.json"  # beside a model that benchmarks enlarged
 
@@ -155,7 +160,7 @@ def _nested(name: DrafterName, around: Surroundings) -> Drafter:
     """The model's small model as a speculative decoder: its own drafter is named inside."""
     path = drafter_directory(DrafterName("lm"), around.directory)
     refuse_other_vocabulary(around, path)
-    middle = around.opens.model(path)
+    middle = _opened(path, around)
     assert name.shape is not None
     shape = live_shape(name.shape, name.parts[0].name)
     inner = replace(around, target=middle, directory=path, shape=shape, rule=name.rule)
@@ -175,10 +180,17 @@ def _small_model(name: DrafterName, around: Surroundings) -> Drafter:
         return _translated(path, spec, around)
     refuse_other_vocabulary(around, path)
     growth = growth_of(around.shape, around.rule, around.siblings, around.damped)
-    backend = around.opens.model(path)
+    backend = _opened(path, around)
     if isinstance(around.prices, Prices):
         around.prices.settle(measured(around.target, proposals(backend)))
     return LM(backend, num_levels(around.shape), around.span, growth, around.prices)
+
+
+def _opened(path: Path, around: Surroundings) -> Backend:
+    """A small model; the mode that it was trained in is logged, as of drafters on features."""
+    for finding in recorded_mode(read_notes(path)):
+        _log.warning("drafter %s: %s", path, finding.sentence)
+    return around.opens.model(path)
 
 
 def _featured(name: DrafterName, around: Surroundings) -> Drafter:
@@ -219,14 +231,14 @@ def _translated(path: Path, spec: ModelSpec, around: Surroundings) -> Drafter:
         growth = growth_of(around.shape, around.rule, siblings, around.damped)
         assert growth is not None
         shared = intersect(*sizes)
-        readings = Readings(around.opens.model(path), own, around.tokenizer, around.span)
+        readings = Readings(_opened(path, around), own, around.tokenizer, around.span)
         return Intersected(readings, shared, growth, longest)
     coupled = None
     with suppress(IncompatibleSpeculation):
         shared = intersect(*sizes)
         parents = settled(around.shape)
         coupled = (shared, Growth(Draw.COUPLED, parents), longest)
-    readings = Readings(around.opens.model(path), own, around.tokenizer, around.span)
+    readings = Readings(_opened(path, around), own, around.tokenizer, around.span)
     return Translated(readings, longest, coupled and Intersected(readings, *coupled))
 
 
