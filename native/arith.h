@@ -47,9 +47,11 @@ inline uint16_t float_to_bf16(float f) {
   return static_cast<uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
 }
 
-// How the 32 inputs of a K block pair up in the 32-bit words of a tile (16 words a column):
-// naturally, word j = (2j, 2j+1), or by chain, word 2i = (4i+2, 4i) and word 2i+1 = (4i+3, 4i+1),
-// low half first. The path decides; the arithmetic does not see it.
+// How the 32 inputs of a K block lie in the two tiles of a panel, in lines of 16 32-bit words, a
+// column each. Naturally, line j of a tile holds (2j, 2j+1), low half first, and the tiles stand
+// one after another. By chain, line 2i holds (4i+2, 4i) and line 2i+1 (4i+3, 4i+1), and two lines
+// of one tile take turns with two of the other, so that a kernel that computes both reads one
+// ascending stream. The path decides; the arithmetic does not see it.
 enum class PairOrder : uint8_t { kNatural, kChains };
 
 // Offset in bf16 elements of (input, column) inside a panel whose K blocks are contiguous.
@@ -57,9 +59,9 @@ inline int64_t panel_offset(int64_t input, int column, PairOrder order) {
   const int64_t block = input / kBlock, within = input % kBlock, quarter = within % 4;
   const int tile = column / kTileColumns, lane = column % kTileColumns;
   const bool natural = order == PairOrder::kNatural;
-  const int64_t word = natural ? within / 2 : within / 4 * 2 + (quarter & 1);
+  const int64_t line = natural ? 16 * tile + within / 2 : within / 4 * 4 + 2 * tile + (quarter & 1);
   const int64_t half = natural ? within & 1 : quarter < 2;
-  return (block * 2 + tile) * (kTileBytes / 2) + word * kBlock + lane * 2 + half;
+  return block * (kPanelBlockBytes / 2) + line * kBlock + lane * 2 + half;
 }
 
 }  // namespace forerun

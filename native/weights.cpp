@@ -43,20 +43,25 @@ void pack_panel(const Row* rows, int64_t inputs, int64_t num_blocks, PairOrder o
     read_row(rows[column], inputs, line);
     for (int64_t i = inputs; i < padded; ++i) line[i] = 0;
   }
-  // Where the low and the high half of each word of a column come from, within its K block.
-  int low[kBlock / 2], high[kBlock / 2];
-  for (int i = 0; i < kBlock; ++i) {
-    const int64_t offset = panel_offset(i, 0, order);
-    (offset & 1 ? high : low)[offset / kBlock] = i;
-  }
+  // What each line of a K block holds: 16 columns of a tile, and of each two inputs.
+  struct Line {
+    int column, low, high;
+  };
+  Line lines[kBlock];
+  for (int column = 0; column < kPanelColumns; column += kTileColumns)
+    for (int i = 0; i < kBlock; ++i) {
+      const int64_t offset = panel_offset(i, column, order);
+      Line& line = lines[offset / kBlock];
+      line.column = column;
+      (offset & 1 ? line.high : line.low) = i;
+    }
   uint32_t* out = reinterpret_cast<uint32_t*>(panel);
   for (int64_t block = 0; block < num_blocks; ++block)
-    for (int tile = 0; tile < 2; ++tile)
-      for (int word = 0; word < kBlock / 2; ++word)
-        for (int lane = 0; lane < kTileColumns; ++lane, ++out) {
-          const uint16_t* in = staging + (tile * kTileColumns + lane) * padded + block * kBlock;
-          *out = static_cast<uint32_t>(in[high[word]]) << 16 | in[low[word]];
-        }
+    for (const Line& line : lines)
+      for (int lane = 0; lane < kTileColumns; ++lane, ++out) {
+        const uint16_t* in = staging + (line.column + lane) * padded + block * kBlock;
+        *out = static_cast<uint32_t>(in[line.high]) << 16 | in[line.low];
+      }
 }
 
 std::vector<Row> all_rows(const Source& source) {

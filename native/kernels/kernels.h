@@ -2,7 +2,7 @@
 //
 // Packed activations: for each block of 32 inputs, all rows one after another, `row_block_bytes`
 // each (the encoding inside is the path's own). A panel is 32 output columns: for each block of 32
-// inputs two 1 KiB tiles (arith.h, panel_offset), contiguous in K.
+// inputs two tiles of 1 KiB (arith.h, panel_offset says how), contiguous in K.
 #pragma once
 
 #include <cstddef>
