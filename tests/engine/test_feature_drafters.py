@@ -13,6 +13,7 @@ from forerun.draft import Draw
 from forerun.drafters.features import Featured
 from forerun.drafters.guard import MAX_FAILURES
 from forerun.errors import IncompatibleSpeculation
+from forerun.options import SamplingParams
 
 SHAPES = (
     "auto", "chain:2", "chain:9", "chain:auto", "tree:5", "tree:auto", "tree:3x2x1",
@@ -247,3 +248,35 @@ def test_given_a_drafter_of_another_target_then_it_is_refused_with_a_sentence(
         open_engine(drafters["dspark"], model=other)
     with pytest.raises(IncompatibleSpeculation, match="holds a block drafter, not what eagle3"):
         open_engine(drafters["dspark"].replace("dspark:", "eagle3:"))
+
+
+@pytest.mark.parametrize("reads_beside", [True, False], ids=["beside", "control"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_given_a_long_prompt_then_no_round_waits_for_its_features(
+    open_engine, drafters, kind, reads_beside, monkeypatch
+):
+    # given what each proposal takes in before it drafts
+    taken, read, propose = [], Featured._read, Featured.propose
+
+    def noted_read(self, sequence_id, progress, features):
+        taken[-1] += len(features)
+        read(self, sequence_id, progress, features)
+
+    def noted_propose(self, rows):
+        taken.append(0)
+        drafts = propose(self, rows)
+        taken.append(0)
+        return drafts
+
+    taken.append(0)
+    monkeypatch.setattr(Featured, "_read", noted_read)
+    monkeypatch.setattr(Featured, "propose", noted_propose)
+    if not reads_beside:
+        monkeypatch.setattr(Featured, "num_unread", lambda *_: 0)
+    engine = open_engine(drafters[kind], "chain:2", threads=1)
+
+    # when a prompt is longer than what a round reads itself
+    engine.generate(tuple(at % 40 + 3 for at in range(200)), SamplingParams(max_tokens=4))
+
+    # then a proposal reads nothing but the newest of it; read late, it reads the prompt
+    assert (max(taken[1::2]) == 0) is reads_beside

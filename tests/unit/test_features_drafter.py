@@ -152,6 +152,43 @@ def test_given_a_prompt_in_chunks_then_what_is_long_is_taken_in_at_once_but_for_
     assert script.absorbed[-1] <= LONGEST_WAIT
 
 
+@pytest.mark.parametrize("most", [1, 20, 500])
+@pytest.mark.parametrize("chunks", [(0, 30), (0, 33), (0, 128, 240)])
+def test_given_a_prompt_read_beside_the_target_then_a_proposal_takes_in_the_rest(chunks, most):
+    # given features that come in chunks, and somebody who has them read a little at a time
+    script = Script()
+    drafter, tokens = featured(script), [at % VOCAB for at in range(chunks[-1] + 6)]
+    drafter.admit(1, tokens)
+    for start, end in itertools.pairwise(chunks):
+        drafter.absorb(1, features_of(tokens, start, end))
+        while drafter.num_unread(1, len(tokens)):
+            assert 0 < drafter.read(1, tokens, most) <= most
+    num_read = sum(script.absorbed)
+
+    # then nothing is left to read but what a proposal takes in itself, and no draft is another
+    assert drafter.read(1, tokens, most) == 0
+    assert num_read >= chunks[-1] - LONGEST_WAIT
+    drafter.observe(1, Commit((9,), features_of(tokens, chunks[-1], len(tokens))))
+    tokens.append(9)
+    assert drafter.propose([row(tokens)])[0].tree.tokens.tolist() == expected(tokens)
+    assert sum(script.absorbed) == len(tokens) - 1
+
+
+def test_given_a_pause_or_an_unknown_sequence_then_there_is_nothing_to_read():
+    class Paused:
+        is_paused = True
+
+    tokens = list(range(90))
+    resting, drafter = featured(prices=Paused()), featured()
+    for one in (resting, drafter):
+        one.admit(1, tokens)
+        one.absorb(1, features_of(tokens, 0, 80))
+
+    assert resting.num_unread(1, len(tokens)) == resting.read(1, tokens, 50) == 0
+    assert drafter.num_unread(1, len(tokens)) == 79
+    assert drafter.num_unread(2, len(tokens)) == drafter.read(2, tokens, 50) == 0
+
+
 def test_given_a_prompt_beyond_its_context_then_both_numbers_are_named():
     with pytest.raises(CapacityError, match=r"304 positions .* the drafter's context has 256"):
         featured().admit(1, [1] * 300)

@@ -8,8 +8,8 @@ but the pending one:
     features     0 ………………… base-1 | waiting …          of the bonus there are none yet
     its K/V      0 ………………… base-1 |                    the next proposal takes in what waits
 
-Turning features into K/V takes time, which is lost where nothing is drafted; so they wait for a
-proposal, within `MOST_WAITING_BYTES`.
+Turning features into K/V takes time, which is lost where nothing is drafted; so they wait, within
+`MOST_WAITING_BYTES`, to be read beside the prompt or by a proposal.
 """
 
 from __future__ import annotations
@@ -109,10 +109,23 @@ class Featured:
         if progress is not None:
             self._take(sequence_id, progress, features)
 
+    def num_unread(self, sequence_id: int, num_tokens: int) -> int:
+        """How many tokens wait that a proposal would not take in itself; none while it pauses."""
+        progress = self._progress.get(sequence_id)
+        if progress is None or self._is_paused or progress.num_waiting <= LONGEST_WAIT:
+            return 0
+        return min(progress.num_waiting, num_tokens - progress.committed) - 1
+
+    def read(self, sequence_id: int, tokens: Sequence[int], most: int) -> int:
+        """Turn the features of at most so many tokens that wait into K/V: how many it were."""
+        count = min(most, self.num_unread(sequence_id, len(tokens)))
+        if count > 0:
+            self._read_first(sequence_id, self._progress[sequence_id], count)
+        return count
+
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
         """One draft a row in one backend call; none for rows without features or without room."""
-        is_paused = self._prices is not None and self._prices.is_paused
-        ready = [] if is_paused else [row for row in rows if self._is_ready(row)]
+        ready = [] if self._is_paused else [row for row in rows if self._is_ready(row)]
         if not ready:
             return [plain_draft(row.tokens[-1]) for row in rows]
         drafts = self._grown(ready)
@@ -173,15 +186,25 @@ class Featured:
         if num_bytes * len(self._progress) > self._most_waiting_bytes:
             self._read_waiting(sequence_id, progress)
 
+    @property
+    def _is_paused(self) -> bool:
+        return self._prices is not None and self._prices.is_paused
+
     def _read_waiting(self, sequence_id: int, progress: _Progress) -> None:
         """Take in what waits, if it is much, but for the last: what follows the last is what a
         proposal is asked for."""
-        if progress.num_waiting <= LONGEST_WAIT or not self._has_room(sequence_id, progress):
+        if progress.num_waiting > LONGEST_WAIT:
+            self._read_first(sequence_id, progress, progress.num_waiting - 1)
+
+    def _read_first(self, sequence_id: int, progress: _Progress, count: int) -> None:
+        """Take in the first `count` of what waits, where there is room for the sequence."""
+        if not self._has_room(sequence_id, progress):
             return
         waiting = _joined(progress.waiting)
-        for start in range(0, len(waiting) - 1, CHUNK):
-            self._read(sequence_id, progress, waiting[start : min(start + CHUNK, len(waiting) - 1)])
-        progress.waiting, progress.num_waiting = [waiting[-1:].copy()], 1
+        for start in range(0, count, CHUNK):
+            self._read(sequence_id, progress, waiting[start : min(start + CHUNK, count)])
+        progress.waiting = [waiting[count:].copy()]
+        progress.num_waiting -= count
 
     def _read(self, sequence_id: int, progress: _Progress, features: NDArray[np.float32]) -> None:
         """Turn the features of the next tokens into K/V."""
