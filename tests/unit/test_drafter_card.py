@@ -40,6 +40,25 @@ def test_given_figures_then_the_card_has_them_by_position(tmp_path, spec, words)
     assert "7 steps in 3 minutes on a machine, 2 cores" in card
 
 
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        (block_spec(), "the table of tokens and the head are the target's."),
+        (
+            block_spec(draft_vocab=24),
+            "the table of tokens is the target's,\na head over 24 of 40 tokens is its own.",
+        ),
+        (eagle_spec(), "One layer and a head over 40 of 40\ntokens"),
+    ],
+)
+def test_given_a_head_then_the_card_says_how_much_of_the_vocabulary_it_knows(
+    tmp_path, spec, sentence
+):
+    write_drafter_card(tmp_path / "card.md", spec, None, FIGURES, "a machine")
+
+    assert sentence in (tmp_path / "card.md").read_text()
+
+
 def test_given_no_facts_of_a_training_then_the_card_claims_none(tmp_path):
     write_drafter_card(tmp_path / "card.md", block_spec(), None, FIGURES, "a machine")
 

@@ -20,6 +20,7 @@ from forerun.models.resolve import resolve_model  # noqa: E402
 from forerun.train.arguments import (  # noqa: E402
     BlockArguments,
     DraftArguments,
+    Layout,
     SourceArguments,
     StepArguments,
 )
@@ -45,11 +46,14 @@ STEP = StepArguments(rows=4, row_len=40, learning_rate=1e-2, engine=StepEngine.E
 
 @dataclass
 class Rounds:
-    """Sees each round of a single row: tokens known as it began, drafted tokens that it kept."""
+    """Sees each round of a single row: tokens known as it began, drafted tokens that it kept; and
+    all tokens that were ever drafted."""
 
     seen: list[tuple[int, int]] = field(default_factory=list)
+    drafted: set[int] = field(default_factory=set)
 
     def saw(self, rows: Any, drafts: Any, said: Any, starts: Any, verdicts: Any) -> None:
+        self.drafted |= set(drafts[0].tree.tokens[1:].tolist())
         self.seen.append((len(rows[0].tokens), len(verdicts[0].path) - 1))
 
     def settled(self, stats: Any) -> None:
@@ -131,11 +135,11 @@ def _text(counting: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def trained(kind: str, counting: Path, text: Path, out: Path, seed: int = 0) -> Path:
+def trained(kind: str, counting: Path, text: Path, out: Path, **settings: Any) -> Path:
     """A drafter of 50 steps: it has learned to count, not how sure its target is."""
     source = SourceArguments(model=str(counting), text=[text])
     draft = DraftArguments(anchors=10, max_steps=50, dense_steps=0, patience=0, examine_every=60.0)
-    job = Job(kind, out, 60.0, source, draft, replace(STEP, seed=seed))
+    job = Job(kind, out, 60.0, source, replace(draft, **settings), STEP)
     if kind == "eagle3":
         train_eagle(job, num_steps=TINY_SLOTS[kind])
         return out
@@ -145,8 +149,55 @@ def trained(kind: str, counting: Path, text: Path, out: Path, seed: int = 0) -> 
     return out
 
 
+def texts_of(engine: Engine, witness: Rounds) -> dict[float, list[Written]]:
+    """What an engine writes behind two prompts, greedily and at temperature 1."""
+    prompts = [[FIRST + at, FIRST + at + 1, FIRST + at + 2] for at in (0, 9)]
+    return {
+        warmth: [w for p in prompts for w in written(engine, witness, p, warmth, 60)]
+        for warmth in (0.0, 1.0)
+    }
+
+
 class TestInFloat32:
     """Both read the same float32 weights in the same library: nothing is left to rounding."""
+
+    @pytest.mark.parametrize(
+        ("kind", "layout"),
+        [
+            ("dspark", None),
+            ("dflash", None),
+            ("eagle3", Layout.EAGLE3),
+            ("eagle3", Layout.SPECULATORS),
+        ],
+    )
+    def test_so_it_is_with_a_drafter_that_knows_some_of_the_tokens(
+        self, kind: str, layout: Layout | None, counting: Path, text: Path, tmp_path: Path
+    ) -> None:
+        # given: the letters that the target counts through, and others that noise has it say
+        drafter = trained(kind, counting, text, tmp_path, draft_vocab=200, export=layout)
+        num_slots, witness = TINY_SLOTS[kind], Rounds()
+        # when
+        speculate = Speculation(f"{kind}:{drafter}", "chain:4")
+        with Engine(counting, speculate=speculate, backend="torch", witness=witness) as engine:
+            made = texts_of(engine, witness)
+        # then
+        target = load_target(counting)
+        model = load_drafter(drafter, target.spec)
+        for one in made[0.0] + made[1.0]:
+            assert kept(runs_of(model, target, one, num_slots), one) == one.kept
+            found = Examination(one.text, num_slots).expected(model, target)
+            assert (found.num_tokens, found.num_rounds) == (60, len(one.rounds))
+            assert found.tokens_per_round > 1.1
+        # and no other token is drafted, though the text has others
+        known = set(model.target_ids().tolist())
+        assert len(known) == 200
+        assert witness.drafted <= known
+        assert {t for one in made[1.0] for t in one.text.rows[0].tolist()} - known
+        # Control: as many tokens, of which each is another
+        model.d2t += 1
+        assert kept(runs_of(model, target, made[0.0][0], num_slots), made[0.0][0]) != (
+            made[0.0][0].kept
+        )
 
     @pytest.mark.parametrize("kind", TINY_SLOTS)
     def test_every_round_keeps_what_was_counted_without_it(
@@ -156,13 +207,9 @@ class TestInFloat32:
         drafter = trained(kind, counting, text, tmp_path)
         num_slots, witness = TINY_SLOTS[kind], Rounds()
         speculate = Speculation(f"{kind}:{drafter}", "chain:4")
-        # when: an engine writes with it, greedily and at temperature 1
+        # when: an engine writes with it
         with Engine(counting, speculate=speculate, backend="torch", witness=witness) as engine:
-            prompts = [[FIRST + at, FIRST + at + 1, FIRST + at + 2] for at in (0, 9)]
-            made = {
-                warmth: [w for p in prompts for w in written(engine, witness, p, warmth, 60)]
-                for warmth in (0.0, 1.0)
-            }
+            made = texts_of(engine, witness)
         # then
         target = load_target(counting)
         model = load_drafter(drafter, target.spec)

@@ -183,6 +183,10 @@ class DraftArguments:
     dense_steps: Annotated[
         int, typer.Option(help="First steps, which learn the first token of a draft only.")
     ] = 150
+    draft_vocab: Annotated[
+        int,
+        typer.Option(help="Draft so many tokens only, those most frequent in the text; 0: all."),
+    ] = 0
     start_from: Annotated[
         Path | None, typer.Option(help="Start from this trained drafter of the same shape.")
     ] = None

@@ -32,7 +32,8 @@ def block_logits(
     features: Tensor,
     slots: Tensor,
 ) -> Tensor:
-    """Logits `[B A K V]` of the K tokens drafted from anchors `[B A]` of windows `[B T+1]`.
+    """Logits `[B A K D]` of the K tokens drafted from anchors `[B A]` of windows `[B T+1]`, over
+    the D tokens of the head: the target's, or its own.
 
     `features [B T F]` are the target's taps, `slots [Q]` those that are fed, 0 … Q-1. Drafted
     tokens beyond the window are of no account.
@@ -40,7 +41,14 @@ def block_logits(
     hidden = block_states(model, target, windows, anchors, features, slots)
     before = anchors.unsqueeze(-1) + slots[: hidden.shape[2]]
     previous = gather_tokens(windows, before.clamp(max=windows.shape[1] - 1))
-    return model.logits(hidden, head_of(target)) + model.markov(previous, hidden)
+    if not model.spec.has_token_map:
+        return model.logits(hidden, head_of(target)) + model.markov(previous, hidden)
+    # The module spreads what its own head says over the target's vocabulary: too wide to learn.
+    normed = model.norm(hidden)
+    drafted: Tensor = model.lm_head(normed)
+    if model.spec.markov_rank:
+        drafted = drafted + model.markov_head.along(previous, normed)
+    return drafted
 
 
 def block_states(
@@ -107,8 +115,10 @@ def block_spec(  # noqa: PLR0913  the sizes of a drafter
     is_shifted: bool,
     markov_rank: int,
     markov_kind: MarkovKind = MarkovKind.VANILLA,
+    draft_vocab: int = 0,
 ) -> BlockSpec:
-    """A block drafter whose layers have the target's shape, norms of queries and keys included.
+    """A block drafter whose layers have the target's shape, norms of queries and keys included. It
+    drafts all of the target's tokens by its head, or `draft_vocab` of them by one of its own.
 
     Raises:
         OptionError: the target has too few layers to read so many.
@@ -125,6 +135,7 @@ def block_spec(  # noqa: PLR0913  the sizes of a drafter
         is_causal=(False,) * num_layers,
         markov_rank=markov_rank,
         markov_kind=markov_kind,
+        draft_vocab=draft_vocab,
     )
 
 

@@ -46,7 +46,7 @@ It changes no token of what is written, only when."""
 
 Reads {reads},
 and proposes {spec.max_drafted} tokens in one pass. {spec.num_parameters:,} parameters of its own in
-{spec.body.num_layers} layers, bfloat16; the table of tokens and the head are the target's.
+{spec.body.num_layers} layers, bfloat16; {_borrows(spec)}.
 {_hears(spec)}
 
 It changes no token of what is written, only when."""
@@ -54,10 +54,17 @@ It changes no token of what is written, only when."""
     return f"""# An EAGLE-3 head
 
 Reads {reads},
-and proposes token by token. One layer and a head over {spec.body.vocab} tokens, bfloat16; the table
-of tokens is the target's.
+and proposes token by token. One layer and a head over {spec.head_vocab} of {spec.target_vocab}
+tokens, bfloat16; the table of tokens is the target's.
 
 It changes no token of what is written, only when."""
+
+
+def _borrows(spec: BlockSpec) -> str:
+    if spec.draft_vocab:
+        own = f"a head over {spec.draft_vocab} of {spec.target_vocab} tokens is its own"
+        return f"the table of tokens is the target's,\n{own}"
+    return "the table of tokens and the head are the target's"
 
 
 def _hears(spec: BlockSpec) -> str:

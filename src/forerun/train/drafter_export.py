@@ -14,7 +14,7 @@ from forerun.backends.torch.block import BlockDrafter
 from forerun.backends.torch.eagle import EagleDrafter
 from forerun.errors import OptionError
 from forerun.models import drafter_files
-from forerun.models.drafter_layouts import DEEPSPEC, EAGLE3, Z_LAB
+from forerun.models.drafter_layouts import DEEPSPEC, EAGLE3, SPECULATORS, Z_LAB
 from forerun.models.drafter_spec import BlockSpec, DrafterSpec, EagleSpec, MarkovKind
 from forerun.models.spec import ModelSpec, Rope
 from forerun.models.weights import EMBEDDING, HEAD, Checkpoint
@@ -66,7 +66,8 @@ def write_drafter(
     """Write a module to `directory`, its weights rounded to bfloat16.
 
     Without a layout, in the one its kind was published in: z-lab for DFlash, DeepSpec for DSpark,
-    EAGLE-3's own. `verifier` is what other engines load as its target where they are given the
+    EAGLE-3's own; that of speculators for a block drafter that knows some tokens only, which no
+    other can say. `verifier` is what other engines load as its target where they are given the
     drafter alone, as the layout of speculators lets them. `copied` is the target whose table and
     head go along, as in published files of DeepSpec; forerun never reads them.
 
@@ -97,6 +98,8 @@ def write_drafter(
 def _own_layout(spec: DrafterSpec) -> str:
     if isinstance(spec, EagleSpec):
         return EAGLE3
+    if spec.has_token_map:
+        return SPECULATORS
     return DEEPSPEC if spec.is_shifted else Z_LAB
 
 

@@ -24,6 +24,7 @@ from forerun.models.drafter_notes import DrafterNotes, write_notes
 from forerun.models.drafter_spec import MarkovKind
 from forerun.models.resolve import resolve_model
 from forerun.models.spec import read_spec
+from forerun.models.tokenizer import load_tokenizer
 from forerun.models.weights import open_checkpoint
 from forerun.tools.machine import machine_name
 from forerun.train import held_out
@@ -31,13 +32,14 @@ from forerun.train.anchors import AnchoredText
 from forerun.train.batches import Batches
 from forerun.train.blocks import block_spec
 from forerun.train.curve import draw_curve
+from forerun.train.draft_vocab import draft_vocab_of, frequent_tokens
 from forerun.train.drafter_card import write_drafter_card
 from forerun.train.drafter_export import load_drafter, write_drafter
 from forerun.train.drafting import Drafter, Drafting, by_temperature, examine
 from forerun.train.eagle import eagle_spec
 from forerun.train.examining import Examiner
 from forerun.train.expected import Expected
-from forerun.train.inherit import start_at_drafter, start_at_target
+from forerun.train.inherit import start_at_drafter, start_at_target, start_head
 from forerun.train.lesson import Job, Lesson, lesson_of
 from forerun.train.lm import Budget, Recipe, Run, Watch, write_facts
 from forerun.train.losses import DraftLoss
@@ -85,6 +87,7 @@ def train_block(
         is_shifted=is_shifted,
         markov_rank=markov_rank,
         markov_kind=markov_kind,
+        draft_vocab=draft_vocab_of(job.draft.draft_vocab, target.spec.vocab),
     )
     return _train(
         job, BlockDrafter(spec), Drafting(target, _loss(job.draft)), _changed(shape), shape.block
@@ -95,7 +98,8 @@ def train_eagle(job: Job, *, num_steps: int) -> Outcome:
     """Train, or go on training, an EAGLE-3 head; write it to `out`. Raises as `train_block`."""
     target = load_target(resolve_model(job.source.model), job.step.device)
     loss = replace(_loss(job.draft), gamma=EAGLE_GAMMA)
-    model = EagleDrafter(eagle_spec(target.spec))
+    num_drafted = draft_vocab_of(job.draft.draft_vocab, target.spec.vocab)
+    model = EagleDrafter(eagle_spec(target.spec, num_drafted))
     return _train(job, model, Drafting(target, loss), f" --steps {num_steps}", num_steps)
 
 
@@ -187,6 +191,8 @@ def _train(job: Job, model: Drafter, drafting: Drafting, command: str, num_slots
     if job.draft.start_from is not None and run.position.step == 0:
         start_at_drafter(model, load_drafter(job.draft.start_from, target.spec))
     lesson = lesson_of(job, run_directory)
+    if run.position.step == 0 and job.draft.start_from is None:
+        _choose_tokens(job, model, target, lesson.text)
     examinations = by_temperature(lesson.held_out, EXAMINED_ROWS, num_slots)
     examiner = Examiner(
         lambda: examine(examinations, model, target),
@@ -203,6 +209,16 @@ def _train(job: Job, model: Drafter, drafting: Drafting, command: str, num_slots
     budget = Budget(steps=most) if most else Budget(minutes=lesson.minutes)
     _run(job, run, anchored, objective, budget, examiner)
     return _write(job, run, command, examiner, lesson, budget)
+
+
+def _choose_tokens(job: Job, model: Drafter, target: Decoder, text: Text) -> None:
+    """Let a head that knows some tokens only know what the text has most often. A training that
+    goes on has them in its checkpoint, one that starts from a drafter has that one's."""
+    if not model.spec.has_token_map:
+        return
+    tokenizer = load_tokenizer(resolve_model(job.source.model), target.spec)
+    sizes = (model.spec.head_vocab, target.spec.vocab)
+    start_head(model, target, frequent_tokens(text, *sizes, tokenizer))
 
 
 def _anchored(job: Job, text: Text, model: Drafter, num_slots: int) -> AnchoredText:

@@ -22,7 +22,7 @@ from forerun.noise import Purpose, gumbel, words
 from forerun.train.blocks import block_logits
 from forerun.train.eagle import eagle_logits
 from forerun.train.expected import Expected, expected, matched_runs
-from forerun.train.losses import DraftLoss, gather_rows, gather_tokens, labels_of
+from forerun.train.losses import DraftLoss, gather_rows, gather_tokens, labels_of, sayable
 from forerun.train.reading import head_of, read
 from forerun.train.text import Text, rows_of
 
@@ -39,9 +39,14 @@ def drafted_logits(
     features: Tensor,
     slots: Tensor,
 ) -> Tensor:
-    """Logits `[B A K V]` of the tokens that `slots` draft from anchors."""
+    """Logits `[B A K D]` of the tokens that `slots` draft from anchors, over the drafter's own."""
     said = block_logits if isinstance(model, BlockDrafter) else eagle_logits
     return said(model, target, windows, anchors, features, slots)  # type: ignore[arg-type]
+
+
+def known_tokens(model: Drafter) -> Tensor | None:
+    """`[D]` the target's ids of the tokens that a drafter can say; None where it can say all."""
+    return model.target_ids() if model.spec.has_token_map else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +64,14 @@ class Drafting:
             reading = read(self.target, windows[:, :-1], model.spec.tap_layers)
             drafted = drafted_logits(model, self.target, windows, anchors, reading.features, slots)
             places, counts = labels_of(windows, anchors, ends, drafted.shape[2])
+            known, head = known_tokens(model), head_of(self.target)
             with torch.no_grad():
-                laws = gather_rows(reading.last, places) @ head_of(self.target).T
-        return self.loss(drafted, laws, gather_tokens(windows, places + 1), counts)
+                rows = head if known is None else head[known]
+                laws = gather_rows(reading.last, places) @ rows.T
+        labels = gather_tokens(windows, places + 1)
+        if known is not None:
+            labels, counts = sayable(known, len(head), labels, counts)
+        return self.loss(drafted, laws, labels, counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,28 +96,29 @@ class Examination:
         device = head_of(target).device
         tokens = torch.from_numpy(self.text.rows[row, :end].astype(np.int64))[None].to(device)
         noise = torch.from_numpy(noise_of(self.text, row, head_of(target).shape[0])).to(device)
-        runs = []
+        known, runs = known_tokens(model), []
+        if known is not None:
+            noise = noise[:, known]  # a token has the noise that it has among all of the target's
         features = read(target, tokens[:, :-1], model.spec.tap_layers).features
         for start in range(first, end - 1, EXAMINED_AT_ONCE):
             anchors = torch.arange(start, min(start + EXAMINED_AT_ONCE, end - 1))[None]
             slots = torch.arange(self.num_slots, device=device)
             logits = drafted_logits(model, target, tokens, anchors.to(device), features, slots)
-            runs.append(self._kept(logits[0], tokens[0], anchors[0], noise, row))
+            steps = torch.arange(1, logits.shape[2] + 1)
+            places = (anchors[0, :, None] + steps).to(device)
+            inside = places < end
+            places = places.clamp(max=end - 1)
+            drafted = self._chosen(logits[0], noise, places - first, row)
+            drafted = drafted if known is None else known[drafted]
+            same = (drafted == tokens[0, places]) & inside
+            runs.append(matched_runs(same.cpu().numpy()))
         return np.concatenate(runs)
 
-    def _kept(
-        self, logits: Tensor, tokens: Tensor, anchors: Tensor, noise: Tensor, row: int
-    ) -> NDArray[np.int64]:
-        """How many of the tokens drafted from each anchor, logits `[A K V]`, are the text's."""
-        first = int(self.text.spans[row, 0])
-        steps = torch.arange(1, logits.shape[1] + 1)
-        places = (anchors[:, None] + steps).to(tokens.device)
-        inside = places < len(tokens)
-        places = places.clamp(max=len(tokens) - 1)
+    def _chosen(self, logits: Tensor, noise: Tensor, at: Tensor, row: int) -> Tensor:
+        """The tokens `[A K]` that are drafted of logits `[A K D]`, with the noise `at` places."""
         temperature = float(self.text.temperatures[row])
-        scores = logits if temperature == 0 else logits / temperature + noise[places - first]
-        same = (scores.argmax(-1) == tokens[places]) & inside
-        return matched_runs(same.cpu().numpy())
+        scores = logits if temperature == 0 else logits / temperature + noise[at]
+        return scores.argmax(-1)
 
 
 def noise_of(text: Text, row: int, vocab: int) -> NDArray[np.float32]:

@@ -32,7 +32,8 @@ def eagle_logits(
     features: Tensor,
     slots: Tensor,
 ) -> Tensor:
-    """Logits `[B A K V]` of the tokens drafted from anchors `[B A]` of windows `[B T+1]`.
+    """Logits `[B A K D]` of the tokens drafted from anchors `[B A]` of windows `[B T+1]`, over the
+    D tokens of the head.
 
     `features [B T F]` are the target's taps, `slots [K]` the steps, 0 … K-1. Drafted tokens beyond
     the window are of no account.
@@ -54,7 +55,7 @@ def eagle_logits(
         sees_own = torch.ones(1, own[0].shape[3], dtype=torch.bool, device=q.device)
         attended = attend(q.unsqueeze(3), text, (own[0], own[1]), sees_text.unsqueeze(2), sees_own)
         state = model.midlayer.output(residual, attended.squeeze(3))
-        drafted.append(model.target_logits(state))
+        drafted.append(model.logits(state))
     return torch.stack(drafted, dim=2)
 
 
@@ -78,8 +79,8 @@ def _rotation(model: EagleDrafter, positions: Tensor, dtype: torch.dtype) -> Rot
     return Rotation.at(frequencies.to(positions.device), positions, dtype)
 
 
-def eagle_spec(target: ModelSpec) -> EagleSpec:
-    """An EAGLE-3 head of the target's shape, over its whole vocabulary.
+def eagle_spec(target: ModelSpec, draft_vocab: int = 0) -> EagleSpec:
+    """An EAGLE-3 head of the target's shape, over `draft_vocab` of its tokens (0: all of them).
 
     Its taps are the outputs of layers 1, L / 2 - 1 and L - 4, counted from 0: the inputs of layers
     2, L / 2 and L - 3, as in the published heads. Where these are not three, they are spread.
@@ -98,6 +99,7 @@ def eagle_spec(target: ModelSpec) -> EagleSpec:
         qkv_bias=False,
         qk_norm=False,
         dtype="bfloat16",
+        vocab=draft_vocab or target.vocab,
     )
     return EagleSpec(
         body=body,
@@ -105,5 +107,5 @@ def eagle_spec(target: ModelSpec) -> EagleSpec:
         target_hidden=target.hidden,
         num_target_layers=target.num_layers,
         target_vocab=target.vocab,
-        has_token_map=False,
+        has_token_map=draft_vocab > 0,
     )

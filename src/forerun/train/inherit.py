@@ -9,7 +9,9 @@ steps 30 / 20 / 23 %.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from forerun.backends.torch.block import BlockDrafter
@@ -21,7 +23,8 @@ from forerun.models.drafter_spec import BlockSpec, MarkovKind
 from forerun.train.drafting import Drafter
 from forerun.train.reading import head_of
 
-_HEAD, _LAYERS = "markov_head.", "layers."
+_HEAD = "markov_head."
+_ALSO = ("layers.", "lm_head.", "d2t")  # of a trained drafter, must be the new one's too
 _UNBENT = 1 / 3  # of a trained table's codes, about a half each: tanh bends these by 1 %
 
 
@@ -49,17 +52,26 @@ def start_at_target(model: BlockDrafter | EagleDrafter, target: Decoder) -> None
 
 
 @torch.no_grad()
+def start_head(model: Drafter, target: Decoder, token_ids: NDArray[np.int64]) -> None:
+    """Let the head of a drafter that knows some tokens only know `token_ids [D]`, by the target's
+    own rows of them."""
+    known = torch.from_numpy(token_ids).to(model.d2t.device)
+    model.d2t.copy_(known - torch.arange(len(known), device=known.device))
+    model.lm_head.weight.copy_(head_of(target)[known])
+
+
+@torch.no_grad()
 def start_at_drafter(model: Drafter, like: Drafter) -> None:
-    """Copy a trained drafter of the same shape into `model`, but for its Markov head: where the
-    trained one's is plain or missing, that may be of another kind or wider, and then adds nearly
-    what the trained one adds.
+    """Copy a trained drafter of the same shape into `model`, and which tokens it knows, but for its
+    Markov head: where the trained one's is plain or missing, that may be of another kind or wider,
+    and then adds nearly what the trained one adds.
 
     Raises:
         OptionError: another shape, or a Markov head that this one's cannot begin as.
     """
     own, theirs = model.state_dict(), like.state_dict()
-    layers = {name for name in theirs if name.startswith(_LAYERS)}
-    shared = {name for name in own if not name.startswith(_HEAD)} | layers
+    also = {name for name in theirs if name.startswith(_ALSO)}
+    shared = {name for name in own if not name.startswith(_HEAD)} | also
     differ = [name for name in sorted(shared) if _shape(own, name) != _shape(theirs, name)]
     if differ:
         raise OptionError(
