@@ -174,6 +174,17 @@ def test_given_a_prompt_read_beside_the_target_then_a_proposal_takes_in_the_rest
     assert sum(script.absorbed) == len(tokens) - 1
 
 
+def test_given_a_first_round_that_read_the_prompt_then_its_end_takes_that_in():
+    script, tokens = Script(), list(range(70))
+    drafter = featured(script)
+
+    begun(drafter, tokens)
+
+    assert sum(script.absorbed) == 69
+    assert drafter.propose([row(tokens)])[0].tree.tokens.tolist() == expected(tokens)
+    assert sum(script.absorbed) == len(tokens) - 1
+
+
 def test_given_a_pause_or_an_unknown_sequence_then_there_is_nothing_to_read():
     class Paused:
         is_paused = True

@@ -157,17 +157,20 @@ class Featured:
         return grown
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
-        """Learn what was kept of the last proposal, and take in the features of the round."""
+        """Learn what was kept of the last proposal, and take in the features of the round. Those of
+        the first are a prompt's: they are read at once, for they belong to it."""
         progress = self._progress.get(sequence_id)
         if progress is None:
             return
         last, progress.last = progress.last, None
         if last is not None:
             self._margins.learn(last[0], commit, is_greedy=last[1])
-        progress.has_begun = True
+        is_first, progress.has_begun = not progress.has_begun, True
         progress.tokens += commit.tokens
         if commit.features is not None:
             self._take(sequence_id, progress, commit.features)
+        if is_first:
+            self.read(sequence_id, progress.tokens, progress.num_waiting)
 
     def release(self, sequence_id: int) -> None:
         """Give back the sequence's blocks."""
