@@ -11,6 +11,9 @@
 //   - inputs are padded with zeros to a multiple of 32 on both sides;
 //   - a masked input is an operand +0 against a finite value: an exact no-op.
 //
+// The second arithmetic, canonical-float32, is the same in every word but one: operands (weights,
+// activations, K/V) are fp32 and nothing is rounded to bf16. Its bits are others.
+//
 // Sums over a vector run in 16 lanes (element i in lane i mod 16, in order), then the lanes are
 // folded 8, 4, 2, 1. Elementwise functions use only + - * / sqrt, each correctly rounded, so the
 // compiler may vectorise but never contract or reorder them.
@@ -25,7 +28,7 @@ constexpr int kBlock = 32;                        // inputs per block, tokens pe
 constexpr int kTileColumns = 16;                  // output columns per tile
 constexpr int kPanelColumns = 32;                 // two tiles side by side
 constexpr int kTileBytes = 1024;                  // 16 input pairs x 16 columns x 2 x bf16
-constexpr int kPanelBlockBytes = 2 * kTileBytes;  // one K block of a panel
+constexpr int kPanelBlockBytes = 2 * kTileBytes;  // one K block of a panel of bf16
 constexpr int kMaxRows = 32;                      // rows a kernel takes in one call
 constexpr int kChunkKeys = 512;                   // keys that share one softmax maximum
 
@@ -54,7 +57,7 @@ inline uint16_t float_to_bf16(float f) {
 // ascending stream. The path decides; the arithmetic does not see it.
 enum class PairOrder : uint8_t { kNatural, kChains };
 
-// Offset in bf16 elements of (input, column) inside a panel whose K blocks are contiguous.
+// Offset in values of (input, column) inside a panel whose K blocks are contiguous.
 inline int64_t panel_offset(int64_t input, int column, PairOrder order) {
   const int64_t block = input / kBlock, within = input % kBlock, quarter = within % 4;
   const int tile = column / kTileColumns, lane = column % kTileColumns;
@@ -62,6 +65,34 @@ inline int64_t panel_offset(int64_t input, int column, PairOrder order) {
   const int64_t line = natural ? 16 * tile + within / 2 : within / 4 * 4 + 2 * tile + (quarter & 1);
   const int64_t half = natural ? within & 1 : quarter < 2;
   return block * (kPanelBlockBytes / 2) + line * kBlock + lane * 2 + half;
+}
+
+// How values (weights and K/V) rest in memory.
+struct Layout {
+  PairOrder order;
+  int value_bytes;  // 2: bf16; 4: fp32, of the second arithmetic
+  constexpr Layout(PairOrder pairs, int bytes = 2) : order(pairs), value_bytes(bytes) {}
+  bool operator==(const Layout&) const = default;
+  int64_t block_bytes() const { return kBlock * kPanelColumns * value_bytes; }  // of a panel
+};
+
+inline float to_float(uint16_t h) { return bf16_to_float(h); }
+inline float to_float(float f) { return f; }
+template <typename Value>
+Value from_float(float f) {
+  if constexpr (sizeof(Value) == 2)
+    return float_to_bf16(f);
+  else
+    return f;
+}
+
+// body(a value) with the type that values of so many bytes have: decided once, not for each.
+template <typename Body>
+void with_values(int value_bytes, Body&& body) {
+  if (value_bytes == 2)
+    body(uint16_t{});
+  else
+    body(float{});
 }
 
 }  // namespace forerun

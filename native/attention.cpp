@@ -20,46 +20,62 @@ uint8_t* Model::kv_block(int layer, int block, int head) const {
   return kv_.data() + index * head_block_bytes();
 }
 
-// Key then value of a tree node (its place among them), head_dim bf16 each.
-uint16_t* Model::node_kv(int layer, int node, int head) const {
+// Key then value of a tree node (its place among them), head_dim values each.
+uint8_t* Model::node_kv(int layer, int node, int head) const {
   const int64_t per_layer = static_cast<int64_t>(kv_stride_) * shape_.num_kv_heads;
   const int64_t index = layer * per_layer + static_cast<int64_t>(node) * shape_.num_kv_heads + head;
-  return node_kv_.as<uint16_t>() + index * 2 * shape_.head_dim;
+  return node_kv_.data() + index * token_bytes();
 }
 
-// Writes one token into slot 0..31 of a block. The first token of a block clears what an earlier
-// owner left: a stale NaN would survive a weight of zero.
-void Model::place(uint8_t* block, int slot, const uint16_t* key, const uint16_t* value,
-                  bool clear) const {
+// Writes one token's key and value into slot 0..31 of a block. The first token of a block clears
+// what an earlier owner left: a stale NaN would survive a weight of zero.
+void Model::place(uint8_t* block, int slot, const uint8_t* kv, bool clear) const {
   if (clear) std::memset(block, 0, static_cast<size_t>(head_block_bytes()));
-  uint16_t* keys = reinterpret_cast<uint16_t*>(block);
-  uint16_t* values = keys + head_block_bytes() / 4;
-  const PairOrder order = lane_->kernels().order;
-  for (int d = 0; d < shape_.head_dim; ++d) {
-    keys[panel_offset(d, slot, order)] = key[d];
-    values[d / kPanelColumns * (kPanelBlockBytes / 2) +
-           panel_offset(slot, d % kPanelColumns, order)] = value[d];
-  }
+  const Layout layout = weights_->layout;
+  with_values(layout.value_bytes, [&](auto kind) {
+    using Value = decltype(kind);
+    const Value* key = reinterpret_cast<const Value*>(kv);
+    const Value* value = key + shape_.head_dim;
+    Value* keys = reinterpret_cast<Value*>(block);
+    Value* values = reinterpret_cast<Value*>(block + head_block_bytes() / 2);
+    for (int d = 0; d < shape_.head_dim; ++d) {
+      keys[panel_offset(d, slot, layout.order)] = key[d];
+      values[d / kPanelColumns * (kBlock * kPanelColumns) +
+             panel_offset(slot, d % kPanelColumns, layout.order)] = value[d];
+    }
+  });
 }
 
 // A value that overflowed would pass a weight of zero and reach rows that may not see its token (a
 // rejected draft may be any token). Moved into the key, it reaches exactly those that do: scores
 // behind the mask are never read.
-static void confine(uint16_t* key, uint16_t* value, int head_dim) {
+template <typename Value>
+static void confine(Value* key, Value* value, int head_dim) {
   for (int d = 0; d < head_dim; ++d) {
-    if ((value[d] & 0x7f80u) != 0x7f80u) continue;
+    if (std::isfinite(to_float(value[d]))) continue;
     value[d] = 0;
-    key[0] = 0x7fc0u;  // not a number
+    key[0] = from_float<Value>(NAN);
   }
 }
 
-// Norm and rotation in fp32, then the one rounding to bf16, for all nodes of a row's K/V head.
+// Key and value of a token as they are kept: the one rounding, none of fp32.
+void Model::keep_rounded(const float* key, uint8_t* rounded) const {
+  const int head_dim = shape_.head_dim;
+  with_values(weights_->layout.value_bytes, [&](auto kind) {
+    using Value = decltype(kind);
+    Value* kept = reinterpret_cast<Value*>(rounded);
+    for (int d = 0; d < 2 * head_dim; ++d) kept[d] = from_float<Value>(key[d]);
+    confine(kept, kept + head_dim, head_dim);
+  });
+}
+
+// Norm and rotation in fp32, then the rounding, for all nodes of a row's K/V head.
 void Model::rotate_and_store(const Batch& batch, int l, int worker, int row, int head) {
   const Kernels& k = lane_->kernels();
   const Shape& s = shape_;
   const Layer& layer = weights_->layers[static_cast<size_t>(l)];
   const int half = s.head_dim / 2;
-  std::vector<uint16_t>& rounded = scratch_[static_cast<size_t>(worker)].rounded;
+  std::vector<uint8_t>& rounded = scratch_[static_cast<size_t>(worker)].rounded;
   for (int n = batch.row_starts[row]; n < batch.row_starts[row + 1]; ++n) {
     const Node& self = node(n);
     const float* cosine = &cosine_[static_cast<size_t>(self.position) * half];
@@ -72,16 +88,14 @@ void Model::rotate_and_store(const Batch& batch, int l, int worker, int row, int
     float* key = query;
     if (s.qk_norm) k.rms_norm(key, layer.key_norm.data(), s.head_dim, s.norm_eps, key);
     k.rotate(key, cosine, sine, half);
-    for (int d = 0; d < 2 * s.head_dim; ++d)
-      rounded[static_cast<size_t>(d)] = float_to_bf16(key[d]);
-    confine(rounded.data(), rounded.data() + s.head_dim, s.head_dim);
+    keep_rounded(key, rounded.data());
     if (!self.in_place) {
-      std::memcpy(node_kv(l, self.kv, head), rounded.data(), rounded.size() * 2);
+      std::memcpy(node_kv(l, self.kv, head), rounded.data(), rounded.size());
       continue;
     }
     const int slot = self.position % kBlock;
     const int block = batch.block_table[row * batch.table_width + self.position / kBlock];
-    place(kv_block(l, block, head), slot, rounded.data(), rounded.data() + s.head_dim, slot == 0);
+    place(kv_block(l, block, head), slot, rounded.data(), slot == 0);
   }
 }
 
@@ -133,9 +147,8 @@ void Model::gather_tail(const Batch& batch, int layer, int head, int n, uint8_t*
   }
   for (int at = self.kv; at >= 0; at = kv_parents_[static_cast<size_t>(at)]) {
     const int position = kv_positions_[static_cast<size_t>(at)];
-    const uint16_t* kv = node_kv(layer, at, head);
-    place(tail + (position / kBlock - first_block) * head_block_bytes(), position % kBlock, kv,
-          kv + shape_.head_dim, false);
+    place(tail + (position / kBlock - first_block) * head_block_bytes(), position % kBlock,
+          node_kv(layer, at, head), false);
   }
 }
 
@@ -196,7 +209,8 @@ void Model::attend_chunk(const Tile& tile, const Chunk& chunk, Scratch& w) {
   const int rows = tile.num_rows, row_bytes = k.row_block_bytes,
             num_keys = chunk.num_blocks * kBlock;
   const int head_blocks = shape_.head_blocks(), width = head_blocks * kBlock;
-  const int64_t stride = static_cast<int64_t>(rows) * row_bytes;
+  const int64_t stride = static_cast<int64_t>(rows) * row_bytes,
+                block_bytes = k.layout.block_bytes();
   visit_blocks(tile, chunk, w, [&](int i, int from, int num, const uint8_t* keys) {
     k.panel(w.query.data() + from * row_bytes, stride, num, head_blocks, keys,
             &w.scores[static_cast<size_t>(from * kChunkKeys + i * kBlock)], kChunkKeys, false);
@@ -208,7 +222,7 @@ void Model::attend_chunk(const Tile& tile, const Chunk& chunk, Scratch& w) {
     const uint8_t* values = block + head_block_bytes() / 2;
     const uint8_t* weights = w.probabilities.data() + i * stride + from * row_bytes;
     for (int d = 0; d < head_blocks; ++d)
-      k.panel(weights, stride, num, 1, values + d * kPanelBlockBytes,
+      k.panel(weights, stride, num, 1, values + d * block_bytes,
               &w.chunk[static_cast<size_t>(from * width + d * kPanelColumns)], width, true);
   });
   for (int q = 0; q < rows; ++q) {
@@ -272,9 +286,8 @@ void Model::place_path(int layer, const int32_t* table, int position, int first_
                        const int32_t* path, int64_t length) {
   for (int64_t i = 0; i < length; ++i, ++position)
     for (int head = 0; head < shape_.num_kv_heads; ++head) {
-      const uint16_t* kv = node_kv(layer, first_kv + path[i], head);
-      place(kv_block(layer, table[position / kBlock], head), position % kBlock, kv,
-            kv + shape_.head_dim, position % kBlock == 0);
+      place(kv_block(layer, table[position / kBlock], head), position % kBlock,
+            node_kv(layer, first_kv + path[i], head), position % kBlock == 0);
     }
 }
 
@@ -288,20 +301,20 @@ void Model::keep_grown(const int32_t* table, int position, const std::vector<int
   });
 }
 
-std::vector<uint16_t> Model::grown_kv(const std::vector<int32_t>& grown) const {
-  const int64_t width = values_per_node() / shape_.num_layers;
-  std::vector<uint16_t> kv;
-  kv.reserve(grown.size() * static_cast<size_t>(values_per_node()));
+std::vector<uint8_t> Model::grown_kv(const std::vector<int32_t>& grown) const {
+  const int64_t width = bytes_per_node() / shape_.num_layers;
+  std::vector<uint8_t> kv;
+  kv.reserve(grown.size() * static_cast<size_t>(bytes_per_node()));
   for (const int32_t n : grown)
     for (int layer = 0; layer < shape_.num_layers; ++layer) {
-      const uint16_t* own = node_kv(layer, n, 0);
+      const uint8_t* own = node_kv(layer, n, 0);
       kv.insert(kv.end(), own, own + width);
     }
   return kv;
 }
 
-void Model::adopt(const uint16_t* kv, int position, int parent) {
-  const int64_t width = values_per_node() / shape_.num_layers;
+void Model::adopt(const uint8_t* kv, int position, int parent) {
+  const int64_t width = bytes_per_node() / shape_.num_layers;
   const int n = num_grown();
   for (int layer = 0; layer < shape_.num_layers; ++layer)
     std::copy_n(kv + layer * width, width, node_kv(layer, n, 0));

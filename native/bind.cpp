@@ -235,7 +235,9 @@ void bind_model(nb::module_& m) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-  m.def("available_paths", &available_paths);
+  m.def("available_paths", &available_paths, "value_bytes"_a = 2);
+  m.def("value_bytes",
+        [](const std::string& path) { return kernels_by_name(path).layout.value_bytes; });
   m.def("affinity_cores", &affinity_cores);
   m.def("quota_cores", &quota_cores);
   m.def("amx_errno", [] { return cpu_features().amx_errno; });

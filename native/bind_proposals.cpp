@@ -256,7 +256,7 @@ void check_carried(const Model& model, const ForecastPlan& plan) {
     const HeldNodes* held = plan.held[b];
     const int first = plan.starts[b];
     const int num_held = held ? held->num_nodes : 0;
-    require(!held || (static_cast<int64_t>(held->kv.size()) == num_held * model.values_per_node() &&
+    require(!held || (static_cast<int64_t>(held->kv.size()) == num_held * model.bytes_per_node() &&
                       static_cast<int64_t>(held->logits.size()) ==
                           static_cast<int64_t>(num_held) * model.shape().vocab),
             "states of a model like this one");

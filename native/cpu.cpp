@@ -53,7 +53,8 @@ CpuFeatures detect() {
 }
 
 // Whether a path gives the reference's bits on a small product of awkward numbers. A CPU, a
-// hypervisor or a compiler that breaks an instruction must cost speed, not tokens.
+// hypervisor or a compiler that breaks an instruction must cost speed, not tokens. The only path of
+// the second arithmetic is a reference itself.
 bool agrees(const Kernels& table) {
   constexpr int kRows = 19, kBlocks = 3;  // two row groups, blocks that accumulate
   const Kernels& reference = *portable_kernels();
@@ -77,7 +78,7 @@ bool agrees(const Kernels& table) {
         panel(kBlocks * kPanelBlockBytes);
     for (int input = 0; input < kBlocks * kBlock; ++input)
       for (int column = 0; column < kPanelColumns; ++column)
-        panel.as<uint16_t>()[panel_offset(input, column, k->order)] =
+        panel.as<uint16_t>()[panel_offset(input, column, k->layout.order)] =
             weights[static_cast<size_t>(input * kPanelColumns + column)];
     k->pack_rows(x.data(), kBlocks * kBlock, kRows, kBlocks * kBlock, a.data());
     std::vector<float>& c = results[k == &table];
@@ -104,8 +105,11 @@ std::vector<Path> find_paths() {
                              {"avx512", avx512_kernels(), cpu.avx512},
                              {"avx2", avx2_kernels(), cpu.avx2},
                              {"portable", portable_kernels(), true},
-                             {"amx-emulated", amx_emulated_kernels(), true}};
-  for (Path& path : paths) path.usable = path.table && path.usable && agrees(*path.table);
+                             {"amx-emulated", amx_emulated_kernels(), true},
+                             {"float32-portable", float32_portable_kernels(), true}};
+  for (Path& path : paths)
+    path.usable =
+        path.table && path.usable && (path.table->layout.value_bytes != 2 || agrees(*path.table));
   return paths;
 }
 
@@ -136,10 +140,10 @@ const CpuFeatures& cpu_features() {
   return found;
 }
 
-std::vector<std::string> available_paths() {
+std::vector<std::string> available_paths(int value_bytes) {
   std::vector<std::string> names;
   for (const Path& path : all_paths())
-    if (path.usable) names.push_back(path.name);
+    if (path.usable && path.table->layout.value_bytes == value_bytes) names.push_back(path.name);
   return names;
 }
 

@@ -15,10 +15,12 @@ struct CpuFeatures {
 
 const CpuFeatures& cpu_features();
 
-// Names of the paths that run here, best first; "portable" is always last but the emulation.
-std::vector<std::string> available_paths();
+// Names of the paths that run here with operands of so many bytes, which all give the same bits;
+// best first, "portable" last but the emulation.
+std::vector<std::string> available_paths(int value_bytes);
 
-// The table of a path by name ("auto" = the best). Throws std::invalid_argument with the choices.
+// The table of a path by name ("auto" = the best of bf16). Throws std::invalid_argument with the
+// choices.
 const Kernels& kernels_by_name(const std::string& name);
 
 // The cores this process may run on.

@@ -81,8 +81,11 @@ void Model::reserve_markov(int rows) {
 
 void Model::read_code(int32_t token, float* out) const {
   const int rank = shape_.markov_rank;
-  const uint16_t* row = weights_->markov_in.as<uint16_t>() + static_cast<int64_t>(token) * rank;
-  for (int i = 0; i < rank; ++i) out[i] = bf16_to_float(row[i]);
+  with_values(weights_->layout.value_bytes, [&](auto value) {
+    using Value = decltype(value);
+    const Value* row = weights_->markov_in.as<Value>() + static_cast<int64_t>(token) * rank;
+    for (int i = 0; i < rank; ++i) out[i] = to_float(row[i]);
+  });
 }
 
 void Model::add_markov(const std::vector<Heard>& slots, float* out) {

@@ -21,7 +21,7 @@ Model::Model(std::shared_ptr<const Weights> weights, std::shared_ptr<Lane> lane,
       lane_(std::move(lane)),
       max_context_(max_context),
       num_blocks_(num_blocks) {
-  if (lane_->kernels().order != weights_->order)
+  if (lane_->kernels().layout != weights_->layout)
     throw std::invalid_argument("weights are read by lanes of the paths they were packed for");
   kv_ = Arena(static_cast<size_t>(num_blocks) * static_cast<size_t>(block_bytes()));
   scratch_.resize(static_cast<size_t>(lane_->num_threads()));
@@ -199,16 +199,18 @@ void Model::embed(const Batch& batch, int worker, int phase) {
 void Model::copy_token(int32_t token, float* out) const {
   const Weights& owner = weights_->table_owner();
   const int hidden = shape_.hidden;
-  if (!owner.shape.tied) {
-    const uint16_t* row = owner.embedding.as<uint16_t>() + static_cast<int64_t>(token) * hidden;
-    for (int i = 0; i < hidden; ++i) out[i] = bf16_to_float(row[i]);
-    return;
-  }
-  const PairOrder order = lane_->kernels().order;
-  const uint16_t* panel =
-      reinterpret_cast<const uint16_t*>(owner.head.panel(token / kPanelColumns));
-  for (int i = 0; i < hidden; ++i)
-    out[i] = bf16_to_float(panel[panel_offset(i, token % kPanelColumns, order)]);
+  const Layout layout = owner.layout;
+  with_values(layout.value_bytes, [&](auto value) {
+    using Value = decltype(value);
+    if (!owner.shape.tied) {
+      const Value* row = owner.embedding.as<Value>() + static_cast<int64_t>(token) * hidden;
+      for (int i = 0; i < hidden; ++i) out[i] = to_float(row[i]);
+      return;
+    }
+    const Value* panel = reinterpret_cast<const Value*>(owner.head.panel(token / kPanelColumns));
+    for (int i = 0; i < hidden; ++i)
+      out[i] = to_float(panel[panel_offset(i, token % kPanelColumns, layout.order)]);
+  });
 }
 
 // Rows, positions, and whether a row may write its K/V in place.
@@ -279,9 +281,7 @@ int64_t Model::packed_bytes(int rows) const {
 }
 
 void Model::reserve_node_kv() {
-  const Shape& s = shape_;
-  const int64_t bytes =
-      static_cast<int64_t>(s.num_layers) * kv_stride_ * s.num_kv_heads * 2 * s.head_dim * 2;
+  const int64_t bytes = kv_stride_ * bytes_per_node();
   if (static_cast<int64_t>(node_kv_.size()) < bytes) node_kv_ = Arena(static_cast<size_t>(bytes));
 }
 
@@ -320,7 +320,7 @@ void Model::reserve(const Batch& batch) {
   if (trees && !batch.grows) reserve_node_kv();
   const int width = s.head_blocks() * kBlock, row_bytes = lane_->kernels().row_block_bytes;
   for (Scratch& w : scratch_) {
-    w.rounded.resize(static_cast<size_t>(2 * s.head_dim));
+    w.rounded.resize(static_cast<size_t>(token_bytes()));
     const int staged = std::max({s.input_width(), s.head_dim, s.markov_rank, s.markov_inputs()});
     grow(w.normed, static_cast<size_t>(kMaxRows) * staged);
     grow(w.scores, kMaxRows * kChunkKeys);

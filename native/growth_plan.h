@@ -34,11 +34,11 @@ struct GrowthPlan {
 };
 
 // What was read of some nodes of a forecast, by itself: the logits below each, and its K/V,
-// `Model::values_per_node` of them.
+// `Model::bytes_per_node` of them.
 struct HeldNodes {
   int num_nodes = 0;
   std::vector<float> logits;
-  std::vector<uint16_t> kv;
+  std::vector<uint8_t> kv;
 };
 
 // Drafts under verification that are grown further; forecast.py, ForecastPlan, has the meaning of

@@ -54,15 +54,13 @@ class Model {
   // stays until the next pass that does not grow.
   void begin_growth(int capacity);
   int num_grown() const { return static_cast<int>(kv_parents_.size()); }
-  // Values of K/V of one node over all layers.
-  int64_t values_per_node() const {
-    return 2LL * shape_.num_layers * shape_.num_kv_heads * shape_.head_dim;
-  }
+  // K/V of one node over all layers.
+  int64_t bytes_per_node() const { return token_bytes() * shape_.num_layers * shape_.num_kv_heads; }
   // K/V of grown nodes, one after another.
-  std::vector<uint16_t> grown_kv(const std::vector<int32_t>& grown) const;
+  std::vector<uint8_t> grown_kv(const std::vector<int32_t>& grown) const;
   // One more grown node, whose K/V was computed in another growth. `parent` as in a batch that
   // grows.
-  void adopt(const uint16_t* kv, int position, int parent);
+  void adopt(const uint8_t* kv, int position, int parent);
   // Nodes of all passes so far.
   int64_t num_computed() const { return num_computed_; }
   // Rows of the residual stream behind the last layer, of the last pass.
@@ -96,7 +94,7 @@ class Model {
     int kv;         // else its place among the tree nodes' K/V
     bool operator==(const Node&) const = default;
   };
-  // bf16 rows ready for products: groups of 32 rows, each [K block][row][bytes].
+  // Rows of operands ready for products: groups of 32 rows, each [K block][row][bytes].
   struct Packed {
     uint8_t* data;
     int num_rows, row_bytes;
@@ -127,23 +125,27 @@ class Model {
   };
   struct Scratch {  // of one worker
     std::vector<float> normed, scores, weights, chunk, sum, maxima, totals;
-    std::vector<uint16_t> rounded;  // key and value of one token
+    std::vector<uint8_t> rounded;  // key and value of one token, as they are kept
     float chunk_maxima[kMaxRows], chunk_totals[kMaxRows];
     bool has_keys[kMaxRows];
     Arena packed, query, probabilities, tail;
   };
 
   int64_t packed_bytes(int rows) const;
-  int64_t head_block_bytes() const { return 2LL * shape_.head_blocks() * kPanelBlockBytes; }
+  int64_t head_block_bytes() const {
+    return 2 * shape_.head_blocks() * weights_->layout.block_bytes();
+  }
+  // Key and value of one token in one layer's K/V head.
+  int64_t token_bytes() const { return 2LL * shape_.head_dim * weights_->layout.value_bytes; }
   const Node& node(int n) const { return nodes_[static_cast<size_t>(n)]; }
   // Queries, key and value of a node's K/V head.
   float* family(int n, int head) {
     return &qkv_[static_cast<size_t>(n) * shape_.qkv_width() + head * shape_.family_width()];
   }
   uint8_t* kv_block(int layer, int block, int head) const;
-  uint16_t* node_kv(int layer, int node, int head) const;
-  void place(uint8_t* block, int slot, const uint16_t* key, const uint16_t* value,
-             bool clear) const;
+  uint8_t* node_kv(int layer, int node, int head) const;
+  void keep_rounded(const float* key, uint8_t* rounded) const;
+  void place(uint8_t* block, int slot, const uint8_t* kv, bool clear) const;
   void place_path(int layer, const int32_t* table, int position, int first_kv, const int32_t* path,
                   int64_t length);
 

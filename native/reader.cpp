@@ -129,7 +129,7 @@ void TextReader::adopt(const ForecastPlan& plan, int row, std::vector<int>& kv) 
     if (!plan.is_carried(n)) continue;
     kv[static_cast<size_t>(n)] = model_.num_grown();
     model_.adopt(
-        &plan.held[row]->kv[static_cast<size_t>(plan.carried[n] * model_.values_per_node())],
+        &plan.held[row]->kv[static_cast<size_t>(plan.carried[n] * model_.bytes_per_node())],
         positions.back(), parent < 0 ? -1 : kv[static_cast<size_t>(first + parent)]);
   }
   const int own = kv[static_cast<size_t>(first)];

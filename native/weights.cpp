@@ -20,18 +20,20 @@ float half_to_float(uint16_t h) {
   return h >> 15 ? -magnitude : magnitude;
 }
 
-void read_row(const Row& row, int64_t columns, uint16_t* out) {
+template <typename Value>
+void read_row(const Row& row, int64_t columns, Value* out) {
+  constexpr SourceType kOwn = sizeof(Value) == 2 ? SourceType::kBf16 : SourceType::kF32;
   if (!row.source) {
-    std::memset(out, 0, static_cast<size_t>(columns) * 2);
+    std::memset(out, 0, static_cast<size_t>(columns) * sizeof(Value));
     return;
   }
   const Source& source = *row.source;
-  if (source.type == SourceType::kBf16) {
-    std::memcpy(out, static_cast<const uint16_t*>(source.data) + row.index * columns,
-                static_cast<size_t>(columns) * 2);
+  if (source.type == kOwn) {
+    std::memcpy(out, static_cast<const Value*>(source.data) + row.index * columns,
+                static_cast<size_t>(columns) * sizeof(Value));
     return;
   }
-  for (int64_t i = 0; i < columns; ++i) out[i] = float_to_bf16(source.at(row.index, i));
+  for (int64_t i = 0; i < columns; ++i) out[i] = from_float<Value>(source.at(row.index, i));
 }
 
 // 32 output rows -> one panel.
@@ -64,6 +66,16 @@ void pack_panel(const Row* rows, int64_t inputs, int64_t num_blocks, PairOrder o
       }
 }
 
+// The same of fp32; `staging` holds one row.
+void pack_panel(const Row* rows, int64_t inputs, int64_t, PairOrder order, float* staging,
+                uint8_t* panel) {
+  float* out = reinterpret_cast<float*>(panel);
+  for (int column = 0; column < kPanelColumns; ++column) {
+    read_row(rows[column], inputs, staging);
+    for (int64_t i = 0; i < inputs; ++i) out[panel_offset(i, column, order)] = staging[i];
+  }
+}
+
 std::vector<Row> all_rows(const Source& source) {
   std::vector<Row> rows;
   for (int64_t i = 0; i < source.rows; ++i) rows.push_back({&source, i});
@@ -93,22 +105,23 @@ std::vector<Row> interleaved(const Source& gate, const Source& up) {
   return rows;
 }
 
-int64_t matrix_bytes(int64_t outputs, int64_t inputs) {
-  return ceil_div(outputs, kPanelColumns) * ceil_div(inputs, kBlock) * kPanelBlockBytes;
+// K blocks of all panels of a matrix.
+int64_t matrix_blocks(int64_t outputs, int64_t inputs) {
+  return ceil_div(outputs, kPanelColumns) * ceil_div(inputs, kBlock);
 }
 
-int64_t layer_bytes(const Shape& s) {
-  return matrix_bytes(s.qkv_width(), s.input_width()) + matrix_bytes(s.hidden, s.query_width()) +
-         matrix_bytes(2 * ceil_div(s.ffn, kTileColumns) * kTileColumns, s.hidden) +
-         matrix_bytes(s.hidden, s.ffn);
+int64_t layer_blocks(const Shape& s) {
+  return matrix_blocks(s.qkv_width(), s.input_width()) + matrix_blocks(s.hidden, s.query_width()) +
+         matrix_blocks(2 * ceil_div(s.ffn, kTileColumns) * kTileColumns, s.hidden) +
+         matrix_blocks(s.hidden, s.ffn);
 }
 
 // Of everything but the layers.
-int64_t outer_bytes(const Shape& s) {
+int64_t outer_blocks(const Shape& s) {
   const int head_vocab = s.head_rows > 0 ? s.head_rows : s.vocab;
-  return matrix_bytes(s.head_rows, s.hidden) + matrix_bytes(s.hidden, s.feature_width) +
-         matrix_bytes(head_vocab, s.markov_rank) +
-         matrix_bytes(s.markov_outputs(), s.markov_inputs());
+  return matrix_blocks(s.head_rows, s.hidden) + matrix_blocks(s.hidden, s.feature_width) +
+         matrix_blocks(head_vocab, s.markov_rank) +
+         matrix_blocks(s.markov_outputs(), s.markov_inputs());
 }
 
 }  // namespace
@@ -135,16 +148,15 @@ int64_t Weights::streamed_bytes() const {
 }
 
 Packing::Packing(Shape shape, std::shared_ptr<Lane> lane, std::shared_ptr<const Weights> lender)
-    : lane_(std::move(lane)), weights_(std::make_shared<Weights>()) {
-  const PairOrder order = lane_->kernels().order;
+    : lane_(std::move(lane)), weights_(std::make_shared<Weights>(lane_->kernels().layout)) {
+  const Layout layout = lane_->kernels().layout;
   if (lender && (lender->shape.hidden != shape.hidden || lender->shape.vocab != shape.vocab ||
-                 lender->order != order || !lender->head.data))
+                 lender->layout != layout || !lender->head.data))
     throw std::invalid_argument("a table can be borrowed between equal widths and paths");
   Weights& made = *weights_;
-  made.panels =
-      Arena(static_cast<size_t>(layer_bytes(shape) * shape.num_layers + outer_bytes(shape)));
+  const int64_t num_blocks = layer_blocks(shape) * shape.num_layers + outer_blocks(shape);
+  made.panels = Arena(static_cast<size_t>(num_blocks * layout.block_bytes()));
   made.layers.resize(static_cast<size_t>(shape.num_layers));
-  made.order = order;
   made.shape = std::move(shape);
   made.lender = std::move(lender);
 }
@@ -189,11 +201,14 @@ void Packing::pack(Role role, int layer, const std::vector<Source>& sources) {
 
 // Rows as they are, for looking up.
 Arena Packing::table_of(const Source& source) {
-  Arena table(static_cast<size_t>(source.rows * source.columns) * 2);
+  const int value_bytes = open().layout.value_bytes;
+  Arena table(static_cast<size_t>(source.rows * source.columns * value_bytes));
   lane_->reset_phases(1);
   lane_->run([&](int worker) {
-    lane_->share(worker, 0, source.rows, [&](int64_t i) {
-      read_row({&source, i}, source.columns, table.as<uint16_t>() + i * source.columns);
+    with_values(value_bytes, [&](auto value) {
+      lane_->share(worker, 0, source.rows, [&](int64_t i) {
+        read_row({&source, i}, source.columns, table.as<decltype(value)>() + i * source.columns);
+      });
     });
   });
   return table;
@@ -213,6 +228,8 @@ Matrix Packing::pack_matrix(std::vector<Row> rows, int64_t inputs) {
   Matrix matrix;
   matrix.num_blocks = ceil_div(inputs, kBlock);
   matrix.num_panels = static_cast<int64_t>(rows.size()) / kPanelColumns;
+  const Layout layout = open().layout;
+  matrix.block_bytes = layout.block_bytes();
   const Arena& panels = open().panels;
   if (num_used_ + matrix.num_bytes() > static_cast<int64_t>(panels.size()))
     throw std::invalid_argument("more weights than the shape announces");
@@ -220,11 +237,14 @@ Matrix Packing::pack_matrix(std::vector<Row> rows, int64_t inputs) {
   num_used_ += matrix.num_bytes();
   lane_->reset_phases(1);
   lane_->run([&](int worker) {
-    std::vector<uint16_t> staging(static_cast<size_t>(kPanelColumns * matrix.num_blocks * kBlock));
-    lane_->share(worker, 0, matrix.num_panels, [&](int64_t p) {
-      pack_panel(&rows[static_cast<size_t>(p * kPanelColumns)], inputs, matrix.num_blocks,
-                 lane_->kernels().order, staging.data(),
-                 matrix.data + p * matrix.num_blocks * kPanelBlockBytes);
+    with_values(layout.value_bytes, [&](auto value) {
+      std::vector<decltype(value)> staging(
+          static_cast<size_t>(kPanelColumns * matrix.num_blocks * kBlock));
+      lane_->share(worker, 0, matrix.num_panels, [&](int64_t p) {
+        pack_panel(&rows[static_cast<size_t>(p * kPanelColumns)], inputs, matrix.num_blocks,
+                   layout.order, staging.data(),
+                   matrix.data + p * matrix.num_blocks * matrix.block_bytes);
+      });
     });
   });
   return matrix;

@@ -60,7 +60,6 @@ struct Shape {
   int head_blocks() const { return static_cast<int>(ceil_div(head_dim, kBlock)); }
 };
 
-enum class WeightType : uint8_t { kBf16 };  // of the packed stream; int8 and int4 come next
 enum class SourceType : uint8_t { kBf16, kF16, kF32 };
 
 // A row-major [rows, columns] tensor of a checkpoint; only read.
@@ -79,11 +78,10 @@ struct Row {
 
 // Outputs in panels of 32, each a contiguous stream of K blocks.
 struct Matrix {
-  WeightType type = WeightType::kBf16;
   uint8_t* data = nullptr;
-  int64_t num_blocks = 0, num_panels = 0;
-  int64_t num_bytes() const { return num_blocks * num_panels * kPanelBlockBytes; }
-  const uint8_t* panel(int64_t p) const { return data + p * num_blocks * kPanelBlockBytes; }
+  int64_t num_blocks = 0, num_panels = 0, block_bytes = 0;
+  int64_t num_bytes() const { return num_blocks * num_panels * block_bytes; }
+  const uint8_t* panel(int64_t p) const { return data + p * num_blocks * block_bytes; }
 };
 
 struct Layer {
@@ -95,8 +93,9 @@ struct Layer {
 
 // One model's weights, whole. Whoever holds them may read them on any thread.
 struct Weights {
+  explicit Weights(Layout values) : layout(values) {}
   Shape shape;
-  PairOrder order;  // of the panels: lanes of other instruction paths may read them otherwise
+  Layout layout;  // of panels and tables: lanes of other instruction paths may read them otherwise
   // Whose table of tokens is read, and whose head where there is none here.
   std::shared_ptr<const Weights> lender;
   Arena panels, embedding, markov_in;

@@ -29,6 +29,7 @@ struct Vec {
   }
   static Vec low(const uint8_t* row) { return {shifted(row), shifted(row + 32)}; }
   static Vec high(const uint8_t* row) { return {masked(row), masked(row + 32)}; }
+  static float operand(float f) { return bits_to_float(to_bf16(f) << 16); }
   static Vec broadcast(float f) { return {_mm256_set1_ps(f), _mm256_set1_ps(f)}; }
   static Vec fma(Vec x, Vec y, Vec z) {
     return {_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};

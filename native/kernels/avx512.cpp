@@ -22,6 +22,7 @@ struct Vec {
     return {_mm512_castsi512_ps(_mm512_and_si512(
         _mm512_load_si512(row), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
   }
+  static float operand(float f) { return bits_to_float(to_bf16(f) << 16); }
   static Vec broadcast(float f) { return {_mm512_set1_ps(f)}; }
   static Vec fma(Vec x, Vec y, Vec z) { return {_mm512_fmadd_ps(x.v, y.v, z.v)}; }
   static Vec plus(Vec x, Vec y) { return {_mm512_add_ps(x.v, y.v)}; }

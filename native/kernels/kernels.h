@@ -1,8 +1,8 @@
-// One table of functions per instruction path; all tables compute the same bits.
+// One table of functions per instruction path; all tables of an arithmetic compute the same bits.
 //
 // Packed activations: for each block of 32 inputs, all rows one after another, `row_block_bytes`
 // each (the encoding inside is the path's own). A panel is 32 output columns: for each block of 32
-// inputs two tiles of 1 KiB (arith.h, panel_offset says how), contiguous in K.
+// inputs two tiles of 512 values (arith.h, panel_offset says how), contiguous in K.
 #pragma once
 
 #include <cstddef>
@@ -19,13 +19,13 @@ struct NoiseKey {
 struct Kernels {
   const char* name;
   int row_block_bytes;
-  PairOrder order;  // of weights and K/V
+  Layout layout;  // of weights and K/V
 
   // Per thread, around a forward pass (tile state).
   void (*begin)();
   void (*end)();
 
-  // Round `rows` fp32 rows of `inputs` values (row stride in floats) to bf16 and pack them.
+  // Round `rows` fp32 rows of `inputs` values (row stride in floats) to operands and pack them.
   void (*pack_rows)(const float* x, int64_t stride, int rows, int inputs, void* packed);
 
   // Round and pack 16 neighbouring inputs of one row: half 0 or 1 of its 32-input block.
@@ -70,6 +70,7 @@ const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
 const Kernels* avx512_bf16_kernels();
 const Kernels* amx_kernels();
-const Kernels* amx_emulated_kernels();  // the AMX kernel over a software model of its tiles
+const Kernels* amx_emulated_kernels();      // the AMX kernel over a software model of its tiles
+const Kernels* float32_portable_kernels();  // of the second arithmetic
 
 }  // namespace forerun

@@ -137,9 +137,10 @@ class EngineOptions:
 
     `backend`: `auto`, `native`, `torch`. `device`: `cpu`, or what torch calls its device. `dtype`
     (torch only): `auto`, `float32`, `float64`, `bfloat16`. `isa` (native only): an instruction
-    path to force. `target_cores`/`draft_cores`: cores of each model's lane, None for all;
-    `threads` instead takes the first so many cores for both. `kv_positions`: K/V positions kept
-    for all requests together; None takes what a quarter of the free memory holds, within reason.
+    path to force; `float32-portable` is another arithmetic (docs/arithmetic.md).
+    `target_cores`/`draft_cores`: cores of each model's lane, None for all; `threads` instead takes
+    the first so many cores for both. `kv_positions`: K/V positions kept for all requests together;
+    None takes what a quarter of the free memory holds, within reason.
 
     Raises:
         OptionError: a value outside its range; the message names the range.

@@ -24,6 +24,8 @@ from forerun.models.weights import WeightTensor, expected_tensors
 from forerun.protocols import BLOCK_LEN, ForwardBatch
 
 PATHS: tuple[str, ...] = tuple(_native.available_paths())
+FLOAT32 = "float32-portable"  # the only path of the second arithmetic
+EVERY_PATH = (*PATHS, FLOAT32)
 CORES: tuple[int, ...] = tuple(_native.affinity_cores())
 Floats = NDArray[np.float32]
 
@@ -37,6 +39,10 @@ class MemoryCheckpoint:
 
     spec: ModelSpec
     tensors: dict[str, WeightTensor]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.tensors)
 
     def tensor(self, name: str) -> WeightTensor:
         return self.tensors[name]
@@ -110,6 +116,11 @@ def opened(
         yield backend
     finally:
         backend.close()
+
+
+def yardstick(isa: str) -> str:
+    """The path whose bits another one must give."""
+    return FLOAT32 if isa == FLOAT32 else "portable"
 
 
 @st.composite

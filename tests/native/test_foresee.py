@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import PATHS, opened, require_same_bits
+from builders import EVERY_PATH, opened, require_same_bits, yardstick
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_grow import (
@@ -189,7 +189,7 @@ def test_control_another_draft_is_grown_otherwise() -> None:
         require_same(native(one, [1])[0], readable(other, [1])[0])
 
 
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 @pytest.mark.parametrize("growth", [WIDE, CHAIN, LIKELIEST])
 def test_each_row_has_the_bits_it_has_alone_on_every_path(isa: str, growth: Growth) -> None:
     # given three rows with drafts of other sizes
@@ -202,7 +202,7 @@ def test_each_row_has_the_bits_it_has_alone_on_every_path(isa: str, growth: Grow
     for index, row in enumerate(rows):
         alone = replace(below_of([row], growth), acceptance=below.acceptance[index : index + 1])
         plan = forecast_of(alone, [trees[index]], num_branches=[[3, 6, 2][index]])
-        (expected,) = native(plan, [row], "portable")
+        (expected,) = native(plan, [row], yardstick(isa))
         found = together[index]
         assert found.tree.tokens.tolist() == expected.tree.tokens.tolist()
         assert found.tree.parents.tolist() == expected.tree.parents.tolist()

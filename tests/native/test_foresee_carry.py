@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import PATHS, opened, require_same_bits
+from builders import EVERY_PATH, opened, require_same_bits
 from test_foresee import CHAIN, LIKELIEST, WIDE, after, below_of, forecast_of, random_tree
 from test_grow import BLOCKS, CHECKPOINT, KEPT, NEW, PARAMS, known_text, plainly, read_texts
 
@@ -112,7 +112,7 @@ def require_all_bits(found: Draft, expected: Draft) -> None:
 # --- the same bits, fewer nodes ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 @pytest.mark.parametrize("growth", GROWTHS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_given_a_branch_that_came_then_the_next_forecast_is_that_which_reads_it_again(
@@ -175,7 +175,7 @@ def test_given_one_row_that_missed_then_it_is_read_and_the_other_is_not() -> Non
         require_all_bits(left, right)
 
 
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 def test_given_a_carried_draft_then_what_is_kept_of_it_is_text(isa: str) -> None:
     # a second verdict keeps a path through nodes that were carried, and through one that was read
     rows = [1, 2, 3]
@@ -190,7 +190,9 @@ def test_given_a_carried_draft_then_what_is_kept_of_it_is_text(isa: str) -> None
             made = [*one.made, *two.made[:-1]]
             text.committed = KEPT[row] + NEW[row] + len(made)
             require_same_bits(
-                text.decode([3])[0], plainly(known_text(row) + made), f"row {row} {BLOCKS[row]}"
+                text.decode([3])[0],
+                plainly(known_text(row) + made, isa),
+                f"row {row} {BLOCKS[row]}",
             )
 
 

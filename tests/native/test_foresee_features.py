@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import PATHS, require_same_bits
+from builders import EVERY_PATH, require_same_bits, yardstick
 
 torch = pytest.importorskip("torch")
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
@@ -106,7 +106,7 @@ def test_given_a_draft_then_the_native_forecast_is_that_of_the_torch_reference(s
 
 
 @kinds
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 def test_given_company_then_each_row_has_the_bits_it_has_alone_on_every_path(spec, isa):
     module = random_module(spec)
     texts = [a_text(length, spec, length) for length in (5, 40, 17)]
@@ -118,7 +118,7 @@ def test_given_company_then_each_row_has_the_bits_it_has_alone_on_every_path(spe
     )
 
     for draft, (tokens, features), tree in zip(together, texts, trees, strict=True):
-        one = foreseen(native(module, "portable"), tokens, features, tree)
+        one = foreseen(native(module, yardstick(isa)), tokens, features, tree)
         assert draft.tree.tokens.tolist() == one.tree.tokens.tolist()
         require_same_bits(draft.scores, one.scores, "scores")
 

@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import PATHS, Text, opened, random_checkpoint, require_same_bits, tiny_spec
+from builders import (
+    EVERY_PATH,
+    Text,
+    opened,
+    random_checkpoint,
+    require_same_bits,
+    tiny_spec,
+    yardstick,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -227,7 +235,7 @@ def test_control_another_acceptance_grows_another_tree() -> None:
         require_same(readable(plan, [1])[0], readable(other, [1])[0])
 
 
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_kept_path_is_text(isa: str, threads: int) -> None:
     # given two rows with a tree each
@@ -247,7 +255,7 @@ def test_a_kept_path_is_text(isa: str, threads: int) -> None:
             tokens = draft.tree.tokens[path].tolist()
             text.committed = KEPT[row] + NEW[row] + len(path)
             found = text.decode([3])[0]
-            require_same_bits(found, plainly(known_text(row) + tokens), f"row {row}")
+            require_same_bits(found, plainly(known_text(row) + tokens, isa), f"row {row}")
         # ... and once another pass came between, nothing can be kept
         assert not backend.keep(plan, 0, paths[0])
 
@@ -266,9 +274,9 @@ def test_control_a_path_that_was_not_kept_is_not_text() -> None:
         require_same_bits(found, plainly(known_text(1) + tokens), "forgotten")
 
 
-def plainly(tokens: list[int]) -> Any:
+def plainly(tokens: list[int], isa: str = "portable") -> Any:
     """What is computed of token 3 behind a text that was decoded token by token."""
-    with opened(CHECKPOINT, isa="portable") as backend:
+    with opened(CHECKPOINT, isa=yardstick(isa)) as backend:
         return Text(backend, range(4)).decode([*tokens, 3])[-1]
 
 

@@ -3,7 +3,8 @@
 So is the output of every layer on the way there, which is the sharper witness.
 
 The yardstick is always the same: plain decoding, one token a pass, on one thread of the `portable`
-path. Everything else must equal it: chunks, trees, mixed batches, threads, instruction paths.
+path. Everything else must equal it: chunks, trees, mixed batches, threads, instruction paths. The
+second arithmetic has the one path, and its own bits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from builders import (
+    EVERY_PATH,
+    FLOAT32,
     PATHS,
     Floats,
     MemoryCheckpoint,
@@ -30,6 +33,7 @@ from builders import (
     require_same_bits,
     specs,
     tiny_spec,
+    yardstick,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -45,6 +49,7 @@ few = settings(
 )
 seeds = st.integers(0, 2**32 - 1)
 thread_counts = st.sampled_from([1, 1, 2])
+arithmetics = pytest.mark.parametrize("paths", [PATHS, (FLOAT32,)], ids=["bf16", "float32"])
 
 
 def some_tokens(spec: ModelSpec, num: int, seed: int) -> list[int]:
@@ -58,9 +63,9 @@ def random_tree(num_nodes: int, seed: int) -> list[int]:
     return [-1] + [int(rng.integers(max(0, n - reach), n)) for n in range(1, num_nodes)]
 
 
-def decoded(checkpoint: MemoryCheckpoint, tokens: Sequence[int]) -> Floats:
-    """The yardstick, which must say something."""
-    with opened(checkpoint, isa="portable") as backend:
+def decoded(checkpoint: MemoryCheckpoint, tokens: Sequence[int], isa: str = "portable") -> Floats:
+    """The yardstick of a path, which must say something."""
+    with opened(checkpoint, isa=yardstick(isa)) as backend:
         logits = Text(backend, range(16)).decode(tokens)
     assert np.isfinite(logits).all()
     return logits
@@ -69,15 +74,16 @@ def decoded(checkpoint: MemoryCheckpoint, tokens: Sequence[int]) -> Floats:
 # --- prompts -----------------------------------------------------------------------------------
 
 
+@arithmetics
 @few
 @given(specs(), seeds, st.lists(st.integers(1, 33), min_size=1, max_size=4), thread_counts)
 def test_prompt_in_any_chunks_equals_decoding(
-    spec: ModelSpec, seed: int, chunks: list[int], threads: int
+    paths: tuple[str, ...], spec: ModelSpec, seed: int, chunks: list[int], threads: int
 ) -> None:
     # given a prompt decoded token by token
     checkpoint, tokens = random_checkpoint(spec, seed), some_tokens(spec, sum(chunks), seed)
-    expected = decoded(checkpoint, tokens)
-    for isa in PATHS:
+    expected = decoded(checkpoint, tokens, paths[0])
+    for isa in paths:
         with opened(checkpoint, isa=isa, threads=threads) as backend:
             # when it is read in chunks
             text, ends = Text(backend, range(16)), np.cumsum([0, *chunks])
@@ -86,12 +92,12 @@ def test_prompt_in_any_chunks_equals_decoding(
         require_same_bits(np.concatenate(parts), expected, f"{isa}, chunks {chunks}")
 
 
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 def test_every_number_of_nodes_from_1_to_33(isa: str) -> None:
     spec = tiny_spec(hidden=72, ffn=75, vocab=50, num_heads=7, num_kv_heads=1, head_dim=80)
     checkpoint = random_checkpoint(spec, 7)
     tokens = some_tokens(spec, 33, 7)
-    expected = decoded(checkpoint, tokens)
+    expected = decoded(checkpoint, tokens, isa)
     with opened(checkpoint, isa=isa) as backend:
         for n in range(1, 34):
             found = (
@@ -102,13 +108,13 @@ def test_every_number_of_nodes_from_1_to_33(isa: str) -> None:
             require_same_bits(found, expected[:n], f"{n} nodes")
 
 
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 def test_context_across_blocks_and_softmax_chunks(isa: str) -> None:
     # given 1040 positions: past 32 (a block), 512 and 1024 (chunks of one maximum)
     spec = tiny_spec(hidden=40, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=64, ffn=33)
     checkpoint = random_checkpoint(spec, 3)
     tokens = some_tokens(spec, 1040, 3)
-    with opened(checkpoint, num_blocks=40) as backend:
+    with opened(checkpoint, isa=yardstick(isa), num_blocks=40) as backend:
         expected = Text(backend, range(40)).decode(tokens)
     parents = random_tree(20, 5)
     leaves = some_tokens(spec, 20, 6)
@@ -122,7 +128,7 @@ def test_context_across_blocks_and_softmax_chunks(isa: str) -> None:
             trees[committed] = text.grow(leaves, parents)[1]
     # then both have the bits of decoding
     require_same_bits(np.concatenate(found), expected, "chunks of 250")
-    with opened(checkpoint, num_blocks=40) as backend:
+    with opened(checkpoint, isa=yardstick(isa), num_blocks=40) as backend:
         for committed, logits in trees.items():
             own = decode_tree(backend, tokens[:committed], leaves, parents)
             require_same_bits(logits, own, f"a tree after {committed}")
@@ -131,18 +137,24 @@ def test_context_across_blocks_and_softmax_chunks(isa: str) -> None:
 # --- trees and batches -------------------------------------------------------------------------
 
 
+@arithmetics
 @few
 @given(specs(), seeds, st.integers(0, 40), st.integers(1, 33), thread_counts)
 def test_every_tree_node_equals_decoding_its_own_path(
-    spec: ModelSpec, seed: int, prefix_len: int, num_nodes: int, threads: int
+    paths: tuple[str, ...],
+    spec: ModelSpec,
+    seed: int,
+    prefix_len: int,
+    num_nodes: int,
+    threads: int,
 ) -> None:
     # given a tree with siblings over a prompt, each node decoded alone along its path
     checkpoint, parents = random_checkpoint(spec, seed), random_tree(num_nodes, seed)
     tokens = some_tokens(spec, prefix_len + num_nodes, seed)
     prefix, nodes = tokens[:prefix_len], tokens[prefix_len:]
-    with opened(checkpoint, isa="portable") as backend:
+    with opened(checkpoint, isa=yardstick(paths[0])) as backend:
         expected = decode_tree(backend, prefix, nodes, parents)
-    for isa in PATHS:
+    for isa in paths:
         with opened(checkpoint, isa=isa, threads=threads) as backend:
             # when all nodes are computed in one pass
             text = Text(backend, range(4))
@@ -153,10 +165,11 @@ def test_every_tree_node_equals_decoding_its_own_path(
         require_same_bits(found, expected, f"{isa}, tree {parents} after {prefix_len}")
 
 
+@arithmetics
 @few
 @given(specs(), seeds, st.integers(2, 5), thread_counts)
 def test_rows_of_one_batch_do_not_touch_each_other(
-    spec: ModelSpec, seed: int, num_rows: int, threads: int
+    paths: tuple[str, ...], spec: ModelSpec, seed: int, num_rows: int, threads: int
 ) -> None:
     # given texts of several lengths, some about to grow a tree and some a chain
     rng = np.random.default_rng(seed)
@@ -168,14 +181,14 @@ def test_rows_of_one_batch_do_not_touch_each_other(
         for i, (a, b) in enumerate(zip(lengths, sizes, strict=True))
     ]
     trees = [random_tree(n, seed + i) if i % 2 else chain(n) for i, n in enumerate(sizes)]
-    with opened(checkpoint, isa="portable") as backend:
+    with opened(checkpoint, isa=yardstick(paths[0])) as backend:
         expected = [
             decode_tree(backend, text[:kept], text[kept:], parents)
             for text, kept, parents in zip(texts, lengths, trees, strict=True)
         ]
     # ... whose blocks lie anywhere
     places = rng.permutation(num_rows * 3).reshape(num_rows, 3).tolist()
-    for isa in PATHS:
+    for isa in paths:
         with opened(checkpoint, isa=isa, threads=threads) as backend:
             rows = []
             for text, kept, parents, blocks in zip(texts, lengths, trees, places, strict=True):
@@ -188,10 +201,16 @@ def test_rows_of_one_batch_do_not_touch_each_other(
         require_same_bits(found, np.concatenate(expected), f"{isa}, rows of {sizes}")
 
 
+@arithmetics
 @few
 @given(specs(), seeds, st.integers(0, 66), st.integers(2, 33), thread_counts)
 def test_committed_tree_path_continues_as_plain_decoding(
-    spec: ModelSpec, seed: int, prefix_len: int, num_nodes: int, threads: int
+    paths: tuple[str, ...],
+    spec: ModelSpec,
+    seed: int,
+    prefix_len: int,
+    num_nodes: int,
+    threads: int,
 ) -> None:
     # given a tree over a prompt and any of its paths
     checkpoint, parents = random_checkpoint(spec, seed), random_tree(num_nodes, seed)
@@ -199,8 +218,8 @@ def test_committed_tree_path_continues_as_plain_decoding(
     prefix, nodes = tokens[:prefix_len], tokens[prefix_len:-4]
     path = path_to(parents, int(np.random.default_rng(seed).integers(num_nodes)))
     whole = prefix + [nodes[n] for n in path] + tokens[-4:]
-    expected = decoded(checkpoint, whole)
-    for isa in PATHS:
+    expected = decoded(checkpoint, whole, paths[0])
+    for isa in paths:
         with opened(checkpoint, isa=isa, threads=threads) as backend:
             text = Text(backend, [3, 9, 1, 0])
             if prefix:
@@ -263,14 +282,14 @@ def loud_checkpoint(spec: ModelSpec, loudest: float) -> MemoryCheckpoint:
     return checkpoint.changed(**changed)
 
 
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 @pytest.mark.parametrize("loudest", [1e4, 2e38, 1e39])
 def test_what_an_earlier_owner_left_in_a_block_changes_nothing(isa: str, loudest: float) -> None:
     # given two blocks full of another text's keys and values: ordinary, huge, infinite
     spec = tiny_spec(vocab=50, head_dim=80, num_layers=1, tied=False)
     checkpoint = loud_checkpoint(spec, loudest)
     tokens = [1 + t % 49 for t in some_tokens(spec, 40, 2)]
-    expected = decoded(checkpoint, tokens)
+    expected = decoded(checkpoint, tokens, isa)
     parents, nodes = random_tree(9, 4), tokens[31:40]
     with opened(checkpoint, isa=isa) as fresh:
         tree_expected = decode_tree(fresh, tokens[:31], nodes, parents)

@@ -186,7 +186,7 @@ def test_given_backends_that_share_nothing_then_each_has_packed(
 def test_given_memory_for_k_v_only_then_a_backend_that_shares_fits_and_one_that_packs_does_not(
     checkpoint: MemoryCheckpoint, first: NativeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    enough = needed_bytes(checkpoint.spec, 5, packs=False)
+    enough = needed_bytes(checkpoint.spec, 5, 2, packs=False)
     monkeypatch.setattr(native, "available_bytes", lambda: enough)
 
     sharing(checkpoint, first).close()

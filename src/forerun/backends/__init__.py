@@ -95,18 +95,18 @@ def _open_native(
 ) -> Backend:
     if options.device != "cpu" or options.dtype != "auto":
         raise OptionError(
-            f"the native backend computes bf16 on the CPU; for device={options.device!r},"
-            f" dtype={options.dtype!r} use backend='torch'"
+            "the native backend computes bf16 on the CPU, and float32 with isa='float32-portable';"
+            f" for device={options.device!r}, dtype={options.dtype!r} use backend='torch'"
         )
     try:
-        from forerun.backends.native import NativeBackend
+        from forerun.backends.native import NativeBackend, value_bytes
     except ImportError as error:
         raise BackendError(
             f"the native core is not built ({error}): reinstall forerun on an x86-64 machine with a"
             " C++ compiler, or use backend='torch'"
         ) from error
-    positions = options.kv_positions or default_positions(checkpoint.spec, 2)
     isa = None if options.isa == "auto" else options.isa
+    positions = options.kv_positions or default_positions(checkpoint.spec, value_bytes(isa))
     return NativeBackend(
         checkpoint, cores=cores, num_blocks=blocks_for(positions), isa=isa, weights=weights
     )

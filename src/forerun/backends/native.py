@@ -41,6 +41,7 @@ except ImportError as error:  # built without a compiler, or for another machine
 
 _MAX_GROUP = 32  # query heads per K/V head that one attention tile holds
 _ONE_CORE_BYTES = 4 << 20
+_NUMERICS = {2: "canonical-bf16", 4: "canonical-float32"}  # by bytes of a value
 _NO_TOKENS = np.zeros(0, np.int32)
 _KV = 5  # of what the core returns for a row
 
@@ -56,12 +57,14 @@ class _Grown:
 
 
 class NativeBackend:
-    """One checkpoint on one lane; implements `Backend` with the canonical arithmetic.
+    """One checkpoint on one lane; implements `Backend` with a canonical arithmetic.
 
     `cores` are pinned, one thread each; without them the count of usable cores is found out.
-    `isa` forces an instruction path (`amx`, `avx512-bf16`, `avx512`, `avx2`, `portable`); all
-    give the same bits. `weights` are those of another backend of this checkpoint and this path,
-    which share them and nothing else; without them the checkpoint is packed.
+    `isa` forces an instruction path: `amx`, `avx512-bf16`, `avx512`, `avx2`, `portable` all give
+    the same bits; `float32-portable`, never taken unasked, is another arithmetic, which rounds
+    nothing to bf16, in about twice the memory and much slower. `weights` are those of another
+    backend of this checkpoint and this path, which share them and nothing else; without them the
+    checkpoint is packed.
 
     Raises:
         CapacityError: weights and K/V do not fit in memory. ModelError: a shape the core lacks.
@@ -83,8 +86,9 @@ class NativeBackend:
         self._num_blocks = num_blocks
         max_context = min(spec.max_position, num_blocks * BLOCK_LEN)
         packs = weights is None
-        if needed_bytes(spec, num_blocks, packs=packs) > available_bytes():
-            raise _no_room(spec, num_blocks, packs=packs)
+        needed = needed_bytes(spec, num_blocks, value_bytes(isa), packs=packs)
+        if needed > available_bytes():
+            raise _no_room(spec, num_blocks, needed, packs=packs)
         chosen = self._cores = cores_for(spec) if cores is None else cores
         try:
             self._lane = _native.Lane(list(chosen), len(chosen), isa or "auto")
@@ -93,7 +97,7 @@ class NativeBackend:
         except ValueError as error:
             raise BackendError(str(error)) from error
         except MemoryError:
-            raise _no_room(spec, num_blocks, packs=packs) from None
+            raise _no_room(spec, num_blocks, needed, packs=packs) from None
         self._samplers = Samplers()
         self._grown: _Grown | None = None
 
@@ -108,7 +112,7 @@ class NativeBackend:
 
     @property
     def numerics(self) -> str:
-        return "canonical-bf16"
+        return _NUMERICS[value_bytes(self.isa)]
 
     @property
     def exactness(self) -> str:
@@ -284,20 +288,37 @@ def cores_for(spec: ModelSpec) -> tuple[int, ...]:
     return cores[:1] if 2 * spec.num_parameters < _ONE_CORE_BYTES else cores
 
 
-def needed_bytes(spec: ModelSpec, num_blocks: int, *, packs: bool) -> int:
+def value_bytes(isa: str | None) -> int:
+    """Bytes of one value of weights and K/V on an instruction path; None is the best one.
+
+    Raises:
+        BackendError: an unknown path.
+    """
+    try:
+        return int(_native.value_bytes(isa or "auto"))
+    except ValueError as error:
+        raise BackendError(str(error)) from error
+
+
+def equal_paths(isa: str) -> list[str]:
+    """Instruction paths that run here and give the bits of this one, itself among them; best
+    first."""
+    return list(_native.available_paths(value_bytes(isa)))
+
+
+def needed_bytes(spec: ModelSpec, num_blocks: int, num_value_bytes: int, *, packs: bool) -> int:
     """Memory of the K/V blocks and, where they are packed, of the weights with an untied input
     embedding, without padding."""
     values = spec.num_parameters if packs else 0
     values += num_blocks * BLOCK_LEN * 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
-    return 2 * values
+    return num_value_bytes * values
 
 
-def _no_room(spec: ModelSpec, num_blocks: int, *, packs: bool) -> CapacityError:
+def _no_room(spec: ModelSpec, num_blocks: int, needed: int, *, packs: bool) -> CapacityError:
     parameters = f"{spec.num_parameters:,} parameters and " if packs else ""
-    needed, available = needed_bytes(spec, num_blocks, packs=packs), available_bytes()
     return CapacityError(
         f"{parameters}K/V for {num_blocks * BLOCK_LEN:,} positions need {needed:,} bytes,"
-        f" {available:,} are available: ask for fewer K/V positions, or use a smaller model"
+        f" {available_bytes():,} are available: ask for fewer K/V positions, or use a smaller model"
     )
 
 

@@ -25,7 +25,7 @@ from forerun.tree import Tokens
 
 
 class NativeFeatureBackend:
-    """One drafter on one lane; implements `FeatureBackend` with the canonical arithmetic.
+    """One drafter on one lane; implements `FeatureBackend` with the target's arithmetic.
 
     `target` lends its table of tokens and, to block drafters, its head: it must be as wide, and
     have weights of its own; they stay although it closes. `cores` are pinned, one thread each;

@@ -61,7 +61,9 @@ class EngineArguments:
     isa: Annotated[
         str,
         typer.Option(
-            help="Instruction path to force; all give the same bits.", rich_help_panel=_MODEL
+            help="Instruction path to force; all give the same bits but float32-portable, a second"
+            " arithmetic without bf16: slow, to compare with others.",
+            rich_help_panel=_MODEL,
         ),
     ] = "auto"
     drafter: Annotated[

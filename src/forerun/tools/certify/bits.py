@@ -241,9 +241,9 @@ def _other_paths(backend: Backend) -> list[tuple[str | None, int | None]]:
     isa = getattr(backend, "isa", None)
     if isa is None:
         return []
-    from forerun import _native
+    from forerun.backends.native import equal_paths
 
-    others = [path for path in _native.available_paths() if path not in (isa, "amx-emulated")]
+    others = [path for path in equal_paths(isa) if path not in (isa, "amx-emulated")]
     alone = [(isa, 1)] if getattr(backend, "num_threads", 1) > 1 else []
     return [*alone, *[(path, None) for path in others]]
 
