@@ -1,13 +1,15 @@
 """Do both readings of a learned drafter, the native core's and PyTorch's, propose the same blocks?
 
     python benchmarks/readings.py
-    python benchmarks/readings.py --limit 60 --levels 4 --out readings.json
+    python benchmarks/readings.py --limit 60 --levels 4 --isa float32-portable --out readings.json
 
-Each drafter beside the model drafts one greedy chain behind prompts of the suite, natively (bf16
-products) and by the torch reference (float32), from the same features of the target. Counted are
-blocks that are equal as a whole, and first tokens. Where a block differs, the reference says by how
-much it preferred its own token to the next best one where they part: a small margin is a near tie
-that rounding tips, a large one is a fault. No clock. Exit status 1 if any margin is above `--tie`.
+Each drafter beside the model drafts one greedy chain behind prompts of the suite, natively and by
+the torch reference (float32), from the same features, those of the target on the fastest path.
+Natively twice: on that path, whose products are bf16, and on the one that rounds nothing to it.
+Counted are blocks that are equal as a whole, and first tokens. Where a block differs, the reference
+says by how much it preferred its own token to the next best one where they part: a small margin is
+a near tie that rounding tips, a large one is a fault. No clock. Exit status 1 if any margin is
+above `--tie`.
 """
 
 from __future__ import annotations
@@ -46,6 +48,7 @@ from forerun.tools.prompt_files import read_suite, spread
 from forerun.train.drafters import load_target
 
 DRAFTERS = ("dspark", "dflash", "eagle3")
+PATHS = ("auto", "float32-portable")
 LONGEST_TEXT = 256  # tokens of a prompt; what lies before changes no reading
 _GREEDY = Sampler(SamplingParams(temperature=0.0), 0)
 
@@ -75,6 +78,16 @@ class Pair:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Readings:
+    """All blocks of a drafter by one native path, beside the reference's."""
+
+    drafter: str
+    isa: str
+    numerics: str
+    pairs: Sequence[Pair]
+
+
 def main() -> int:
     """Count, print, write."""
     options = _parser().parse_args()
@@ -85,7 +98,8 @@ def main() -> int:
     prompts = spread(read_suite("all"), options.limit)
     texts = [tokenizer.encode(one.text)[-LONGEST_TEXT:] for one in prompts]
     rows = [
-        counted(name, read(directory / "drafters" / name, checkpoint, texts, options.levels))
+        counted(read(directory / "drafters" / name, checkpoint, texts, options.levels, isa))
+        for isa in options.isa or PATHS
         for name in DRAFTERS
         if (directory / "drafters" / name).is_dir()
     ]
@@ -102,20 +116,21 @@ def main() -> int:
         options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         print(
-            f"{row['drafter']}: {row['num_equal']} of {row['num_blocks']} blocks equal, first"
-            f" tokens {row['num_first_equal']}; widest margin where they part"
+            f"{row['drafter']}, {row['numerics']}: {row['num_equal']} of {row['num_blocks']} blocks"
+            f" equal, first tokens {row['num_first_equal']}; widest margin where they part"
             f" {row['widest_margin']:.3f}"
         )
     return int(any(row["widest_margin"] > options.tie for row in rows))
 
 
 def read(
-    path: Path, checkpoint: Checkpoint, texts: Sequence[list[int]], num_levels: int
-) -> list[Pair]:
+    path: Path, checkpoint: Checkpoint, texts: Sequence[list[int]], num_levels: int, isa: str
+) -> Readings:
     """Both readings' block behind each text."""
     drafter = open_drafter(path, checkpoint.spec)
     num_blocks = blocks_for(LONGEST_TEXT + 2 * num_levels + drafter_len(drafter))
-    target = NativeBackend(checkpoint, num_blocks=num_blocks)
+    source = NativeBackend(checkpoint, num_blocks=num_blocks)
+    target = NativeBackend(checkpoint, num_blocks=1, isa=isa)
     table = load_target(resolve_model(str(path.parent.parent))).model.embed_tokens.weight.detach()
     backends: list[FeatureBackend] = [
         NativeFeatureBackend(drafter, target, num_blocks=num_blocks),
@@ -125,14 +140,14 @@ def read(
     native, reference = (Featured(one, num_levels, Span(), growth) for one in backends)
     block_table = np.arange(num_blocks, dtype=np.int32)[None]
     pairs = []
-    for text in track(texts, description=path.name, transient=True):
-        features = prefill(target, block_table, text[:-1], 0, drafter.spec.tap_layers)
+    for text in track(texts, description=f"{path.name}, {target.isa}", transient=True):
+        features = prefill(source, block_table, text[:-1], 0, drafter.spec.tap_layers)
         assert features is not None
         pairs.append(Pair(_block(native, text, features), _block(reference, text, features)))
-    for one in (native, reference):
+    found = Readings(path.name, target.isa, target.numerics, pairs)
+    for one in (native, reference, source, target):
         one.close()
-    target.close()
-    return pairs
+    return found
 
 
 def drafter_len(drafter: DrafterCheckpoint) -> int:
@@ -151,11 +166,14 @@ def _block(drafter: Featured, text: list[int], features: NDArray[np.float32]) ->
     return drafted
 
 
-def counted(name: str, pairs: Sequence[Pair]) -> dict[str, Any]:
+def counted(found: Readings) -> dict[str, Any]:
     """A drafter's row of the report."""
+    pairs = found.pairs
     parts = [one.parts_at for one in pairs]
     return {
-        "drafter": name,
+        "drafter": found.drafter,
+        "isa": found.isa,
+        "numerics": found.numerics,
         "num_blocks": len(pairs),
         "num_equal": parts.count(None),
         "num_first_equal": sum(at != 0 for at in parts),
@@ -170,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=int, default=0, help="prompts, spread; 0: all")
     parser.add_argument("--levels", type=int, default=4, help="tokens of a block")
     parser.add_argument("--tie", type=float, default=0.25, help="widest margin of a near tie")
+    parser.add_argument("--isa", action="append", help="instruction path; may be repeated")
     parser.add_argument("--threads", type=int, default=1, help="of the reference")
     parser.add_argument("--out", type=Path, help="write the report here")
     return parser

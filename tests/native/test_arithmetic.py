@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import (
+    EVERY_PATH,
+    FLOAT32,
     PATHS,
     Floats,
     MemoryCheckpoint,
@@ -72,7 +74,7 @@ def round_to_float32(exact: Doubles) -> Floats:
 
 
 def fma(a: Floats, b: Floats, c: Floats) -> Floats:
-    """a * b + c rounded once; a and b hold bf16 values, whose product is exact in float64."""
+    """a * b + c rounded once; the product of two float32 is exact in float64."""
     return round_to_float32(
         add_to_odd(
             a.astype(np.float64) * b.astype(np.float64),
@@ -92,7 +94,7 @@ def as_bf16(values: Floats) -> Floats:
 
 
 def product(rows: Floats, columns: Floats) -> Floats:
-    """`[n V]` of bf16 `rows [n K]` and `columns [V K]`: blocks of 32, an even and an odd chain."""
+    """`[n V]` of `rows [n K]` and `columns [V K]`: blocks of 32, an even and an odd chain."""
     missing = -rows.shape[1] % 32
     a = np.pad(flushed(rows), ((0, 0), (0, missing)))[:, None]
     b = np.pad(flushed(columns), ((0, 0), (0, missing)))[None]
@@ -133,12 +135,13 @@ def head_of(backend: NativeBackend, tokens: list[int]) -> tuple[Floats, Floats]:
     return np.array(output.taps), np.array(output.logits)
 
 
-def expected_logits(checkpoint: MemoryCheckpoint, taps: Floats) -> Floats:
+def expected_logits(checkpoint: MemoryCheckpoint, taps: Floats, isa: str) -> Floats:
     spec = checkpoint.spec
     head = "model.embed_tokens.weight" if spec.tied else "lm_head.weight"
     with np.errstate(over="ignore", under="ignore"):
         normed = rms_norm(taps, checkpoint.tensor("model.norm.weight").float32(), spec.norm_eps)
-    return product(as_bf16(normed), checkpoint.tensor(head).float32())
+    operands = normed if isa == FLOAT32 else as_bf16(normed)
+    return product(operands, checkpoint.tensor(head).float32())
 
 
 def wide_range_checkpoint(hidden: int, seed: int) -> MemoryCheckpoint:
@@ -202,7 +205,7 @@ def test_the_reference_fma_rounds_once() -> None:
         assert result == exact_float32(exact)
 
 
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 @pytest.mark.parametrize(
     ("hidden", "vocab", "tied"),
     [(64, 97, True), (40, 37, False), (100, 50, True), (200, 33, False)],
@@ -214,10 +217,10 @@ def test_logits_are_the_canonical_product(isa: str, hidden: int, vocab: int, tie
     with opened(checkpoint, isa=isa) as backend:
         for n in (1, 2, 5, 16, 17, 33):
             taps, logits = head_of(backend, tokens[:n])
-            require_same_bits(logits, expected_logits(checkpoint, taps), f"{isa}, {n} rows")
+            require_same_bits(logits, expected_logits(checkpoint, taps, isa), f"{isa}, {n} rows")
 
 
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 @pytest.mark.parametrize("seed", range(6))
 def test_products_and_sums_below_the_normal_numbers_are_zero(isa: str, seed: int) -> None:
     # given weights over the whole range of floats
@@ -226,7 +229,7 @@ def test_products_and_sums_below_the_normal_numbers_are_zero(isa: str, seed: int
     with opened(checkpoint, isa=isa, threads=1 + seed % 2) as backend:
         taps, logits = head_of(backend, tokens)
     # then the bits are those of the definition, and no denormal is among them
-    require_same_bits(logits, expected_logits(checkpoint, taps), isa)
+    require_same_bits(logits, expected_logits(checkpoint, taps, isa), isa)
     assert not np.any((logits != 0) & (np.abs(logits) < TINY))
     assert np.any(logits == 0)
 
@@ -283,7 +286,7 @@ def environment() -> FloatingEnvironment:
         pytest.skip("no glibc: the rounding mode cannot be set from here")
 
 
-@pytest.mark.parametrize("isa", PATHS)
+@pytest.mark.parametrize("isa", EVERY_PATH)
 def test_the_callers_rounding_mode_does_not_matter(
     isa: str, environment: FloatingEnvironment
 ) -> None:

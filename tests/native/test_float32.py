@@ -64,6 +64,11 @@ SPECS = {
 BOUND = 1e-5
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)  # tiny products
+
+
 def unrounded_checkpoint(spec: Any, seed: int) -> MemoryCheckpoint:
     """Random weights in float32, of which bf16 would keep the first bits only."""
     rng = np.random.default_rng(seed)
@@ -152,7 +157,7 @@ def test_given_drafters_of_every_kind_then_all_blocks_are_torch_s(spec: Any) -> 
     reference = TorchFeatureBackend(InMemory(module), table=TABLE, num_blocks=NUM_BLOCKS)
     finely, coarsely = beside(module, FLOAT32), beside(module)
     num_far = 0
-    for seed in range(12):
+    for seed in range(30):
         tokens, features = a_text(20 + seed, spec, seed)
         for growth in (CHAIN, Growth(Draw.POINT, (0, 0, 1, 1, 2, 3, 3))):
             expected, found, rough = (
@@ -164,7 +169,7 @@ def test_given_drafters_of_every_kind_then_all_blocks_are_torch_s(spec: Any) -> 
             np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-4, atol=1e-7)
             is_alike = rough.tree.tokens.tolist() == expected.tree.tokens.tolist()
             num_far += not is_alike or not np.allclose(rough.scores, expected.scores, rtol=1e-4)
-    assert num_far > 8  # control: of 24 drafts, what bf16 makes of these weights
+    assert num_far > 20  # control: of sixty drafts, what bf16 makes of these weights
 
 
 # --- another arithmetic, never mixed with the first ----------------------------------------------

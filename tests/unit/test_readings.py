@@ -40,9 +40,10 @@ def test_given_blocks_that_part_then_the_reference_s_margin_there_counts(reading
     assert (equal.parts_at, equal.margin) == (None, 0.0)
     assert near.parts_at == 1
     assert near.margin == pytest.approx(0.01)
-    row = readings.counted("dspark", [equal, near])
+    row = readings.counted(readings.Readings("dspark", "avx2", "canonical-bf16", [equal, near]))
     assert (row["num_blocks"], row["num_equal"], row["num_first_equal"]) == (2, 1, 2)
     assert row["widest_margin"] == pytest.approx(0.01)
+    assert (row["drafter"], row["isa"], row["numerics"]) == ("dspark", "avx2", "canonical-bf16")
 
 
 @pytest.mark.parametrize("is_wrong", [False, True], ids=["as it is", "with another table"])
@@ -60,4 +61,6 @@ def test_given_the_embedded_drafters_then_both_readings_agree_and_a_wrong_one_is
     monkeypatch.setattr(sys, "argv", ["readings.py", "--limit", "3"])
 
     assert readings.main() == is_wrong
-    assert ("3 of 3 blocks equal" in capsys.readouterr().out) is not is_wrong
+    told = capsys.readouterr().out
+    assert ("dspark, canonical-bf16: 3 of 3 blocks equal" in told) is not is_wrong
+    assert told.count("canonical-float32: 3 of 3 blocks equal") == (0 if is_wrong else 2)

@@ -112,7 +112,7 @@ class NativeBackend:
 
     @property
     def numerics(self) -> str:
-        return _NUMERICS[value_bytes(self.isa)]
+        return _NUMERICS[self.value_bytes]
 
     @property
     def exactness(self) -> str:
@@ -126,6 +126,11 @@ class NativeBackend:
     def isa(self) -> str:
         """The instruction path in use."""
         return str(self._lane.path)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one value of weights and K/V."""
+        return value_bytes(self.isa)
 
     @property
     def num_threads(self) -> int:

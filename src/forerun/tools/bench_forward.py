@@ -123,6 +123,7 @@ def run(random: str | None, plan: Plan, engine: EngineArguments, *, as_json: boo
             "machine": machine.machine_name(),
             "model": f"random-{random}" if random else engine.model,
             "parameters": backend.spec.num_parameters,
+            "numerics": backend.numerics,
             "isa": backend.isa,
             "threads": backend.num_threads,
             "propose": plan.propose,
@@ -181,7 +182,7 @@ def _time_forwards(backend: NativeBackend, plan: Plan) -> Iterator[Row]:
     row's bandwidth must not make the next row's weights cold.
     """
     for context in plan.contexts:
-        num_bytes = pass_bytes(backend.spec, context)
+        num_bytes = pass_bytes(backend.spec, context, backend.value_bytes)
         _prefill(backend, context, plan.num_blocks)
         batches = [_chain(backend, context, count, plan.num_blocks) for count in plan.num_tokens]
         times: list[list[float]] = [[] for _ in batches]
@@ -205,7 +206,7 @@ def _time_proposals(backend: NativeBackend, plan: Plan) -> Iterator[Row]:
     follow each other too.
     """
     for context in plan.contexts:
-        num_bytes = pass_bytes(backend.spec, context)
+        num_bytes = pass_bytes(backend.spec, context, backend.value_bytes)
         _prefill(backend, context, plan.num_blocks)
         proposal = _proposal(context, plan)
         times, bandwidths = [], []

@@ -40,14 +40,14 @@ class Costs:
         return self.target_bytes / target_bandwidth + self.draft_bytes / draft_bandwidth
 
 
-def pass_bytes(spec: ModelSpec, context: int) -> int:
+def pass_bytes(spec: ModelSpec, context: int, num_value_bytes: int = _BYTES) -> int:
     """Bytes one forward pass must move whatever it does: weights, and the K/V of the context.
 
     An untied input embedding is looked up, not read, so it does not count.
     """
     untied_embedding = 0 if spec.tied else spec.vocab * spec.hidden
     kv = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim
-    return (spec.num_parameters - untied_embedding + kv * context) * _BYTES
+    return (spec.num_parameters - untied_embedding + kv * context) * num_value_bytes
 
 
 def pass_flops(spec: ModelSpec, num_nodes: int, context: int) -> int:

@@ -15,7 +15,7 @@ def show_forward(report: dict[str, Any]) -> None:
     timed = "step" if report["propose"] else "pass"
     console = Console()
     console.print(
-        f"{report['model']}, {report['parameters'] / 1e6:.0f}M parameters, bf16 ·"
+        f"{report['model']}, {report['parameters'] / 1e6:.0f}M parameters, {report['numerics']} ·"
         f" {report['threads']} threads, {report['isa']} · {report['machine']}",
         soft_wrap=True,
     )
