@@ -61,6 +61,22 @@ def test_given_a_completion_then_it_names_its_numerics_seed_and_cost(engine, bac
     assert stats.tokens_per_s > 0
 
 
+def test_given_the_second_arithmetic_then_results_name_it_and_drafts_change_no_token(
+    open_engine, backend, lm_name
+):
+    if backend == "torch":
+        pytest.skip("a path of the native core")
+    params = SamplingParams(temperature=1.0, max_tokens=30, **ENDLESS)
+    plain, drafted = (
+        open_engine(drafter, isa="float32-portable").generate("hello hello", params)[0]
+        for drafter in ("none", lm_name)
+    )
+
+    assert (plain.numerics, plain.exactness) == ("canonical-float32", "bits")
+    assert drafted.stats.num_accepted > 0
+    assert drafted.token_ids == plain.token_ids
+
+
 def test_given_no_seed_then_every_request_draws_its_own(engine):
     completions = engine.generate(["a", "a"], SamplingParams(temperature=1.0, max_tokens=8))
 
