@@ -47,6 +47,7 @@ from forerun import _native  # noqa: E402
 from forerun.backends import native  # noqa: E402
 from forerun.backends.native import NativeBackend, needed_bytes, value_bytes  # noqa: E402
 from forerun.backends.native_features import NativeFeatureBackend  # noqa: E402
+from forerun.backends.native_weights import body_shape  # noqa: E402
 from forerun.backends.torch.backend import TorchBackend  # noqa: E402
 from forerun.backends.torch.features import TorchFeatureBackend  # noqa: E402
 from forerun.draft import Draw  # noqa: E402
@@ -194,12 +195,22 @@ def test_given_weights_of_one_arithmetic_then_a_lane_of_the_other_refuses_them()
                 NativeBackend(checkpoint, isa=other, **shared)
 
 
+def test_given_a_table_of_one_arithmetic_then_weights_of_the_other_do_not_borrow_it() -> None:
+    spec = TARGET.spec
+    like = {**body_shape(spec), "vocab": spec.vocab, "tied": True}
+    for own, other in (("portable", FLOAT32), (FLOAT32, "portable")):
+        with opened(TARGET, isa=own) as target:
+            _native.Packing(_native.Lane([], 1, own), **like, lender=target.weights)
+            with pytest.raises(ValueError, match="equal widths and paths"):
+                _native.Packing(_native.Lane([], 1, other), **like, lender=target.weights)
+
+
 @kinds
 def test_given_a_drafter_beside_a_target_of_the_other_arithmetic_then_it_is_refused(
     spec: Any,
 ) -> None:
     packed = beside(random_module(spec), FLOAT32).weights
-    with opened(TARGET) as target, pytest.raises(BackendError, match="packed for"):
+    with opened(TARGET, isa="portable") as target, pytest.raises(BackendError, match="packed for"):
         NativeFeatureBackend(
             InMemory(random_module(spec)), target, num_blocks=NUM_BLOCKS, weights=packed
         )
