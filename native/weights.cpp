@@ -66,9 +66,9 @@ void pack_panel(const Row* rows, int64_t inputs, int64_t num_blocks, PairOrder o
       }
 }
 
-// The same of fp32; `staging` holds one row.
-void pack_panel(const Row* rows, int64_t inputs, int64_t, PairOrder order, float* staging,
-                uint8_t* panel) {
+// The same of fp32, into memory that is zero, as padding is.
+void pack_panel(const Row* rows, int64_t inputs, int64_t /*num_blocks*/, PairOrder order,
+                float* staging, uint8_t* panel) {
   float* out = reinterpret_cast<float*>(panel);
   for (int column = 0; column < kPanelColumns; ++column) {
     read_row(rows[column], inputs, staging);

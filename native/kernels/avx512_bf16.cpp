@@ -145,7 +145,7 @@ static void stretch(const uint8_t* a, int64_t a_stride, const uint8_t* tiles, in
 // a panel; short ones are asked for. Several groups read each block, all but the first from the
 // nearest cache, and share out the asking, so that memory works while every one of them computes.
 static Touch touch_of(int64_t num_blocks, int rows, int group, int num_groups) {
-  if (num_blocks < kAhead) return {0, 0};  // attention: what follows in memory is not what comes
+  if (num_blocks < kAhead) return {0, 0};  // K/V above all: what follows in memory is not next
   if (num_groups == 1) return {rows > kFewRows && num_blocks <= kShort ? 4 : 0, 0};
   if (num_groups == 2) return {2, 16 * group};
   if (num_groups == 3) return group == 0 ? Touch{2, 0} : Touch{1, 8 + 8 * group};
@@ -162,7 +162,7 @@ static void panel(const void* a, int64_t a_stride, int rows, int64_t num_blocks,
       {stretch<1, 0>, stretch<2, 0>, stretch<3, 0>, stretch<4, 0>, stretch<5, 0>},
       {stretch<1, 1>, stretch<2, 1>, stretch<3, 1>, stretch<4, 1>, stretch<5, 1>},
       {stretch<1, 2>, stretch<2, 2>, stretch<3, 2>, stretch<4, 2>, stretch<5, 2>},
-      {},
+      {},  // nobody asks for three
       {stretch<1, 4>, stretch<2, 4>, stretch<3, 4>, stretch<4, 4>, stretch<5, 4>}};
   // Two full groups beat three small ones.
   const bool full = rows > 2 * kHeldRows && rows <= 2 * kMostRows;

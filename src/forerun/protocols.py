@@ -228,6 +228,11 @@ class FeatureBackend(Protocol):
     def spec(self) -> DrafterSpec: ...
 
     @property
+    def exactness(self) -> str:
+        """`bits` where K/V and drafts do not depend on who else is in a pass, nor on how a text was
+        cut; as of a `Backend`, else."""
+
+    @property
     def num_blocks(self) -> int:
         """Physical K/V blocks of `BLOCK_LEN` positions."""
 

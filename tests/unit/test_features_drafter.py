@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,8 +36,8 @@ class Script:
     wrong committed length, table, order or chunk gives another draft, or fails.
     """
 
-    def __init__(self, spec=BLOCK, num_blocks=16):
-        self.spec, self.num_blocks = spec, num_blocks
+    def __init__(self, spec=BLOCK, num_blocks=16, exactness="bits"):
+        self.spec, self.num_blocks, self.exactness = spec, num_blocks, exactness
         self.memory = np.full(num_blocks * BLOCK_LEN, -1)
         self.absorbed, self.grown = [], []
         self.is_closed = False
@@ -174,30 +175,74 @@ def test_given_a_prompt_read_beside_the_target_then_a_proposal_takes_in_the_rest
     assert sum(script.absorbed) == len(tokens) - 1
 
 
-def test_given_a_first_round_that_read_the_prompt_then_its_end_takes_that_in():
-    script, tokens = Script(), list(range(70))
-    drafter = featured(script)
-
-    begun(drafter, tokens)
-
-    assert sum(script.absorbed) == 69
-    assert drafter.propose([row(tokens)])[0].tree.tokens.tolist() == expected(tokens)
-    assert sum(script.absorbed) == len(tokens) - 1
-
-
-def test_given_a_pause_or_an_unknown_sequence_then_there_is_nothing_to_read():
+def test_given_a_pause_an_unknown_sequence_or_a_backend_of_other_bits_then_nothing_is_to_read():
     class Paused:
         is_paused = True
 
     tokens = list(range(90))
-    resting, drafter = featured(prices=Paused()), featured()
-    for one in (resting, drafter):
+    resting, loose, drafter = (
+        featured(prices=Paused()),
+        featured(Script(exactness="law")),
+        featured(),
+    )
+    for one in (resting, loose, drafter):
         one.admit(1, tokens)
         one.absorb(1, features_of(tokens, 0, 80))
 
-    assert resting.num_unread(1, len(tokens)) == resting.read(1, tokens, 50) == 0
     assert drafter.num_unread(1, len(tokens)) == 79
+    assert resting.num_unread(1, len(tokens)) == resting.read(1, tokens, 50) == 0
+    assert loose.num_unread(1, len(tokens)) == loose.read(1, tokens, 50) == 0
     assert drafter.num_unread(2, len(tokens)) == drafter.read(2, tokens, 50) == 0
+
+
+def read_whole(drafter, tokens, sequence_id, partition):
+    """A sequence whose prompt was read beside its target, but for its last token."""
+    drafter.begin(sequence_id, tokens, partition)
+    drafter.absorb(sequence_id, features_of(tokens, 0, len(tokens) - 1))
+    return drafter.read(sequence_id, tokens, len(tokens))
+
+
+def drafted_after_first_round(drafter, tokens, sequence_id):
+    features = features_of(tokens, len(tokens) - 1, len(tokens))
+    drafter.observe(sequence_id, Commit((9,), features))
+    return drafter.propose([row([*tokens, 9], sequence_id)])[0].tree.tokens.tolist()
+
+
+@pytest.mark.parametrize("partition", ["one", "control"])
+def test_given_a_text_that_began_before_then_only_what_is_new_is_taken_in(partition):
+    # given a text, and another with the same first hundred tokens
+    script = Script(num_blocks=32)
+    drafter, first = featured(script), [at % VOCAB for at in range(140)]
+    second = [*first[:100], *(3 for _ in range(50))]
+    assert read_whole(drafter, first, 1, "one") == 138
+    script.absorbed.clear()
+
+    # when it is read for the same partition, then full blocks are shared and no draft is another
+    num_read = read_whole(drafter, second, 2, partition)
+    assert num_read == (148 - 96 if partition == "one" else 148)
+    for sequence_id, tokens in ((1, first), (2, second)):
+        drafts = drafted_after_first_round(drafter, tokens, sequence_id)
+        assert drafts == expected([*tokens, 9])
+
+
+def test_given_a_failure_in_the_middle_of_a_prompt_then_the_rest_of_it_still_waits():
+    class Failing(Script):
+        def absorb(self, *arguments):
+            if len(self.absorbed) == 1:
+                self.absorbed.append(0)
+                raise BackendError("out of memory")
+            super().absorb(*arguments)
+
+    body = replace(BODY, max_position=1024)
+    drafter, tokens = featured(Failing(replace(BLOCK, body=body), 32)), [7] * 700
+    drafter.admit(1, tokens)
+    drafter.absorb(1, features_of(tokens, 0, 699))
+    with pytest.raises(BackendError):
+        drafter.read(1, tokens, 600)
+
+    assert drafter.num_unread(1, len(tokens)) == 698 - 256
+    assert drafter.read(1, tokens, 600) == 698 - 256
+    assert drafted_after_first_round(drafter, tokens, 1) == expected([*tokens, 9])
 
 
 def test_given_a_prompt_beyond_its_context_then_both_numbers_are_named():

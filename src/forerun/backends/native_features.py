@@ -66,6 +66,10 @@ class NativeFeatureBackend:
         return self._spec
 
     @property
+    def exactness(self) -> str:
+        return "bits"
+
+    @property
     def num_blocks(self) -> int:
         return self._num_blocks
 

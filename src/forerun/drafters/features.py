@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.backends.prefill import CHUNK
+from forerun.backends.prefixes import Prefixes
 from forerun.backends.slots import Slots, blocks_for
 from forerun.draft import Commit, Draft
 from forerun.drafters.margins import Margins
@@ -50,13 +51,17 @@ MOST_WAITING_BYTES = 128 << 20  # of features of all sequences, each of which ha
 class _Progress:
     """How far the drafter has come with one sequence: the features of the first `committed` of its
     `tokens` are K/V, those of the next `num_waiting` wait. It owns blocks for `num_reserved`
-    positions. `has_begun`: whether its first round is over. `newest`: the features of the last
-    committed token. `last`: what it proposed, and whether for a greedy row."""
+    positions. `num_known`: tokens whose K/V an earlier text left, and whose features are yet to be
+    handed over again. `partition`: whose kept texts its own is among. `has_begun`: whether its
+    first round is over. `newest`: the features of the last committed token. `last`: what it
+    proposed, and whether for a greedy row."""
 
     tokens: list[int]
     num_reserved: int
-    has_begun: bool = False
     committed: int = 0
+    num_known: int = 0
+    partition: str | None = None
+    has_begun: bool = False
     num_waiting: int = 0
     waiting: list[NDArray[np.float32]] = field(default_factory=list)
     newest: NDArray[np.float32] | None = None
@@ -87,6 +92,7 @@ class Featured:
         self._num_fed = slots_fed(backend.spec, self.num_levels)
         self._margins = Margins()
         self._slots = Slots(backend.num_blocks)
+        self._texts = Prefixes(self._slots)
         self._progress: dict[int, _Progress] = {}
 
     @property
@@ -100,8 +106,21 @@ class Featured:
         Raises:
             CapacityError: the prompt does not fit the drafter's context or K/V memory.
         """
+        self.begin(sequence_id, prompt)
+
+    def begin(self, sequence_id: int, prompt: Sequence[int], partition: str | None = None) -> None:
+        """As `admit`; what was taken in of an earlier text of the same partition is not taken in
+        again, if it has one."""
+        num_known, kept_for = 0, partition if self._is_exact else None
+        if kept_for is not None:
+            prefix = self._texts.find(kept_for, prompt, with_features=False)
+            num_known = prefix.num_tokens
+            if prefix.blocks:
+                self._slots.share(sequence_id, prefix.blocks)
         num_reserved = self._reserve(sequence_id, len(prompt) + self.num_levels)
-        self._progress[sequence_id] = _Progress(list(prompt), num_reserved)
+        self._progress[sequence_id] = _Progress(
+            list(prompt), num_reserved, num_known, num_known, kept_for
+        )
 
     def absorb(self, sequence_id: int, features: NDArray[np.float32]) -> None:
         """Take in the features `[M, F]` of the next M tokens of a prompt."""
@@ -112,16 +131,23 @@ class Featured:
     def num_unread(self, sequence_id: int, num_tokens: int) -> int:
         """How many tokens wait that a proposal would not take in itself; none while it pauses."""
         progress = self._progress.get(sequence_id)
-        if progress is None or self._is_paused or progress.num_waiting <= LONGEST_WAIT:
+        if progress is None or not self._is_exact or self._is_paused:
+            return 0
+        if progress.num_waiting <= LONGEST_WAIT:
             return 0
         return min(progress.num_waiting, num_tokens - progress.committed) - 1
 
     def read(self, sequence_id: int, tokens: Sequence[int], most: int) -> int:
         """Turn the features of at most so many tokens that wait into K/V: how many it were."""
         count = min(most, self.num_unread(sequence_id, len(tokens)))
-        if count > 0:
-            self._read_first(sequence_id, self._progress[sequence_id], count)
-        return count
+        if count <= 0:
+            return 0
+        progress = self._progress[sequence_id]
+        start = progress.committed
+        self._read_first(sequence_id, progress, count)
+        if progress.partition is not None and progress.committed > start:
+            self._texts.keep(progress.partition, tokens[: progress.committed], sequence_id)
+        return progress.committed - start
 
     def propose(self, rows: Sequence[DraftRow]) -> list[Draft]:
         """One draft a row in one backend call; none for rows without features or without room."""
@@ -157,20 +183,17 @@ class Featured:
         return grown
 
     def observe(self, sequence_id: int, commit: Commit) -> None:
-        """Learn what was kept of the last proposal, and take in the features of the round. Those of
-        the first are a prompt's: they are read at once, for they belong to it."""
+        """Learn what was kept of the last proposal, and take in the features of the round."""
         progress = self._progress.get(sequence_id)
         if progress is None:
             return
         last, progress.last = progress.last, None
         if last is not None:
             self._margins.learn(last[0], commit, is_greedy=last[1])
-        is_first, progress.has_begun = not progress.has_begun, True
+        progress.has_begun = True
         progress.tokens += commit.tokens
         if commit.features is not None:
             self._take(sequence_id, progress, commit.features)
-        if is_first:
-            self.read(sequence_id, progress.tokens, progress.num_waiting)
 
     def release(self, sequence_id: int) -> None:
         """Give back the sequence's blocks."""
@@ -182,12 +205,23 @@ class Featured:
         self._backend.close()
 
     def _take(self, sequence_id: int, progress: _Progress, features: NDArray[np.float32]) -> None:
-        """Let features wait for the next proposal, as many as a sequence may keep."""
+        """Let features wait, as many as a sequence may keep, but for those that are K/V already."""
+        num_known = min(progress.num_known, len(features))
+        progress.num_known -= num_known
+        features = features[num_known:]
+        if not len(features):
+            return
         progress.waiting.append(features)
         progress.num_waiting += len(features)
         num_bytes = progress.num_waiting * self._backend.spec.feature_width * features.itemsize
         if num_bytes * len(self._progress) > self._most_waiting_bytes:
             self._read_waiting(sequence_id, progress)
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether it may matter to no draft when, in which chunks or in which text it was read.
+        Elsewhere it could, and a sampled rule's draws may not depend on who else asks."""
+        return self._backend.exactness == "bits"
 
     @property
     def _is_paused(self) -> bool:
@@ -205,9 +239,11 @@ class Featured:
             return
         waiting = _joined(progress.waiting)
         for start in range(0, count, CHUNK):
-            self._read(sequence_id, progress, waiting[start : min(start + CHUNK, count)])
+            end = min(start + CHUNK, count)
+            self._read(sequence_id, progress, waiting[start:end])
+            progress.waiting = [waiting[end:]]
+            progress.num_waiting -= end - start
         progress.waiting = [waiting[count:].copy()]
-        progress.num_waiting -= count
 
     def _read(self, sequence_id: int, progress: _Progress, features: NDArray[np.float32]) -> None:
         """Turn the features of the next tokens into K/V."""

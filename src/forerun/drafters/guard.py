@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forerun.draft import Commit, Draft
-from forerun.drafters.late import ReadsBeside, ReadsLate
+from forerun.drafters.late import ReadsLate
 from forerun.drafters.plain import plain_draft
 from forerun.drafters.router import Router
 from forerun.errors import CapacityError, DrafterError
@@ -39,7 +39,6 @@ class Guard:
         self._reader = drafter if isinstance(drafter, ReadsFeatures) else None
         self._ahead = drafter if isinstance(drafter, Anticipates) else None
         self._late = drafter if isinstance(drafter, ReadsLate) else None
-        self._beside = drafter if isinstance(drafter, ReadsBeside) else None
         self.num_failures = 0
         self._num_faults = 0
 
@@ -86,17 +85,17 @@ class Guard:
             self._forget(sequence_id)
 
     def num_unread(self, sequence_id: int, num_tokens: int) -> int:
-        """Tokens of a sequence's first so many that its drafter may read now."""
-        if self._beside is None or sequence_id not in self._admitted or self.is_disabled:
+        """Tokens of a sequence's first so many that a drafter which reads text has not read."""
+        if self._late is None or sequence_id not in self._admitted or self.is_disabled:
             return 0
-        return self._beside.num_unread(sequence_id, num_tokens)
+        return self._late.num_unread(sequence_id, num_tokens)
 
     def read(self, sequence_id: int, tokens: Sequence[int], most: int) -> int:
-        """Let the drafter read some of them; a row it fails for decodes plainly."""
-        if self._beside is None or sequence_id not in self._admitted or self.is_disabled:
+        """Let such a drafter read some of them; a row it fails for decodes plainly."""
+        if self._late is None or sequence_id not in self._admitted or self.is_disabled:
             return 0
         try:
-            return self._beside.read(sequence_id, tokens, most)
+            return self._late.read(sequence_id, tokens, most)
         except Exception as error:  # noqa: BLE001  a drafter may raise anything
             self._fail("read", error)
             self._forget(sequence_id)

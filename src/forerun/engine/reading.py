@@ -95,10 +95,14 @@ class Reader:
         return end - start
 
     def note(self, row: Sequence, commit: Commit) -> None:
-        """Note the features of what a round kept."""
+        """Note the features of what a round kept. Those of the first are a prompt's, and read at
+        once, as what a small model has to read of it was."""
         tapped = self._tapped.get(row.id)
         if tapped is not None and commit.features is not None:
             tapped.append(commit.features)
+        is_first = len(row.tokens) - len(commit.tokens) == row.prompt_len
+        if is_first and row.finish_reason is None and self._reads_features(row):
+            self.join(row)
 
     def end(self, row: Sequence) -> None:
         """Keep what a row leaves behind, and give back its blocks."""

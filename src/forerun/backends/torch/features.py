@@ -99,6 +99,10 @@ class TorchFeatureBackend:
         return self._spec
 
     @property
+    def exactness(self) -> str:
+        return "law"
+
+    @property
     def num_blocks(self) -> int:
         return self._num_blocks
 
