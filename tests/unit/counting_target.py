@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -12,10 +13,13 @@ FIRST, NUM_LETTERS = 97, 26
 
 
 def counting_target(checkpoint_dir: Callable[..., Path], **config: object) -> Path:
-    """Its directory: six layers, 272 tokens, of which those from 97 on are counted through."""
-    directory = checkpoint_dir(
-        "qwen3", 31, num_hidden_layers=6, tie_word_embeddings=False, **config
-    )
+    """Its directory: six layers, 272 tokens, of which those from 97 on are counted through. Others
+    may have the same random model: it stays as it is, and this one lies beside it."""
+    random = checkpoint_dir("qwen3", 31, num_hidden_layers=6, tie_word_embeddings=False, **config)
+    directory = random.with_name(f"{random.name}-counting")
+    if directory.exists():
+        return directory
+    copytree(random, directory)
     weights = load_file(directory / "model.safetensors")
     for name in weights:
         if name.endswith(("o_proj.weight", "down_proj.weight")):
