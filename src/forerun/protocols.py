@@ -210,14 +210,13 @@ class Backend(Protocol):
 
     def keep(self, plan: GrowthPlan, row: int, path: Sequence[int]) -> bool:
         """Keep the K/V of expanded nodes `path` (from a child of node 0 down) of a row of the last
-        proposal, right behind its catch-up tokens; False if another call came between."""
+        proposal, behind its catch-up tokens; False if another call came between."""
 
     def close(self) -> None: ...
 
 
 class FeatureBackend(Protocol):
-    """A drafter model that reads its target's features: K/V of its own on one lane, the table of
-    tokens and the head borrowed.
+    """A model that reads its target's features; table of tokens and head borrowed, K/V its own.
 
     In a plan a row's `catch_up` are all tokens from `committed` on, the pending one last; their
     `features [catch_up - B, F]` float32, row by row, are the target's tapped states at each but the
@@ -228,9 +227,7 @@ class FeatureBackend(Protocol):
     def spec(self) -> DrafterSpec: ...
 
     @property
-    def exactness(self) -> str:
-        """`bits` where K/V and drafts do not depend on who else is in a pass, nor on how a text was
-        cut; as of a `Backend`, else."""
+    def exactness(self) -> str: ...  # as of a `Backend`
 
     @property
     def num_blocks(self) -> int:
@@ -247,8 +244,7 @@ class FeatureBackend(Protocol):
         """Keep the K/V of every row's features; nothing is drafted."""
 
     def grow(self, plan: GrowthPlan, features: NDArray[np.float32]) -> list[Draft]:
-        """Absorb, then one tree a row below its pending token. K/V of features is kept in place,
-        that of the draft is not: the next features replace it."""
+        """Absorb, then one tree a row below its pending token, whose own K/V is not kept."""
 
     def close(self) -> None: ...
 

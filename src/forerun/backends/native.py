@@ -86,7 +86,8 @@ class NativeBackend:
         self._num_blocks = num_blocks
         max_context = min(spec.max_position, num_blocks * BLOCK_LEN)
         packs = weights is None
-        needed = needed_bytes(spec, num_blocks, value_bytes(isa), packs=packs)
+        self._value_bytes = value_bytes(isa)
+        needed = needed_bytes(spec, num_blocks, self._value_bytes, packs=packs)
         if needed > available_bytes():
             raise _no_room(spec, num_blocks, needed, packs=packs)
         chosen = self._cores = cores_for(spec) if cores is None else cores
@@ -130,7 +131,7 @@ class NativeBackend:
     @property
     def value_bytes(self) -> int:
         """Bytes of one value of weights and K/V."""
-        return value_bytes(self.isa)
+        return self._value_bytes
 
     @property
     def num_threads(self) -> int:
