@@ -158,6 +158,24 @@ def texts_of(engine: Engine, witness: Rounds) -> dict[float, list[Written]]:
     }
 
 
+def written_with(drafter: str, counting: Path, witness: Rounds) -> dict[float, list[Written]]:
+    """The same of an engine of its own, in PyTorch."""
+    speculate = Speculation(drafter, "chain:4")
+    with Engine(counting, speculate=speculate, backend="torch", witness=witness) as engine:
+        return texts_of(engine, witness)
+
+
+def require_counted(
+    made: dict[float, list[Written]], model: Drafter, target: Decoder, num_slots: int, least: float
+) -> None:
+    """Every round kept what is counted without an engine, and a round yields at least so much."""
+    for one in made[0.0] + made[1.0]:
+        assert kept(runs_of(model, target, one, num_slots), one) == one.kept
+        found = Examination(one.text, num_slots).expected(model, target)
+        assert (found.num_tokens, found.num_rounds) == (60, len(one.rounds))
+        assert found.tokens_per_round > least
+
+
 class TestInFloat32:
     """Both read the same float32 weights in the same library: nothing is left to rounding."""
 
@@ -177,17 +195,11 @@ class TestInFloat32:
         drafter = trained(kind, counting, text, tmp_path, draft_vocab=200, export=layout)
         num_slots, witness = TINY_SLOTS[kind], Rounds()
         # when
-        speculate = Speculation(f"{kind}:{drafter}", "chain:4")
-        with Engine(counting, speculate=speculate, backend="torch", witness=witness) as engine:
-            made = texts_of(engine, witness)
+        made = written_with(f"{kind}:{drafter}", counting, witness)
         # then
         target = load_target(counting)
         model = load_drafter(drafter, target.spec)
-        for one in made[0.0] + made[1.0]:
-            assert kept(runs_of(model, target, one, num_slots), one) == one.kept
-            found = Examination(one.text, num_slots).expected(model, target)
-            assert (found.num_tokens, found.num_rounds) == (60, len(one.rounds))
-            assert found.tokens_per_round > 1.1
+        require_counted(made, model, target, num_slots, least=1.1)
         # and no other token is drafted, though the text has others
         known = set(model.target_ids().tolist())
         assert len(known) == 200
@@ -205,19 +217,13 @@ class TestInFloat32:
     ) -> None:
         # given
         drafter = trained(kind, counting, text, tmp_path)
-        num_slots, witness = TINY_SLOTS[kind], Rounds()
-        speculate = Speculation(f"{kind}:{drafter}", "chain:4")
+        num_slots = TINY_SLOTS[kind]
         # when: an engine writes with it
-        with Engine(counting, speculate=speculate, backend="torch", witness=witness) as engine:
-            made = texts_of(engine, witness)
+        made = written_with(f"{kind}:{drafter}", counting, Rounds())
         # then
         target = load_target(counting)
         model = load_drafter(drafter, target.spec)
-        for one in made[0.0] + made[1.0]:
-            assert kept(runs_of(model, target, one, num_slots), one) == one.kept
-            found = Examination(one.text, num_slots).expected(model, target)
-            assert (found.num_tokens, found.num_rounds) == (60, len(one.rounds))
-            assert found.tokens_per_round > 1.5
+        require_counted(made, model, target, num_slots, least=1.5)
         # Controls: drafts of the place behind, noise of another seed
         for one in made[1.0]:
             assert kept(runs_of(model, target, one, num_slots), one, late=1) != one.kept
