@@ -78,6 +78,14 @@ class Prefixes:
         features = tuple(node.features for node in path if node.features is not None)
         return Prefix(tuple(node.block for node in path), features if with_features else ())
 
+    def begin(self, partition: str, tokens: Sequence[int], sequence_id: int) -> int:
+        """Let a sequence that owns nothing begin with what is kept of its text, features apart: how
+        many tokens that is."""
+        prefix = self.find(partition, tokens, with_features=False)
+        if prefix.blocks:
+            self._slots.share(sequence_id, prefix.blocks)
+        return prefix.num_tokens
+
     def keep(
         self,
         partition: str,

@@ -113,10 +113,7 @@ class Featured:
         again, if it has one."""
         num_known, kept_for = 0, partition if self._is_exact else None
         if kept_for is not None:
-            prefix = self._texts.find(kept_for, prompt, with_features=False)
-            num_known = prefix.num_tokens
-            if prefix.blocks:
-                self._slots.share(sequence_id, prefix.blocks)
+            num_known = self._texts.begin(kept_for, prompt, sequence_id)
         num_reserved = self._reserve(sequence_id, len(prompt) + self.num_levels)
         self._progress[sequence_id] = _Progress(
             list(prompt), num_reserved, num_known, num_known, kept_for

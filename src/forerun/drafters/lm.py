@@ -156,10 +156,7 @@ class LM:
         # Where two ways of computing a token may differ, none may depend on what others asked.
         kept_for = partition if self._backend.exactness == "bits" else None
         if kept_for is not None:
-            prefix = self._texts.find(kept_for, prompt, with_features=False)
-            num_known = prefix.num_tokens
-            if prefix.blocks:
-                self._slots.share(sequence_id, prefix.blocks)
+            num_known = self._texts.begin(kept_for, prompt, sequence_id)
         num_reserved = self._reserve(sequence_id, len(prompt) + self._num_steps)
         self._progress[sequence_id] = _Progress(num_reserved, num_known, partition=kept_for)
 
