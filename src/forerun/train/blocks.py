@@ -41,14 +41,7 @@ def block_logits(
     hidden = block_states(model, target, windows, anchors, features, slots)
     before = anchors.unsqueeze(-1) + slots[: hidden.shape[2]]
     previous = gather_tokens(windows, before.clamp(max=windows.shape[1] - 1))
-    if not model.spec.has_token_map:
-        return model.logits(hidden, head_of(target)) + model.markov(previous, hidden)
-    # The module spreads what its own head says over the target's vocabulary: too wide to learn.
-    normed = model.norm(hidden)
-    drafted: Tensor = model.lm_head(normed)
-    if model.spec.markov_rank:
-        drafted = drafted + model.markov_head.along(previous, normed)
-    return drafted
+    return model.drafted(previous, hidden, head_of(target))
 
 
 def block_states(

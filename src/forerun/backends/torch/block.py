@@ -126,9 +126,19 @@ class BlockDrafter(nn.Module):
     def logits(self, hidden: Tensor, head_weight: Tensor) -> Tensor:
         """Logits `[..., V]` of `blocks` by the target's head `[V H]`, without the Markov bias; by
         its own head where it has one, then -inf for tokens that this does not know."""
-        if not self.spec.has_token_map:
-            return F.linear(self.norm(hidden), head_weight)
-        return self._over_target(self.lm_head(self.norm(hidden)), -torch.inf)
+        return self._over_target(self._by_head(hidden, head_weight), -torch.inf)
+
+    def drafted(self, previous_tokens: Tensor, hidden: Tensor, head_weight: Tensor) -> Tensor:
+        """Logits `[..., K, D]` of whole drafts over the tokens of its own head, or the target's
+        where it has none: `logits` and `markov` together, unspread."""
+        said = self._by_head(hidden, head_weight)
+        if not self.spec.markov_rank:
+            return said
+        return said + self.markov_head.along(previous_tokens, self.norm(hidden))
+
+    def _by_head(self, hidden: Tensor, head_weight: Tensor) -> Tensor:
+        own = self.lm_head.weight if self.spec.has_token_map else head_weight
+        return F.linear(self.norm(hidden), own)
 
     def target_ids(self) -> Tensor:
         """`[D]` the target's token of each token of its own head, where it has one."""
